@@ -1,0 +1,110 @@
+# quern: one graph, non-recursive. `make help` lists what it makes.
+#
+# A build variant is a folder below build/: release (the default), address,undefined
+# (SAN=address,undefined), thread (SAN=thread), fuzz (clang, libFuzzer). Objects mirror the tree.
+
+SAN      ?=
+CC       := $(if $(filter default,$(origin CC)),gcc,$(CC))
+PYTHON   ?= /usr/bin/python3
+PREFIX   ?= /usr/local
+VARIANT  := $(if $(SAN),$(SAN),release)
+comma    := ,
+O        := build/$(subst $(comma),-,$(VARIANT))
+VERSION  := 0.1.0
+
+PKGS     := libuv hiredis jansson openblas openssl libjpeg libpng
+PKGS_OPS := openblas
+APT_BUILD := gcc make pkg-config libuv1-dev libhiredis-dev libjansson-dev libopenblas-dev libssl-dev libjpeg-dev libpng-dev redis-server redis-tools
+APT_TEST  := libcmocka-dev python3 python3-redis python3-numpy python3-pil python3-opencv libonnx-testdata openssl nodejs npm systemd valgrind
+
+# --- what the compiler gets -------------------------------------------------------------------
+# -ffp-contract=off: a row has the same bits on every path; fused multiply-adds are written out.
+PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
+PKG_LIBS   := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
+WARN     := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wundef $(if $(CI),-Werror)
+CFLAGS   ?= -O2 -g
+CPPFLAGS += -D_GNU_SOURCE -DQUERN_VERSION='"$(VERSION)"' -I. -I$(O)/gen $(PKG_CFLAGS)
+SANFLAGS := $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)
+ALL_CFLAGS = -std=gnu11 $(WARN) -ffp-contract=off -fno-math-errno -fvisibility=hidden -pthread $(CFLAGS) $(SANFLAGS)
+LDLIBS   += $(PKG_LIBS) -lm -ldl -pthread
+
+# A file whose name ends in _<level> is compiled for that level and called only where cpuid has it.
+isa_avx2   := -mavx2 -mfma -mf16c
+isa_avx512 := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512
+isa_vnni   := $(isa_avx512) -mavx512vnni -mavx512bf16
+isa_of      = $(isa_$(lastword $(subst _, ,$(basename $(notdir $(1))))))
+
+# --- what there is -----------------------------------------------------------------------------
+SRC_QUEUE  := $(sort $(wildcard queue/*.c))
+SRC_OPS    := $(sort $(wildcard ops/*.c ops/*/*.c))
+SRC_WORKER := $(sort $(wildcard worker/*.c worker/*/*.c))
+LUA        := $(sort $(wildcard queue/lua/*.lua))
+obj         = $(patsubst %.c,$(O)/%.o,$(1))
+OBJ_LIB    := $(call obj,$(SRC_QUEUE) $(SRC_OPS) $(filter-out worker/main.c,$(SRC_WORKER)))
+OBJ_ALL    := $(OBJ_LIB) $(O)/worker/main.o
+UNIT       := $(sort $(wildcard tests/unit/test_*.c))
+UNIT_BIN   := $(patsubst tests/unit/%.c,$(O)/tests/unit/%,$(UNIT))
+FUZZ       := $(sort $(wildcard tests/fuzz/fuzz_*.c))
+
+.PHONY: all help
+all: deps-build $(O)/quern $(if $(SAN),,build/quern) ## all: build build/quern (default)
+
+help: ## help: list the targets
+	@sed -n 's/^[^#]*## \([a-z0-9-]*: .*\)/  \1/p' Makefile
+
+$(O)/quern: $(OBJ_ALL)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
+
+build/quern: $(O)/quern
+	@ln -sf release/quern $@
+
+$(O)/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(ALL_CFLAGS) $(call isa_of,$<) -MMD -MP -c -o $@ $<
+
+# Lua scripts become one C header: a byte string each.
+$(O)/gen/queue_scripts.h: $(LUA) Makefile
+	@mkdir -p $(@D)
+	@{ for f in $(LUA); do n=$$(basename $$f .lua); printf 'static const char q__lua_%s[] =\n' $$n; \
+	   sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/.*/    "&\\n"/' $$f; echo '    ;'; done; } > $@.tmp
+	@mv $@.tmp $@
+$(call obj,$(SRC_QUEUE)): | $(O)/gen/queue_scripts.h
+
+# --- packages ----------------------------------------------------------------------------------
+.PHONY: deps-build deps deps-test
+deps-build:
+	@for p in $(PKGS); do pkg-config --exists $$p || { \
+	  echo "quern: the library $$p is missing; as root: apt-get install -y $(APT_BUILD)" >&2; exit 1; }; done
+
+deps: ## deps: install what building and running need (apt, as root or with sudo)
+	@tests/install.sh $(APT_BUILD)
+
+deps-test: ## deps-test: install what the tests need too
+	@tests/install.sh $(APT_BUILD) $(APT_TEST)
+
+# --- tests -------------------------------------------------------------------------------------
+.PHONY: check unit layers lint
+check: deps-test ## check: install what tests need, build, run every test [SAN=address,undefined | thread]
+	@$(MAKE) --no-print-directory -j$$(nproc) $(if $(SAN),SAN=$(SAN)) all unit layers
+	@QUERN_BUILD=$(O) SAN=$(SAN) $(PYTHON) tests/run.py
+
+unit: $(UNIT_BIN) ## unit: build the unit tests
+
+$(O)/tests/unit/%: $(O)/tests/unit/%.o $(OBJ_LIB)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS) -lcmocka
+
+layers: ## layers: check that queue/ and ops/ know neither each other nor worker/
+	@! grep -nE '#include "(ops|worker)/' queue/*.[ch] || { echo 'layers: queue/ includes what it must not know' >&2; exit 1; }
+	@! grep -nE '#include ("(queue|worker)/|<(uv|hiredis|jansson)[./])' -r ops --include='*.[ch]' || { echo 'layers: ops/ includes what it must not know' >&2; exit 1; }
+	@! grep -nE '#include "(queue/[^q]|queue/q[^u]|ops/[^o]|ops/op[^s])' -r worker --include='*.[ch]' || { echo 'layers: worker/ includes more than queue/queue.h and ops/ops.h' >&2; exit 1; }
+
+lint: ## lint: clang-format and cppcheck, changes nothing
+	clang-format --dry-run --Werror $$(git ls-files '*.c' '*.h')
+	cppcheck -q --enable=warning,portability --inline-suppr --error-exitcode=1 -I. queue ops worker
+
+clean: ## clean: remove build/
+	rm -rf build
+
+.PHONY: clean
+.SECONDARY:
+-include $(OBJ_ALL:.o=.d) $(patsubst %.c,$(O)/%.d,$(UNIT))
