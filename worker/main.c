@@ -1,7 +1,6 @@
-/* The program `quern`: picks the subcommand and runs it. Each subcommand is one file in worker/cli/. */
-#include <stdio.h>
+/* The program `quern`. Apart from the rest, so that tests can link everything else. */
+#include "worker/cli/cli.h"
 
-int main(void) {
-    puts("quern " QUERN_VERSION);
-    return 0;
+int main(int argc, char **argv) {
+    return w_main(argc, argv);
 }
