@@ -1,0 +1,78 @@
+/* model.h: a loaded model, its limits, and the stages of loading. Internal to ops/.
+ *
+ *   map the file → onnx_read (graphs, constants) → functions expanded → upgrade each node → passes → prepare each node
+ *
+ * After that nothing changes but the reference count and the memoised answers (hash, batchable), under `lock`. */
+#ifndef QUERN_OPS_MODEL_H
+#define QUERN_OPS_MODEL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "ops/graph.h"
+
+/* Limits on what a file may ask for, each far beyond the largest models in use. */
+#define OP__DEPTH_MAX 64            /* nesting of messages, subgraphs, function calls */
+#define OP__NODES_MAX (1 << 20)     /* of all graphs, functions expanded */
+#define OP__VALUES_MAX (1 << 23)    /* of one graph */
+#define OP__NAME_MAX 65536          /* bytes of a name */
+#define OP__NODE_IO_MAX 65536       /* inputs or outputs of a node */
+#define OP__ELEMENTS_MAX ((int64_t)1 << 40)
+#define OP__META_BYTES_MAX ((size_t)2 << 30) /* of the graph in memory, weights apart */
+#define OP__MEMORY_DEFAULT ((uint64_t)8 << 30)
+#define OP__FILE_DEFAULT ((uint64_t)16 << 30)
+#define OP__STEPS_MAX 10000000      /* nodes executed in one run, loops included */
+
+struct op_opset {
+    const char *domain;
+    int64_t version;
+};
+
+struct op_mapping { /* a mapped file: the model's or one with external data */
+    struct op_mapping *next;
+    char *name;
+    const char *data;
+    size_t bytes;
+    bool borrowed; /* the caller's memory */
+};
+
+struct op_meta { /* of metadata_props */
+    const char *key, *value;
+};
+
+struct op_model {
+    atomic_int refs;
+    char *path;   /* "" for memory */
+    int folder;   /* descriptor of the folder for external data, -1: none */
+    struct op_load_options options;
+    char cpu[16];
+    struct op_arena arena;
+    struct op_mapping *mappings; /* the last is the model's own */
+    struct op_const *constants;
+    struct op_graph *graph;
+    struct op_io *inputs, *outputs;
+    int64_t ir_version;
+    const char *producer;
+    struct op_opset *opsets;
+    int n_opsets;
+    struct op_meta *meta;
+    int n_meta;
+    int n_nodes;
+    int n_inputs_required; /* of graph->inputs, those without an initializer */
+    size_t weight_bytes, packed_bytes;
+    pthread_mutex_t lock;
+    char sha256[65];
+    int batchable; /* -2: not yet asked */
+};
+
+/* onnx_read.c: parses the mapped bytes into m->graph. */
+enum op_status op__onnx_read(struct op_model *m, const char *bytes, size_t n, struct op_error *err);
+/* Sets an error that names the model. */
+enum op_status op__model_fail(const struct op_model *m, struct op_error *err, enum op_status code, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+int64_t op__model_opset(const struct op_model *m, const char *domain); /* 0 if not imported */
+/* external.c: a mapped piece of a file in the model's folder. */
+enum op_status op__external_map(struct op_model *m, const char *location, uint64_t offset, uint64_t length, const char **data, size_t *bytes,
+                                struct op_error *err);
+
+#endif
