@@ -7,7 +7,7 @@ SAN      ?=
 CC       := $(if $(filter default,$(origin CC)),gcc,$(CC))
 PYTHON   ?= /usr/bin/python3
 PREFIX   ?= /usr/local
-VARIANT  := $(if $(SAN),$(SAN),release)
+VARIANT  := $(if $(FUZZING),fuzz,$(if $(SAN),$(SAN),release))
 comma    := ,
 O        := build/$(subst $(comma),-,$(VARIANT))
 VERSION  := 0.1.0
@@ -24,7 +24,7 @@ PKG_LIBS   := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
 WARN     := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wundef $(if $(CI),-Werror)
 CFLAGS   ?= -O2 -g
 CPPFLAGS += -D_GNU_SOURCE -DQUERN_VERSION='"$(VERSION)"' -I. -I$(O)/gen $(PKG_CFLAGS)
-SANFLAGS := $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)
+SANFLAGS := $(if $(FUZZING),-fsanitize=fuzzer-no-link,)$(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)
 ALL_CFLAGS = -std=gnu11 $(WARN) -ffp-contract=off -fno-math-errno -fvisibility=hidden -pthread $(CFLAGS) $(SANFLAGS)
 LDLIBS   += $(PKG_LIBS) -lm -ldl -pthread
 
@@ -45,6 +45,9 @@ OBJ_ALL    := $(OBJ_LIB) $(O)/worker/main.o
 UNIT       := $(sort $(wildcard tests/unit/test_*.c))
 UNIT_BIN   := $(patsubst tests/unit/%.c,$(O)/tests/unit/%,$(UNIT))
 FUZZ       := $(sort $(wildcard tests/fuzz/fuzz_*.c))
+REPLAY     := $(patsubst tests/fuzz/fuzz_%.c,$(O)/tests/fuzz/replay_%,$(FUZZ))
+FUZZ_BIN   := $(patsubst tests/fuzz/%.c,build/fuzz/tests/fuzz/%,$(FUZZ))
+FUZZ_SECONDS ?= 300
 
 .PHONY: all help
 all: deps-build $(O)/quern $(if $(SAN),,build/quern) ## all: build build/quern (default)
@@ -88,7 +91,20 @@ check: deps-test ## check: install what tests need, build, run every test [SAN=a
 	@$(MAKE) --no-print-directory -j$$(nproc) $(if $(SAN),SAN=$(SAN)) all unit layers
 	@QUERN_BUILD=$(O) SAN=$(SAN) $(PYTHON) tests/run.py
 
-unit: $(UNIT_BIN) ## unit: build the unit tests
+unit: $(UNIT_BIN) $(REPLAY) ## unit: build the unit tests and the replay of the fuzz corpora
+
+$(O)/tests/fuzz/replay_%: $(O)/tests/fuzz/fuzz_%.o $(O)/tests/fuzz/replay.o $(OBJ_LIB)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
+
+build/fuzz/tests/fuzz/fuzz_%: $(O)/tests/fuzz/fuzz_%.o $(OBJ_LIB)
+	$(CC) $(ALL_CFLAGS) -fsanitize=fuzzer $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
+
+.PHONY: fuzz fuzz-bin
+fuzz-bin: $(FUZZ_BIN)
+fuzz: ## fuzz: run each libFuzzer target for FUZZ_SECONDS (300) with the address and undefined sanitizers
+	@tests/install.sh $(APT_BUILD) clang libclang-rt-14-dev
+	@$(MAKE) --no-print-directory -j$$(nproc) CC=clang FUZZING=1 SAN=address,undefined CFLAGS='-O1 -g' fuzz-bin
+	@tests/fuzz/run.sh build/fuzz/tests/fuzz $(FUZZ_SECONDS) $(FUZZ_TARGETS)
 
 $(O)/tests/unit/%: $(O)/tests/unit/%.o $(OBJ_LIB)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS) -lcmocka
@@ -105,6 +121,30 @@ lint: ## lint: clang-format and cppcheck, changes nothing
 clean: ## clean: remove build/
 	rm -rf build
 
-.PHONY: clean
+# --- installing ----------------------------------------------------------------------------------
+MAN_DATE = $(shell date -u -d @$${SOURCE_DATE_EPOCH:-$$(stat -c %Y CHANGELOG.md)} +%Y-%m-%d)
+SYSTEMD_UNITS = systemd/quern-worker@.service systemd/quern.target
+
+.PHONY: install docs
+install: all $(O)/quern.1 ## install: program, library, header, man page, units into DESTDIR/PREFIX (/usr/local)
+	install -Dm755 $(O)/quern $(DESTDIR)$(PREFIX)/bin/quern
+	install -Dm644 $(O)/quern.1 $(DESTDIR)$(PREFIX)/share/man/man1/quern.1
+	install -Dm644 configs/worker.json $(DESTDIR)$(PREFIX)/share/quern/worker.json
+	install -Dm644 systemd/quern.env $(DESTDIR)$(PREFIX)/share/quern/quern.env
+	for u in $(SYSTEMD_UNITS); do sed 's|/usr/bin/quern|$(PREFIX)/bin/quern|' $$u | \
+	  install -Dm644 /dev/stdin $(DESTDIR)$(PREFIX)/lib/systemd/system/$$(basename $$u); done
+
+$(O)/quern.1: $(O)/quern
+	$(O)/quern help --man > $@
+
+docs: all ## docs: make configs/worker.json and configs/README.md from the table of settings
+	./build/quern config show --defaults > configs/worker.json
+	./build/quern config reference > configs/README.md
+
+demo: deps ## demo: install what is missing, build, do the main job on real data with a private Redis
+	@$(MAKE) --no-print-directory -j$$(nproc) all
+	@tests/demo.sh build/quern
+
+.PHONY: clean demo
 .SECONDARY:
--include $(OBJ_ALL:.o=.d) $(patsubst %.c,$(O)/%.d,$(UNIT))
+-include $(OBJ_ALL:.o=.d) $(patsubst %.c,$(O)/%.d,$(UNIT) $(FUZZ))

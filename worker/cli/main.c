@@ -82,6 +82,51 @@ static void help_command(const struct w_command *c, FILE *to) {
     if (c->help) fprintf(to, "\n%s\n", c->help);
 }
 
+/* Text for troff: a backslash and a dash are written out, a line must not begin with a dot. */
+static void put_troff(const char *text, FILE *to) {
+    for (const char *p = text; *p; p++) {
+        if (*p == '\\') fputs("\\\\", to);
+        else if (*p == '-') fputs("\\-", to);
+        else if (*p == '.' && (p == text || p[-1] == '\n')) fputs("\\&.", to);
+        else fputc(*p, to);
+    }
+}
+
+/* quern.1, made from the same descriptors as the help. */
+static void help_man(FILE *to) {
+    fputs(".TH QUERN 1 \"\" \"quern " QUERN_VERSION "\" \"User Commands\"\n.SH NAME\nquern \\- job\\-queue worker for asynchronous batch inference and training\n"
+          ".SH SYNOPSIS\n.B quern\n.I COMMAND\n[options]\n.SH DESCRIPTION\nProducers push a JSON job onto a Redis list with any client; workers pull jobs, run them\n"
+          "through one compute engine for ONNX models, and write progress and results back to Redis, where producers poll.\n.SH COMMANDS\n", to);
+    const struct w_command **sorted = malloc((n_commands() + 1) * sizeof *sorted);
+    if (!sorted) return;
+    memcpy(sorted, __start_quern_commands, n_commands() * sizeof *sorted);
+    qsort(sorted, n_commands(), sizeof *sorted, by_name);
+    for (size_t i = 0; i < n_commands(); i++) {
+        fprintf(to, ".SS quern %s ", sorted[i]->name);
+        put_troff(sorted[i]->args ? sorted[i]->args : "", to);
+        fputc('\n', to);
+        put_troff(sorted[i]->summary, to);
+        fputs(".\n", to);
+        for (const struct w_option *o = sorted[i]->options; o && o->name; o++) {
+            fputs(".TP\n\\fB\\-\\-", to);
+            put_troff(o->name, to);
+            fprintf(to, "\\fR %s\n", o->arg ? o->arg : "");
+            put_troff(o->help, to);
+            fputc('\n', to);
+        }
+        if (sorted[i]->help) {
+            fputs(".PP\n", to);
+            put_troff(sorted[i]->help, to);
+            fputc('\n', to);
+        }
+    }
+    free(sorted);
+    fputs(".SH SETTINGS\nAs options of the worker, as QUERN_* in the environment, as keys of a configuration file.\n", to);
+    w_config_man(to);
+    fputs(".SH EXIT STATUS\n0 done; 1 the job, model or check failed; 2 usage; 3 Redis cannot be reached; 4 not found; 5 timed out waiting;\n"
+          "6 refused; 7 done, but rows failed; 78 bad configuration; 130 interrupted.\n.SH FILES\n/etc/quern/worker.json, $XDG_CONFIG_HOME/quern/worker.json\n", to);
+}
+
 /* --- options of a command ---------------------------------------------------------------------- */
 
 static const char *option_name(void *user, size_t i) {
@@ -213,6 +258,7 @@ int w_main(int argc, char **argv) {
     }
     if (strcmp(argv[0], "--version") == 0) return puts("quern " QUERN_VERSION) < 0;
     if (strcmp(argv[0], "--help") == 0 || (strcmp(argv[0], "help") == 0 && argc == 1)) return help_all(stdout), W_EXIT_OK;
+    if (strcmp(argv[0], "help") == 0 && strcmp(argv[1], "--man") == 0) return help_man(stdout), W_EXIT_OK;
     bool help = strcmp(argv[0], "help") == 0 && find(1, argv, &n_words) == NULL;
     if (help) argc--, argv++;
 

@@ -286,10 +286,15 @@ static int load_known_file(struct w_config *c, const char *path, char *err, size
     return access(path, F_OK) == 0 ? load_file(c, path, err, err_bytes) : 0;
 }
 
-int w_config_load(struct w_config *dst, const char *config_file, int *argc, char **argv, bool all, char *err, size_t err_bytes) {
-    char path[4096], ignored[64];
+static void set_defaults(struct w_config *dst) {
+    char ignored[64];
     memset(dst, 0, sizeof *dst);
     for (size_t i = 0; i < W_N_KEYS; i++) set_text(dst, &rows[i], rows[i].dflt, ignored, sizeof ignored);
+}
+
+int w_config_load(struct w_config *dst, const char *config_file, int *argc, char **argv, bool all, char *err, size_t err_bytes) {
+    char path[4096];
+    set_defaults(dst);
     const char *xdg = getenv("XDG_CONFIG_HOME"), *home = getenv("HOME");
     if (xdg && *xdg) snprintf(path, sizeof path, "%s/quern/worker.json", xdg);
     else snprintf(path, sizeof path, "%s/.config/quern/worker.json", home && *home ? home : "/nonexistent");
@@ -333,6 +338,13 @@ void w_config_dump(const struct w_config *c, FILE *to) {
     json_decref(root);
 }
 
+void w_config_dump_defaults(FILE *to) {
+    struct w_config c;
+    set_defaults(&c);
+    w_config_dump(&c, to);
+    w_config_finish(&c);
+}
+
 void w_config_show_origin(const struct w_config *c, FILE *to) {
     static const char *const names[] = {"default", "file", "environment", "option"};
     for (size_t i = 0; i < W_N_KEYS; i++) {
@@ -356,6 +368,16 @@ void w_config_help(bool all, FILE *to) {
         print_option_name(r->key, to);
         fprintf(to, " %s\n        %s", r->type == BOOL ? "" : r->type == ENUM ? r->unit : *r->unit ? r->unit : "TEXT", r->help);
         if (*r->dflt) fprintf(to, " [%s]", r->dflt);
+        fputc('\n', to);
+    }
+}
+
+void w_config_man(FILE *to) {
+    for (size_t i = 0; i < W_N_KEYS; i++) {
+        fputs(".TP\n\\fB\\-\\-", to);
+        for (const char *k = rows[i].key; *k; k++) *k == '_' ? fputs("\\-", to) : fputc(*k, to);
+        fprintf(to, "\\fR %s\n%s", rows[i].unit, rows[i].help);
+        if (*rows[i].dflt) fprintf(to, " [%s]", rows[i].dflt);
         fputc('\n', to);
     }
 }

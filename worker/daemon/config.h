@@ -98,10 +98,13 @@ void w_config_finish(struct w_config *c);
 
 /* The configuration as JSON, every key; secrets in URLs are redacted. */
 void w_config_dump(const struct w_config *c, FILE *to);
+void w_config_dump_defaults(FILE *to);
 /* Each key, its value and where that comes from. */
 void w_config_show_origin(const struct w_config *c, FILE *to);
 /* The options' help; of all keys or those of every command. */
 void w_config_help(bool all, FILE *to);
+/* The same as entries of a man page (troff). */
+void w_config_man(FILE *to);
 /* The reference page (Markdown): key, type, unit, default, range, environment variable, option, help. */
 void w_config_reference(FILE *to);
 
