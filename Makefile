@@ -29,9 +29,11 @@ ALL_CFLAGS = -std=gnu11 $(WARN) -ffp-contract=off -fno-math-errno -fvisibility=h
 LDLIBS   += $(PKG_LIBS) -lm -ldl -pthread
 
 # A file whose name ends in _<level> is compiled for that level and called only where cpuid has it.
+ifneq (,$(findstring x86_64,$(shell $(CC) -dumpmachine)))
 isa_avx2   := -mavx2 -mfma -mf16c
 isa_avx512 := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512
 isa_vnni   := $(isa_avx512) -mavx512vnni -mavx512bf16
+endif
 isa_of      = $(isa_$(lastword $(subst _, ,$(basename $(notdir $(1))))))
 
 # --- what there is -----------------------------------------------------------------------------

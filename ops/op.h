@@ -26,6 +26,7 @@ struct op_graph;
 struct op_node;
 struct op_desc;
 struct op_exec; /* the running session, opaque to operators */
+struct k_kernels;
 
 /* --- attributes -------------------------------------------------------------------------------- */
 
@@ -90,8 +91,15 @@ struct op_ctx {
     const struct op_tensor *const *in; /* in[i] is NULL if absent; i < n_in */
     struct op_tensor *const *out;      /* out[i] is NULL if nobody wants it */
     void *scratch;                     /* in run only */
+    const struct k_kernels *kern;      /* of the model's ISA level; take it through op__kern */
     struct op_exec *exec;
 };
+
+/* The kernels (ops/kern/kern.h) that this node is to run with. */
+const struct k_kernels *k_default(void);
+static inline const struct k_kernels *op__kern(const struct op_ctx *ctx) {
+    return ctx->kern ? ctx->kern : k_default();
+}
 
 /* Sets the error (printf form; the node's operator and name are put in front) and returns code. */
 enum op_status op__fail(const struct op_ctx *ctx, enum op_status code, const char *format, ...) __attribute__((format(printf, 3, 4)));

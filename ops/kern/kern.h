@@ -1,0 +1,128 @@
+/* kern.h: the kernels, one table of function pointers for each ISA level. Internal to ops/.
+ *
+ * WHAT. struct k_kernels holds every hot loop of the engine: vector maths over contiguous f32, reductions, rows of
+ * softmax and normalisation, and the matrix and convolution kernels with their tile sizes beside them. An operator
+ * takes its table from op__kern(ctx) and never asks which level it is.
+ *
+ * HOW. Each family is written once (vmath_body.h, gemm_body.h) over the few vector operations of lanes.h and is
+ * compiled once for each level: vmath_generic.c, vmath_avx2.c, vmath_avx512.c. No other file is built with ISA flags.
+ *
+ * THE SAME BITS. All levels compute the same operations in the same order, every fused multiply-add is written out and
+ * is fused on every level (in software where the machine has none), so an element has the same bits on every level, at any position
+ * in the array, on any number of threads. Reductions run over 64 interleaved partial results and join them in a fixed tree:
+ * their order depends on n alone.
+ *
+ * Arrays need no alignment. y may be the same array as an input (in place), but must not overlap it otherwise. n may be 0.
+ * NaN goes through every function unless its line says otherwise. Thread-safe: there is no state. */
+#ifndef QUERN_KERN_H
+#define QUERN_KERN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* X(NAME, level's name) in rising order */
+#define K_LEVEL_MAP(X)                                                                             \
+    X(GENERIC, "generic")                                                                          \
+    X(AVX2, "avx2")                                                                                \
+    X(AVX512, "avx512")                                                                            \
+    X(VNNI, "vnni")
+
+enum k_level {
+#define X(NAME, text) K_##NAME,
+    K_LEVEL_MAP(X)
+#undef X
+        K_N_LEVELS
+};
+
+/* y[i] = f(x[i]); a and b are the function's parameters where it has any. ULP: the bound of the error against double
+ * precision over inputs of all exponents and both signs, checked in tests/unit/test_kern_vmath.c.
+ * X(NAME, ulp bound, formula) */
+#define K_UNARY_MAP(X)                                                                             \
+    X(EXP, 1, "e^x; subnormal results are kept, overflow gives infinity")                          \
+    X(LOG, 1, "ln x; -inf at 0, NaN below")                                                        \
+    X(TANH, 2, "tanh x")                                                                           \
+    X(SIGMOID, 3, "1 / (1 + e^-x)")                                                                \
+    X(ERF, 2, "erf x")                                                                             \
+    X(GELU, 0, "x (1 + erf(x / sqrt 2)) / 2; absolute error at most 2^-22 |x|")                    \
+    X(GELU_TANH, 0, "x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2; absolute error at most 2^-21 |x|") \
+    X(SILU, 0, "x / (1 + e^-x); error at most 2^-22 of the result, or 1e-36")                                                                   \
+    X(SOFTPLUS, 0, "ln(1 + e^x); absolute error at most 2^-22 max(1, |x|)")                        \
+    X(MISH, 0, "x tanh(ln(1 + e^x)); absolute error at most 2^-21 max(1, |x|)")                    \
+    X(ELU, 0, "x > 0 ? x : a (e^x - 1); absolute error at most 2^-23 |a|")                         \
+    X(RELU, 0, "max(x, 0), exact")                                                                 \
+    X(CLIP, 0, "min(max(x, a), b), exact")                                                         \
+    X(LEAKY_RELU, 0, "x < 0 ? a x : x, one rounding")                                              \
+    X(HARD_SIGMOID, 0, "min(max(a x + b, 0), 1), fused")                                           \
+    X(HARD_SWISH, 0, "x min(max(x/6 + 1/2, 0), 1)")                                                \
+    X(SQRT, 0, "square root, correctly rounded")                                                   \
+    X(RECIPROCAL, 0, "1/x, correctly rounded")                                                     \
+    X(NEG, 0, "-x")                                                                                \
+    X(ABS, 0, "|x|")                                                                               \
+    X(SQUARE, 0, "x x")                                                                            \
+    X(LINEAR, 0, "a x + b, fused")                                                                 \
+    X(COPY, 0, "x")
+
+enum k_unary {
+#define X(NAME, ulp, text) K_##NAME,
+    K_UNARY_MAP(X)
+#undef X
+        K_N_UNARY
+};
+
+/* X(NAME, formula) */
+#define K_BINARY_MAP(X)                                                                            \
+    X(ADD, "x + y")                                                                                \
+    X(SUB, "x - y")                                                                                \
+    X(MUL, "x y")                                                                                  \
+    X(DIV, "x / y")                                                                                \
+    X(MAX, "max(x, y); NaN if either is NaN")                                                      \
+    X(MIN, "min(x, y); NaN if either is NaN")
+
+enum k_binary {
+#define X(NAME, text) K_##NAME,
+    K_BINARY_MAP(X)
+#undef X
+        K_N_BINARY
+};
+
+typedef void k_unary_fn(int64_t n, const float *x, float *y, float a, float b);
+/* dst[i] = f(x[i or 0], y[i or 0]): a side that is a scalar is read at index 0 only. */
+typedef void k_binary_fn(int64_t n, const float *x, bool x_scalar, const float *y, bool y_scalar, float *dst);
+
+struct k_vmath {
+    k_unary_fn *unary[K_N_UNARY];
+    k_binary_fn *binary[K_N_BINARY];
+    void (*axpy)(int64_t n, float a, const float *x, float *y);             /* y[i] = fma(a, x[i], y[i]) */
+    void (*fma)(int64_t n, const float *x, const float *y, float *dst);     /* dst[i] = fma(x[i], y[i], dst[i]) */
+    float (*sum)(int64_t n, const float *x);                                /* 0 for n = 0 */
+    float (*dot)(int64_t n, const float *x, const float *y);
+    float (*sum_square)(int64_t n, const float *x, float shift);            /* sum of (x[i] - shift)^2 */
+    float (*max)(int64_t n, const float *x);                                /* -inf for n = 0; NaN if there is one */
+    float (*min)(int64_t n, const float *x);                                /* +inf for n = 0; NaN if there is one */
+    void (*softmax)(int64_t n, const float *x, float *y);                   /* e^(x - max) / sum; a row of -inf gives NaN */
+    void (*log_softmax)(int64_t n, const float *x, float *y);
+    /* y = (x - mean) / sqrt(var + epsilon) * scale + bias over one row, var with 1/n; scale and bias may be NULL. The mean and
+     * 1/sqrt(var + epsilon) go to *mean and *inv_std where not NULL. */
+    void (*layer_norm)(int64_t n, const float *x, const float *scale, const float *bias, float epsilon, float *y, float *mean, float *inv_std);
+    /* y = x / sqrt(mean of squares + epsilon) * scale */
+    void (*rms_norm)(int64_t n, const float *x, const float *scale, float epsilon, float *y);
+};
+
+struct k_kernels {
+    enum k_level level;
+    const char *name;
+    const struct k_vmath *math;
+};
+
+/* The table of a level by name, "generic" to "vnni"; NULL if there is no such level or this machine lacks it. */
+const struct k_kernels *k_find(const char *name);
+/* The level that QUERN_CPU names, else the best one of this machine. A QUERN_CPU that k_find refuses counts as not set here:
+ * op_model_load is where it is an error. Never NULL. */
+const struct k_kernels *k_default(void);
+/* The best level of this machine, from cpuid and the register state that the system saves. */
+enum k_level k_level_best(void);
+
+extern const struct k_vmath k__vmath_generic, k__vmath_avx2, k__vmath_avx512;
+
+#endif

@@ -1,0 +1,108 @@
+/* lanes.h: the vector operations that the kernel bodies are written in, for the level that the including file names by
+ * K_LANES (K_LANES_GENERIC, K_LANES_AVX2 or K_LANES_AVX512). Plain arithmetic, shifts and bit operations are GCC's vector
+ * extensions (a + b, a * b, i << 23); here is only what the language cannot say: fused multiply-add, loads and stores of a
+ * part of a vector, minimum and maximum, comparison and selection.
+ *
+ *   vf      VW floats, vi    VW 32-bit integers, vm    a mask of VW truth values
+ *   v_max(a, b) is a > b ? a : b, v_min(a, b) is a < b ? a : b: the second operand wins where one is NaN. */
+#ifndef QUERN_KERN_LANES_H
+#define QUERN_KERN_LANES_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define K_LANES_GENERIC 1
+#define K_LANES_AVX2 2
+#define K_LANES_AVX512 3
+
+#define K_INLINE static inline __attribute__((always_inline, unused))
+
+#if K_LANES == K_LANES_AVX512
+#include <immintrin.h>
+#define VW 16
+typedef __m512 vf;
+typedef __mmask16 vm;
+typedef int32_t vi __attribute__((vector_size(64)));
+
+K_INLINE vf v_set(float x) { return _mm512_set1_ps(x); }
+K_INLINE vi v_seti(int32_t x) { return (vi)_mm512_set1_epi32(x); }
+K_INLINE vf v_load(const float *p) { return _mm512_loadu_ps(p); }
+K_INLINE void v_store(float *p, vf x) { _mm512_storeu_ps(p, x); }
+K_INLINE vf v_loadn(const float *p, int64_t n) { return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
+K_INLINE void v_storen(float *p, vf x, int64_t n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), x); }
+K_INLINE vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+K_INLINE vf v_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }
+K_INLINE vf v_max(vf a, vf b) { return _mm512_max_ps(a, b); }
+K_INLINE vf v_min(vf a, vf b) { return _mm512_min_ps(a, b); }
+K_INLINE vf v_sqrt(vf a) { return _mm512_sqrt_ps(a); }
+K_INLINE vm v_lt(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+K_INLINE vm v_eq(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+K_INLINE vm v_isnan(vf a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
+K_INLINE vf v_sel(vm m, vf a, vf b) { return _mm512_mask_blend_ps(m, b, a); } /* m ? a : b */
+
+#elif K_LANES == K_LANES_AVX2
+#include <immintrin.h>
+#define VW 8
+typedef __m256 vf;
+typedef __m256 vm;
+typedef int32_t vi __attribute__((vector_size(32)));
+
+K_INLINE __m256i v__first(int64_t n) { /* all ones in lanes below n */
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+K_INLINE vf v_set(float x) { return _mm256_set1_ps(x); }
+K_INLINE vi v_seti(int32_t x) { return (vi)_mm256_set1_epi32(x); }
+K_INLINE vf v_load(const float *p) { return _mm256_loadu_ps(p); }
+K_INLINE void v_store(float *p, vf x) { _mm256_storeu_ps(p, x); }
+K_INLINE vf v_loadn(const float *p, int64_t n) { return _mm256_maskload_ps(p, v__first(n)); }
+K_INLINE void v_storen(float *p, vf x, int64_t n) { _mm256_maskstore_ps(p, v__first(n), x); }
+K_INLINE vf v_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+K_INLINE vf v_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); }
+K_INLINE vf v_max(vf a, vf b) { return _mm256_max_ps(a, b); }
+K_INLINE vf v_min(vf a, vf b) { return _mm256_min_ps(a, b); }
+K_INLINE vf v_sqrt(vf a) { return _mm256_sqrt_ps(a); }
+K_INLINE vm v_lt(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+K_INLINE vm v_eq(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
+K_INLINE vm v_isnan(vf a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
+K_INLINE vf v_sel(vm m, vf a, vf b) { return _mm256_blendv_ps(b, a, m); }
+
+#else
+#define VW 4
+typedef float vf __attribute__((vector_size(16)));
+typedef int32_t vi __attribute__((vector_size(16)));
+typedef vi vm;
+
+K_INLINE vf v_set(float x) { return (vf){x, x, x, x}; }
+K_INLINE vi v_seti(int32_t x) { return (vi){x, x, x, x}; }
+K_INLINE vf v_load(const float *p) {
+    vf x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+K_INLINE void v_store(float *p, vf x) { memcpy(p, &x, sizeof x); }
+K_INLINE vf v_loadn(const float *p, int64_t n) {
+    vf x = {0, 0, 0, 0};
+    for (int64_t i = 0; i < n; i++) x[i] = p[i];
+    return x;
+}
+K_INLINE void v_storen(float *p, vf x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) p[i] = x[i];
+}
+K_INLINE vf v_fma(vf a, vf b, vf c) {
+    return (vf){fmaf(a[0], b[0], c[0]), fmaf(a[1], b[1], c[1]), fmaf(a[2], b[2], c[2]), fmaf(a[3], b[3], c[3])};
+}
+K_INLINE vf v_fnma(vf a, vf b, vf c) { return v_fma(-a, b, c); }
+K_INLINE vm v_lt(vf a, vf b) { return a < b; }
+K_INLINE vm v_eq(vf a, vf b) { return a == b; }
+K_INLINE vm v_isnan(vf a) { return a != a; }
+K_INLINE vf v_sel(vm m, vf a, vf b) { return (vf)((m & (vi)a) | (~m & (vi)b)); }
+K_INLINE vf v_max(vf a, vf b) { return v_sel(a > b, a, b); }
+K_INLINE vf v_min(vf a, vf b) { return v_sel(a < b, a, b); }
+K_INLINE vf v_sqrt(vf a) { return (vf){sqrtf(a[0]), sqrtf(a[1]), sqrtf(a[2]), sqrtf(a[3])}; }
+#endif
+
+K_INLINE vf v_abs(vf a) { return (vf)((vi)a & v_seti(0x7fffffff)); }
+K_INLINE vf v_copysign(vf magnitude, vf sign) { return (vf)(((vi)magnitude & v_seti(0x7fffffff)) | ((vi)sign & v_seti(INT32_MIN))); }
+
+#endif
