@@ -123,6 +123,16 @@ lint: ## lint: clang-format and cppcheck, changes nothing
 clean: ## clean: remove build/
 	rm -rf build
 
+# --- measuring -----------------------------------------------------------------------------------
+.PHONY: bench bench-queue bench-infer bench-e2e
+bench: bench-queue bench-infer bench-e2e ## bench: quern beside its rivals: tables, and build/bench.json
+bench-queue: all ## bench-queue: jobs/s beside BullMQ
+	@$(PYTHON) tests/bench/bench.py queue
+bench-infer: all ## bench-infer: items/s of the engine beside ONNX Runtime
+	@$(PYTHON) tests/bench/bench.py infer
+bench-e2e: all ## bench-e2e: images/s through the queue beside BullMQ with ONNX Runtime
+	@$(PYTHON) tests/bench/bench.py e2e
+
 # --- installing ----------------------------------------------------------------------------------
 MAN_DATE = $(shell date -u -d @$${SOURCE_DATE_EPOCH:-$$(stat -c %Y CHANGELOG.md)} +%Y-%m-%d)
 SYSTEMD_UNITS = systemd/quern-worker@.service systemd/quern.target

@@ -1,0 +1,175 @@
+"""quern beside its rivals, in one run on one machine: a table a section, and build/bench.json.
+
+usage: bench.py SECTION…   (queue, infer, e2e)
+
+A ratio is ours / theirs, above 1 is better. Each pair is measured in turn (ours, theirs, ours, theirs …) and the medians are
+compared, so that a machine whose speed drifts favours nobody. Rivals are installed below build/bench from the npm registry, the
+models are exported by export_models.py.
+"""
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+QUERN = os.path.join(ROOT, "build/quern")
+PEERS = os.path.join(ROOT, "build/bench")
+MODELS = os.path.join(PEERS, "models")
+QUICK = os.environ.get("QUERN_BENCH_QUICK")
+ROUNDS = int(os.environ.get("QUERN_BENCH_ROUNDS", "1" if QUICK else "3"))
+
+
+def run(*command, env=None, timeout=600):
+    p = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ, PEERS=PEERS, **(env or {})), timeout=timeout)
+    if p.returncode:
+        raise RuntimeError(f"{' '.join(command[:4])} … ended with {p.returncode}: {p.stderr[-800:]}")
+    return json.loads(p.stdout.strip().splitlines()[-1])
+
+
+class Redis:
+    """A private redis-server on a Unix socket in a temporary folder, without persistence."""
+
+    def __enter__(self):
+        self.folder = tempfile.mkdtemp(prefix="quern-bench-")
+        self.socket = os.path.join(self.folder, "redis.sock")
+        self.process = subprocess.Popen(["redis-server", "--port", "0", "--unixsocket", self.socket, "--save", "", "--appendonly", "no", "--dir", self.folder],
+                                        stdout=subprocess.DEVNULL)
+        for _ in range(200):
+            if os.path.exists(self.socket):
+                break
+            time.sleep(0.02)
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def paired(ours, theirs, rounds=ROUNDS):
+    """Medians of two measurements taken in turn; each returns a number."""
+    a, b = [], []
+    for _ in range(rounds):
+        a.append(ours())
+        b.append(theirs())
+    return statistics.median(a), statistics.median(b)
+
+
+def install_peers():
+    os.makedirs(PEERS, exist_ok=True)
+    shutil.copy(os.path.join(HERE, "package.json"), PEERS)
+    if not os.path.isdir(os.path.join(PEERS, "node_modules/onnxruntime-node")):
+        subprocess.run(["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"], cwd=PEERS, check=True)
+
+
+def need_models():
+    subprocess.run([os.path.join(ROOT, "tests/install.sh"), "python3-torch", "python3-torchvision"], check=True)
+    subprocess.run(["/usr/bin/python3", os.path.join(HERE, "export_models.py"), MODELS], check=True, stdout=subprocess.DEVNULL)
+
+
+class Table:
+    def __init__(self, title):
+        self.title, self.rows = title, []
+        print(f"\n{title}\n{'what':<44}{'ours':>12}{'theirs':>12}{'ratio':>8}  rival", flush=True)
+
+    def row(self, what, ours, theirs, rival, unit="/s"):
+        ratio = ours / theirs
+        self.rows.append({"what": what, "ours": ours, "theirs": theirs, "ratio": ratio, "rival": rival, "unit": unit})
+        print(f"{what:<44}{ours:>12,.1f}{theirs:>12,.1f}{ratio:>8.2f}  {rival}", flush=True)
+
+
+def bench_queue():
+    table = Table("queue: jobs/s through one Redis on this machine")
+    jobs = 50000 if QUICK else 200000
+    peer_jobs = 5000 if QUICK else 20000
+
+    def ours(batch):
+        out = run(QUERN, "bench", "queue", "--jobs", str(jobs if batch > 1 else jobs // 10), "--batch", str(batch), "--payload", "64", "--json")
+        assert out["lost"] == 0 and out["duplicated"] == 0, out
+        return out["jobs_per_s"]
+
+    def bullmq(concurrency):
+        with Redis() as r:
+            return run("node", os.path.join(HERE, "bullmq.mjs"), r.socket, str(peer_jobs), str(concurrency), "64")["jobs_per_s"]
+
+    a, b = paired(lambda: ours(64), lambda: bullmq(100))
+    table.row("ping, batch 64 / concurrency 100", a, b, "BullMQ")
+    a, b = paired(lambda: ours(1), lambda: bullmq(1))
+    table.row("ping, one at a time", a, b, "BullMQ")
+    return table
+
+
+INFER = [("resnet50", "0x3x224x224", (1, 8)), ("resnet18", "0x3x224x224", (1, 8)), ("mobilenet_v2", "0x3x224x224", (1, 8)),
+         ("efficientnet_b0", "0x3x224x224", (1,)), ("minilm", "0x128:int64", (1, 8)), ("bert_base", "0x128:int64", (1,)), ("lstm", "0x50x64", (1, 32))]
+
+
+def bench_infer():
+    need_models()
+    table = Table("infer: items/s, fp32, one thread")
+    seconds = "1" if QUICK else "4"
+    for name, shape, batches in INFER:
+        path = os.path.join(MODELS, name + ".onnx")
+        for batch in batches:
+            def ours():
+                return run(QUERN, "model", "bench", path, "--batch", str(batch), "--threads", "1", "--seconds", seconds, "--shape",
+                           shape.split(":")[0].replace("0x", f"{batch}x", 1), "--json")["items_per_s_median"]
+
+            def theirs():
+                return run("node", os.path.join(HERE, "ort.mjs"), path, str(batch), "1", seconds, "x=" + shape)["items_per_s_median"]
+            a, b = paired(ours, theirs)
+            table.row(f"{name}, batch {batch}", a, b, "ONNX Runtime 1.30")
+    return table
+
+
+def bench_e2e():
+    need_models()
+    table = Table("e2e: MobileNetV2 images/s through the queue, Redis, producer and worker on the same cores")
+    path = os.path.join(MODELS, "mobilenet_v2.onnx")
+    images = 300 if QUICK else 1500
+
+    def ours(form):
+        return run("/usr/bin/python3", os.path.join(HERE, "e2e.py"), QUERN, path, str(images), form)["items_per_s"]
+
+    def rival():
+        with Redis() as r:
+            return run("node", os.path.join(HERE, "bullmq_ort.mjs"), r.socket, path, "x", str(images // 3), "4")["items_per_s"]
+
+    def engine():
+        return run(QUERN, "model", "bench", path, "--batch", "1", "--lanes", "2", "--seconds", "4", "--shape", "1x3x224x224", "--json")["items_per_s_median"]
+
+    a, b = paired(lambda: ours("b64"), rival)
+    table.row("base64 in the job", a, b, "BullMQ + ONNX Runtime")
+    a, b = paired(lambda: ours("redis"), engine)
+    table.row("redis: reference, share of the engine", a, b, "quern model bench --lanes 2")
+    a, b = paired(lambda: ours("b64"), engine)
+    table.row("base64 in the job, share of the engine", a, b, "quern model bench --lanes 2")
+    return table
+
+
+def main():
+    sections = {"queue": bench_queue, "infer": bench_infer, "e2e": bench_e2e}
+    wanted = sys.argv[1:] or list(sections)
+    install_peers()
+    path = os.path.join(ROOT, "build/bench.json")
+    result = {}
+    if os.path.exists(path):
+        with open(path) as f:
+            result = json.load(f)
+    with open("/proc/cpuinfo") as f:
+        cpu = next((line.split(":")[1].strip() for line in f if line.startswith("model name")), platform.processor())
+    result["machine"] = {"cpu": cpu, "cores": os.cpu_count(), "openblas_coretype": os.environ.get("OPENBLAS_CORETYPE", "")}
+    print(f"{cpu}, {os.cpu_count()} cores, OPENBLAS_CORETYPE={os.environ.get('OPENBLAS_CORETYPE', '(unset)')}, medians of {ROUNDS}")
+    for name in wanted:
+        table = sections[name]()
+        result[name] = table.rows
+        with open(path, "w") as f:
+            json.dump(result, f, indent=1)
+
+
+main()
