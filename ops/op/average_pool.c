@@ -1,0 +1,203 @@
+/* average_pool.c: AveragePool and LpPool.
+ *
+ * Both slide a window and reduce it. AveragePool divides by the taps inside the input, or with
+ * count_include_pad by those inside the padded input (what hangs over the end with ceil_mode is never counted).
+ * LpPool is (sum |x|^p)^(1/p).
+ *
+ * `ref` sums tap by tap in double precision, for every type and rank. `run` has a form for f32 in one or two dimensions
+ * without dilation, which adds up the rows of the window first (contiguous whatever the stride) and then across. */
+#include "ops/op/nn.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+struct average_pool {
+    struct nn_window window;
+    bool count_include_pad;
+    int64_t p; /* 0: the average */
+};
+
+static enum op_status prepare_with(struct op_prepare *p, int64_t norm) {
+    struct average_pool *s = calloc(1, sizeof *s);
+    if (!s) return op__node_fail(p->err, p->node, OP_NOMEM, "out of memory");
+    p->node->state = s;
+    s->count_include_pad = op__attr_int(p->node, "count_include_pad", 0) != 0;
+    s->p = norm;
+    return op__nn_window_parse(p, true, &s->window);
+}
+
+static enum op_status prepare_average(struct op_prepare *p) {
+    return prepare_with(p, 0);
+}
+
+static enum op_status prepare_lp(struct op_prepare *p) {
+    const struct op_attr *a = op__attr(p->node, "p");
+    int64_t norm = a && a->kind == OP_ATTR_FLOAT ? (int64_t)(a->f >= 1 && a->f < 1e6f ? a->f : 0) : op__attr_int(p->node, "p", 2);
+    if (norm < 1) return op__node_fail(p->err, p->node, OP_BAD_VALUE, "p is %lld, expected 1 or more", (long long)norm);
+    return prepare_with(p, norm);
+}
+
+static enum op_status fit(const struct op_ctx *ctx, struct nn_fit *f) {
+    const struct average_pool *s = ctx->state;
+    const struct op_tensor *x = ctx->in[0];
+    return op__nn_window_fit(ctx, &s->window, x->rank - 2, x->dims + 2, NULL, f);
+}
+
+static enum op_status infer(struct op_ctx *ctx) {
+    enum op_status st = op__nn_float(ctx, 0, "X");
+    struct nn_fit f;
+    if (st != OP_OK || (st = fit(ctx, &f)) != OP_OK) return st;
+    const struct op_tensor *x = ctx->in[0];
+    int64_t dims[OP_RANK_MAX] = {x->dims[0], x->dims[1]};
+    for (int a = 0; a < f.rank; a++) dims[2 + a] = f.out[a];
+    op__set(ctx, 0, x->dtype, x->rank, dims);
+    return OP_OK;
+}
+
+struct job {
+    const struct op_ctx *ctx;
+    struct nn_fit f;
+};
+
+/* Taps of output o along axis a that lie in the input or, with pads, in the padded input. */
+static int64_t counted(const struct nn_fit *f, int a, int64_t o, bool pads) {
+    int64_t first, n, pos;
+    nn_taps(f, a, o, &first, &n, &pos);
+    if (!pads) return n;
+    int64_t left = f->in[a] + f->end[a] - (o * f->stride[a] - f->begin[a]); /* > 0: windows begin inside */
+    int64_t most = (left + f->dilation[a] - 1) / f->dilation[a];
+    return most < f->kernel[a] ? most : f->kernel[a];
+}
+
+/* --- every case -------------------------------------------------------------------------------- */
+
+static double ref_output(const struct job *job, int64_t plane, const int64_t *o) {
+    const struct nn_fit *f = &job->f;
+    const struct average_pool *s = job->ctx->state;
+    int64_t n[NN_SPATIAL_MAX], start[NN_SPATIAL_MAX], tap[NN_SPATIAL_MAX] = {0}, first;
+    double sum = 0, count = 1;
+    bool some = true;
+    for (int a = 0; a < f->rank; a++) {
+        nn_taps(f, a, o[a], &first, &n[a], &start[a]);
+        some = some && n[a] > 0;
+        count *= (double)counted(f, a, o[a], s->count_include_pad);
+    }
+    if (some) do {
+            int64_t at = 0;
+            for (int a = 0; a < f->rank; a++) at = at * f->in[a] + start[a] + tap[a] * f->dilation[a];
+            double v = nn_load(job->ctx->in[0], plane * f->in_size + at);
+            sum += s->p == 0 ? v : s->p == 1 ? fabs(v) : s->p == 2 ? v * v : pow(fabs(v), (double)s->p);
+        } while (nn_next(tap, n, f->rank));
+    if (s->p) return s->p == 1 ? sum : s->p == 2 ? sqrt(sum) : pow(sum, 1.0 / (double)s->p);
+    return count > 0 ? sum / count : 0;
+}
+
+static void ref_plane(void *arg, int64_t plane) {
+    const struct job *job = arg;
+    int64_t o[NN_SPATIAL_MAX] = {0}, dst = plane * job->f.out_size;
+    do nn_store(job->ctx->out[0], dst++, ref_output(job, plane, o));
+    while (nn_next(o, job->f.out, job->f.rank));
+}
+
+static enum op_status run_with(struct op_ctx *ctx, void (*plane)(void *arg, int64_t plane)) {
+    struct job job = {.ctx = ctx};
+    enum op_status st = fit(ctx, &job.f);
+    if (st != OP_OK) return st;
+    int64_t planes = ctx->in[0]->dims[0] * ctx->in[0]->dims[1];
+    if (planes && job.f.out_size) op__parallel(ctx, planes, plane, &job);
+    return OP_OK;
+}
+
+static enum op_status ref(struct op_ctx *ctx) {
+    return run_with(ctx, ref_plane);
+}
+
+/* --- one or two dimensions, f32 ------------------------------------------------------------------- */
+
+#define SPAN 512 /* input columns of a strip: the buffer of the row sums is on the stack */
+#define BLOCK 16
+
+static void add_into(float *dst, const float *src, int64_t n) {
+    int64_t i = 0;
+    for (; i + BLOCK <= n; i += BLOCK)
+        for (int j = 0; j < BLOCK; j++) dst[i + j] += src[i + j];
+    for (; i < n; i++) dst[i] += src[i];
+}
+
+/* Outputs [o, o + n) of one row, from rows [row, row + n_rows) of the plane, of which `high` are counted. */
+static void strip(const struct nn_fit *f, bool pads, const float *src, int64_t row, int64_t n_rows, int64_t high, int64_t o, int64_t n,
+                  float *dst) {
+    int w = f->rank - 1;
+    float buf[SPAN] = {0};
+    int64_t s = f->stride[w], kw = f->kernel[w], width = f->in[w], base = o * s - f->begin[w], span = (n - 1) * s + kw;
+    int64_t lo = base < 0 ? -base : 0, hi = width - base < span ? width - base : span;
+    for (int64_t r = row; hi > lo && r < row + n_rows; r++) add_into(buf + lo, src + r * width + base + lo, hi - lo);
+    for (int64_t i = 0; i < n; i++) {
+        const float *b = buf + i * s;
+        float sum = b[0];
+        for (int64_t k = 1; k < kw; k++) sum += b[k];
+        int64_t count = high * counted(f, w, o + i, pads);
+        dst[i] = count > 0 ? sum / (float)count : 0;
+    }
+}
+
+static void plane_f32(void *arg, int64_t plane) {
+    const struct job *job = arg;
+    const struct nn_fit *f = &job->f;
+    const struct average_pool *s = job->ctx->state;
+    int w = f->rank - 1;
+    const float *src = (const float *)job->ctx->in[0]->data + plane * f->in_size;
+    float *dst = (float *)job->ctx->out[0]->data + plane * f->out_size;
+    int64_t rows = w ? f->out[0] : 1, step = (SPAN - f->kernel[w]) / f->stride[w] + 1;
+    for (int64_t y = 0; y < rows; y++) {
+        int64_t first, n_rows = 1, row = 0, high = 1;
+        if (w) {
+            nn_taps(f, 0, y, &first, &n_rows, &row);
+            high = counted(f, 0, y, s->count_include_pad);
+        }
+        for (int64_t o = 0; o < f->out[w]; o += step) {
+            int64_t n = f->out[w] - o < step ? f->out[w] - o : step;
+            strip(f, s->count_include_pad, src, row, n_rows, high, o, n, dst + y * f->out[w] + o);
+        }
+    }
+}
+
+static enum op_status run(struct op_ctx *ctx) {
+    const struct average_pool *s = ctx->state;
+    struct nn_fit f;
+    enum op_status st = fit(ctx, &f);
+    if (st != OP_OK) return st;
+    bool plain = s->p == 0 && f.rank <= 2 && ctx->in[0]->dtype == OP_F32 && f.kernel[f.rank - 1] <= SPAN;
+    for (int a = 0; a < f.rank; a++) plain = plain && f.dilation[a] == 1;
+    return run_with(ctx, plain ? plane_f32 : ref_plane);
+}
+
+static void cost(const struct op_ctx *ctx, double *flops, double *bytes) {
+    struct nn_fit f;
+    if (fit(ctx, &f) != OP_OK) return;
+    double planes = (double)ctx->in[0]->dims[0] * (double)ctx->in[0]->dims[1], taps = 1;
+    for (int a = 0; a < f.rank; a++) taps *= (double)f.kernel[a];
+    *flops = planes * (double)f.out_size * taps;
+    *bytes = planes * (double)(f.in_size + f.out_size) * (double)op_type_size(ctx->in[0]->dtype);
+}
+
+#define POOL(id, op_name, op_prepare)                                                              \
+    static const struct op_desc id = {                                                             \
+        .name = op_name,                                                                           \
+        .domain = "",                                                                              \
+        .since = 1,                                                                                \
+        .in_min = 1,                                                                               \
+        .in_max = 1,                                                                               \
+        .out_min = 1,                                                                              \
+        .out_max = 1,                                                                              \
+        .prepare = op_prepare,                                                                     \
+        .release = free,                                                                           \
+        .infer = infer,                                                                            \
+        .run = run,                                                                                \
+        .ref = ref,                                                                                \
+        .cost = cost,                                                                              \
+    };                                                                                             \
+    OP_REGISTER(id)
+
+POOL(average_pool, "AveragePool", prepare_average);
+POOL(lp_pool, "LpPool", prepare_lp);
