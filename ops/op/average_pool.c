@@ -7,6 +7,7 @@
  * `ref` sums tap by tap in double precision, for every type and rank. `run` has a form for f32 in one or two dimensions
  * without dilation, which adds up the rows of the window first (contiguous whatever the stride) and then across. */
 #include "ops/op/nn.h"
+#include "ops/kern/kern.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -115,23 +116,16 @@ static enum op_status ref(struct op_ctx *ctx) {
 /* --- one or two dimensions, f32 ------------------------------------------------------------------- */
 
 #define SPAN 512 /* input columns of a strip: the buffer of the row sums is on the stack */
-#define BLOCK 16
-
-static void add_into(float *dst, const float *src, int64_t n) {
-    int64_t i = 0;
-    for (; i + BLOCK <= n; i += BLOCK)
-        for (int j = 0; j < BLOCK; j++) dst[i + j] += src[i + j];
-    for (; i < n; i++) dst[i] += src[i];
-}
 
 /* Outputs [o, o + n) of one row, from rows [row, row + n_rows) of the plane, of which `high` are counted. */
-static void strip(const struct nn_fit *f, bool pads, const float *src, int64_t row, int64_t n_rows, int64_t high, int64_t o, int64_t n,
+static void strip(const struct k_vmath *math, const struct nn_fit *f, bool pads, const float *src, int64_t row, int64_t n_rows, int64_t high, int64_t o, int64_t n,
                   float *dst) {
     int w = f->rank - 1;
     float buf[SPAN] = {0};
     int64_t s = f->stride[w], kw = f->kernel[w], width = f->in[w], base = o * s - f->begin[w], span = (n - 1) * s + kw;
     int64_t lo = base < 0 ? -base : 0, hi = width - base < span ? width - base : span;
-    for (int64_t r = row; hi > lo && r < row + n_rows; r++) add_into(buf + lo, src + r * width + base + lo, hi - lo);
+    for (int64_t r = row; hi > lo && r < row + n_rows; r++)
+        math->binary[K_ADD](hi - lo, buf + lo, false, src + r * width + base + lo, false, buf + lo);
     for (int64_t i = 0; i < n; i++) {
         const float *b = buf + i * s;
         float sum = b[0];
@@ -157,7 +151,7 @@ static void plane_f32(void *arg, int64_t plane) {
         }
         for (int64_t o = 0; o < f->out[w]; o += step) {
             int64_t n = f->out[w] - o < step ? f->out[w] - o : step;
-            strip(f, s->count_include_pad, src, row, n_rows, high, o, n, dst + y * f->out[w] + o);
+            strip(op__kern(job->ctx)->math, f, s->count_include_pad, src, row, n_rows, high, o, n, dst + y * f->out[w] + o);
         }
     }
 }

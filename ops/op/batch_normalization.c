@@ -7,6 +7,7 @@
  * Training mode takes mean and population variance from the batch and gives the running ones too. Before opset 14 the
  * mode was told by the number of outputs (the extra ones being the running and the batch's statistics). */
 #include "ops/op/nn.h"
+#include "ops/kern/kern.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -73,33 +74,33 @@ static enum op_status infer(struct op_ctx *ctx) {
 }
 
 /* y[i] = x[i] * factor + offset over n elements. */
-static void scale_shift(const struct op_tensor *x, struct op_tensor *y, int64_t at, int64_t n, double factor, double offset) {
-    if (x->dtype != OP_F32) {
+static void scale_shift(const struct op_ctx *ctx, int64_t at, int64_t n, double factor, double offset) {
+    const struct op_tensor *x = ctx->in[0], *y = ctx->out[0];
+    if (x->dtype == OP_F32)
+        op__kern(ctx)->math->unary[K_LINEAR](n, (const float *)x->data + at, (float *)y->data + at, (float)factor, (float)offset);
+    else
         for (int64_t i = 0; i < n; i++) nn_store(y, at + i, nn_load(x, at + i) * factor + offset);
-        return;
-    }
-    const float *src = (const float *)x->data + at, f = (float)factor, o = (float)offset;
-    float *dst = (float *)y->data + at;
-    int64_t i = 0;
-    for (; i + NN_LANES <= n; i += NN_LANES)
-        for (int j = 0; j < NN_LANES; j++) dst[i + j] = src[i + j] * f + o;
-    for (; i < n; i++) dst[i] = src[i] * f + o;
 }
 
 /* Mean and population variance of the elements [at, at + n) of several rows `step` apart. */
-static void statistics(const struct op_tensor *x, int64_t at, int64_t n, int64_t rows, int64_t step, double *mean, double *var) {
+static void statistics(const struct op_ctx *ctx, int64_t at, int64_t n, int64_t rows, int64_t step, double *mean, double *var) {
+    const struct op_tensor *x = ctx->in[0];
+    const struct k_vmath *math = op__kern(ctx)->math;
     double sum = 0, square = 0, total = (double)n * (double)rows;
     for (int64_t r = 0; r < rows; r++) {
-        if (x->dtype == OP_F32) sum += op__nn_sum((const float *)x->data + at + r * step, n);
+        if (x->dtype == OP_F32) sum += (double)math->sum(n, (const float *)x->data + at + r * step);
         else
             for (int64_t i = 0; i < n; i++) sum += nn_load(x, at + r * step + i);
     }
     *mean = sum / total;
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t i = 0; i < n; i++) {
-            double d = nn_load(x, at + r * step + i) - *mean;
-            square += d * d;
-        }
+    for (int64_t r = 0; r < rows; r++) {
+        if (x->dtype == OP_F32) square += (double)math->sum_square(n, (const float *)x->data + at + r * step, (float)*mean);
+        else
+            for (int64_t i = 0; i < n; i++) {
+                double d = nn_load(x, at + r * step + i) - *mean;
+                square += d * d;
+            }
+    }
     *var = square / total;
 }
 
@@ -116,7 +117,7 @@ static void batch_channel(void *arg, int64_t c) {
     double mean = nn_load(ctx->in[3], c), var = nn_load(ctx->in[4], c);
     if (s->training) {
         double batch_mean, batch_var;
-        statistics(ctx->in[0], c * job->size, job->size, job->n, job->c * job->size, &batch_mean, &batch_var);
+        statistics(ctx, c * job->size, job->size, job->n, job->c * job->size, &batch_mean, &batch_var);
         if (nn_out(ctx, 1)) nn_store(ctx->out[1], c, mean * s->momentum + batch_mean * (1 - s->momentum));
         if (nn_out(ctx, 2)) nn_store(ctx->out[2], c, var * s->momentum + batch_var * (1 - s->momentum));
         if (nn_out(ctx, 3)) nn_store(ctx->out[3], c, batch_mean);
@@ -126,7 +127,7 @@ static void batch_channel(void *arg, int64_t c) {
     }
     double factor = nn_load(ctx->in[1], c) / sqrt(var + s->epsilon), offset = nn_load(ctx->in[2], c) - mean * factor;
     if (nn_out(ctx, 0))
-        for (int64_t i = 0; i < job->n; i++) scale_shift(ctx->in[0], ctx->out[0], (i * job->c + c) * job->size, job->size, factor, offset);
+        for (int64_t i = 0; i < job->n; i++) scale_shift(ctx, (i * job->c + c) * job->size, job->size, factor, offset);
 }
 
 static enum op_status run(struct op_ctx *ctx) {
@@ -179,9 +180,9 @@ static void instance_plane(void *arg, int64_t i) {
     const struct job *job = arg;
     const struct op_ctx *ctx = job->ctx;
     double mean, var;
-    statistics(ctx->in[0], i * job->size, job->size, 1, 0, &mean, &var);
+    statistics(ctx, i * job->size, job->size, 1, 0, &mean, &var);
     double factor = nn_load(ctx->in[1], i % job->c) / sqrt(var + job->s->epsilon);
-    scale_shift(ctx->in[0], ctx->out[0], i * job->size, job->size, factor, nn_load(ctx->in[2], i % job->c) - mean * factor);
+    scale_shift(ctx, i * job->size, job->size, factor, nn_load(ctx->in[2], i % job->c) - mean * factor);
 }
 
 static enum op_status instance_run(struct op_ctx *ctx) {

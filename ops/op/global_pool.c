@@ -1,6 +1,7 @@
 /* global_pool.c: GlobalAveragePool, GlobalMaxPool and GlobalLpPool: one number a plane (n, c), however many spatial
  * dimensions there are. */
 #include "ops/op/nn.h"
+#include "ops/kern/kern.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -33,29 +34,34 @@ static enum op_status infer(struct op_ctx *ctx) {
 struct job {
     const struct op_ctx *ctx;
     int64_t size;
-    double (*reduce)(const struct op_tensor *x, int64_t start, int64_t n, int64_t p);
+    double (*reduce)(const struct op_ctx *ctx, int64_t start, int64_t n, int64_t p);
     int64_t p;
 };
 
-static double average(const struct op_tensor *x, int64_t start, int64_t n, int64_t p) {
+static double average(const struct op_ctx *ctx, int64_t start, int64_t n, int64_t p) {
+    const struct op_tensor *x = ctx->in[0];
     (void)p;
     double sum = 0;
-    if (x->dtype == OP_F32) return op__nn_sum((const float *)x->data + start, n) / (double)n;
+    if (x->dtype == OP_F32) return (double)op__kern(ctx)->math->sum(n, (const float *)x->data + start) / (double)n;
     for (int64_t i = 0; i < n; i++) sum += nn_load(x, start + i);
     return sum / (double)n; /* no elements: NaN, the mean of nothing */
 }
 
-static double maximum(const struct op_tensor *x, int64_t start, int64_t n, int64_t p) {
+static double maximum(const struct op_ctx *ctx, int64_t start, int64_t n, int64_t p) {
+    const struct op_tensor *x = ctx->in[0];
     (void)p;
+    if (x->dtype == OP_F32) return (double)op__kern(ctx)->math->max(n, (const float *)x->data + start);
     double best = -INFINITY;
     for (int64_t i = 0; i < n; i++) {
         double v = nn_load(x, start + i);
+        if (v != v) return v; /* NaN goes through, as in numpy */
         best = v > best ? v : best;
     }
     return best;
 }
 
-static double lp(const struct op_tensor *x, int64_t start, int64_t n, int64_t p) {
+static double lp(const struct op_ctx *ctx, int64_t start, int64_t n, int64_t p) {
+    const struct op_tensor *x = ctx->in[0];
     double sum = 0;
     for (int64_t i = 0; i < n; i++) {
         double v = nn_load(x, start + i);
@@ -66,7 +72,7 @@ static double lp(const struct op_tensor *x, int64_t start, int64_t n, int64_t p)
 
 static void plane(void *arg, int64_t i) {
     const struct job *job = arg;
-    nn_store(job->ctx->out[0], i, job->reduce(job->ctx->in[0], i * job->size, job->size, job->p));
+    nn_store(job->ctx->out[0], i, job->reduce(job->ctx, i * job->size, job->size, job->p));
 }
 
 static enum op_status run_with(struct op_ctx *ctx, struct job job) {

@@ -1,4 +1,4 @@
-/* nn.c: checks, sums and window geometry that the neural-network operators share. */
+/* nn.c: checks and window geometry that the neural-network operators share. */
 #include "ops/op/nn.h"
 
 #include <string.h>
@@ -44,50 +44,6 @@ enum op_status op__nn_scalar_int(const struct op_ctx *ctx, int i, const char *na
     if (!t->data) return OP_NEED_DATA;
     *dst = t->dtype == OP_I64 ? *(const int64_t *)t->data : *(const int32_t *)t->data;
     return OP_OK;
-}
-
-/* --- sums -------------------------------------------------------------------------------------- */
-
-#define SUM_BLOCK 4096
-
-static float lanes_total(const float *lane) {
-    float v[NN_LANES];
-    memcpy(v, lane, sizeof v);
-    for (int half = NN_LANES / 2; half; half /= 2)
-        for (int j = 0; j < half; j++) v[j] += v[j + half];
-    return v[0];
-}
-
-double op__nn_sum(const float *x, int64_t n) {
-    double total = 0;
-    for (int64_t i = 0; i < n; i += SUM_BLOCK) {
-        int64_t m = n - i < SUM_BLOCK ? n - i : SUM_BLOCK, k = 0;
-        float lane[NN_LANES] = {0};
-        for (; k + NN_LANES <= m; k += NN_LANES)
-            for (int j = 0; j < NN_LANES; j++) lane[j] += x[i + k + j];
-        for (int j = 0; k + j < m; j++) lane[j] += x[i + k + j];
-        total += (double)lanes_total(lane);
-    }
-    return total;
-}
-
-double op__nn_sum_square(const float *x, int64_t n, float shift) {
-    double total = 0;
-    for (int64_t i = 0; i < n; i += SUM_BLOCK) {
-        int64_t m = n - i < SUM_BLOCK ? n - i : SUM_BLOCK, k = 0;
-        float lane[NN_LANES] = {0};
-        for (; k + NN_LANES <= m; k += NN_LANES)
-            for (int j = 0; j < NN_LANES; j++) {
-                float d = x[i + k + j] - shift;
-                lane[j] += d * d;
-            }
-        for (int j = 0; k + j < m; j++) {
-            float d = x[i + k + j] - shift;
-            lane[j] += d * d;
-        }
-        total += (double)lanes_total(lane);
-    }
-    return total;
 }
 
 /* --- the sliding window ------------------------------------------------------------------------ */

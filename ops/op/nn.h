@@ -11,7 +11,6 @@
 #define NN_SPATIAL_MAX (OP_RANK_MAX - 2)
 #define NN_ATTR_MAX ((int64_t)1 << 31)   /* of a kernel, stride, dilation or pad: sums of a few products fit 63 bits */
 #define NN_EXTENT_MAX ((int64_t)1 << 40) /* of one dimension */
-#define NN_LANES 16                      /* partial sums of the plain loops; the compiler makes vectors of them */
 
 static inline bool nn_is_float(enum op_type t) {
     return t == OP_F32 || t == OP_F64 || t == OP_F16 || t == OP_BF16;
@@ -78,10 +77,6 @@ static inline struct op_tensor *nn_out(const struct op_ctx *ctx, int i) {
 
 /* An element of an integer or float tensor of one element: a size, a count, a flag. OP_NEED_DATA where data is not known. */
 enum op_status op__nn_scalar_int(const struct op_ctx *ctx, int i, const char *name, int64_t *dst);
-
-/* Sums in a fixed order: 16 partial sums over blocks of 4096, blocks added up in double precision. */
-double op__nn_sum(const float *x, int64_t n);
-double op__nn_sum_square(const float *x, int64_t n, float shift); /* of (x - shift)^2 */
 
 /* --- the sliding window ------------------------------------------------------------------------ */
 

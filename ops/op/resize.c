@@ -15,6 +15,7 @@
  * enlarges and up when it shrinks, as the first implementations did. Integer types round to the nearest (half to even)
  * and saturate; the specification does not say. Planes (all axes but the last two) are split over the threads. */
 #include "ops/op/nn.h"
+#include "ops/kern/kern.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -326,34 +327,36 @@ static size_t round_up(size_t n) {
     return (n + 63) / 64 * 64;
 }
 
-/* Lays the tables into mem, or with NULL says how much they take. */
-static size_t lay_tables(const struct op_ctx *ctx, const struct geometry *g, struct axis *t, char *mem) {
-    const struct resize *s = ctx->state;
-    size_t n = 0;
-    for (int a = 0; a < ctx->in[0]->rank; a++) {
-        t[a] = (struct axis){.in = ctx->in[0]->dims[a], .out = g->out[a]};
-        if (g->same[a] || !g->out[a]) continue;
-        t[a].taps = n_taps(s, g->scale[a]);
-        size_t cells = (size_t)t[a].taps * (size_t)t[a].out;
-        if (mem) {
-            t[a].at = (int64_t *)(mem + n);
-            t[a].w = (double *)(mem + n + round_up(cells * 8));
-            t[a].wf = (float *)(mem + n + 2 * round_up(cells * 8));
-            t[a].outside = (uint8_t *)(mem + n + 2 * round_up(cells * 8) + round_up(cells * 4));
-            for (int64_t o = 0; o < t[a].out; o++) fill_position(s, g, a, &t[a], o);
-        }
-        n += 2 * round_up(cells * 8) + round_up(cells * 4) + round_up((size_t)t[a].out);
-    }
-    return n;
+static size_t table_bytes(int64_t taps, int64_t out) {
+    size_t cells = (size_t)taps * (size_t)out;
+    return 2 * round_up(cells * 8) + round_up(cells * 4) + round_up((size_t)out);
 }
 
+static void lay_tables(const struct op_ctx *ctx, const struct geometry *g, struct axis *t, char *mem) {
+    const struct resize *s = ctx->state;
+    for (int a = 0; a < ctx->in[0]->rank; a++) {
+        t[a] = (struct axis){.in = ctx->in[0]->dims[a], .out = g->out[a]};
+        if (g->same[a]) continue;
+        t[a].taps = n_taps(s, g->scale[a]);
+        size_t cells = (size_t)t[a].taps * (size_t)t[a].out;
+        t[a].at = (int64_t *)mem;
+        t[a].w = (double *)(mem + round_up(cells * 8));
+        t[a].wf = (float *)(mem + 2 * round_up(cells * 8));
+        t[a].outside = (uint8_t *)(mem + 2 * round_up(cells * 8) + round_up(cells * 4));
+        for (int64_t o = 0; o < t[a].out; o++) fill_position(s, g, a, &t[a], o);
+        mem += table_bytes(t[a].taps, t[a].out);
+    }
+}
+
+/* From the shapes alone, as scales may be data: out is scale * in rounded down or to the nearest, so that scale is at least
+ * (out - 1/2) / in; one more tap a side stands for what single precision loses. */
 static size_t scratch(const struct op_ctx *ctx) {
-    struct geometry g;
-    struct axis t[OP_RANK_MAX];
-    if (resolve(ctx, &g) != OP_OK || op_tensor_count(ctx->in[0]) <= 0) return 0;
-    for (int a = 0; a < ctx->in[0]->rank; a++)
-        if (!g.out[a]) return 0;
-    return lay_tables(ctx, &g, t, NULL);
+    const struct op_tensor *x = ctx->in[0], *y = ctx->out[0];
+    size_t n = 0;
+    if (op_tensor_count(x) <= 0 || op_tensor_count(y) <= 0) return 0;
+    for (int a = 0; a < x->rank; a++)
+        n += table_bytes(n_taps(ctx->state, ((double)y->dims[a] - 0.5) / (double)x->dims[a]) + 2, y->dims[a]);
+    return n;
 }
 
 /* --- computing --------------------------------------------------------------------------------- */
@@ -436,26 +439,16 @@ static void nearest_plane(void *arg, int64_t task) {
 }
 
 #define ROW_MAX 4096 /* floats of the row buffer on the stack */
-#define BLOCK 16
 
-static void blend_rows(float *dst, const float *src, const struct axis *h, int64_t y, int64_t width) {
+static void blend_rows(const struct k_vmath *math, float *dst, const float *src, const struct axis *h, int64_t y, int64_t width) {
     if (!h->taps) {
         memcpy(dst, src + y * width, (size_t)width * sizeof *dst);
         return;
     }
-    for (int64_t k = 0; k < h->taps; k++) {
-        const float *row = src + h->at[y * h->taps + k] * width, wt = h->wf[y * h->taps + k];
-        int64_t x = 0;
-        if (k == 0) {
-            for (; x + BLOCK <= width; x += BLOCK)
-                for (int j = 0; j < BLOCK; j++) dst[x + j] = wt * row[x + j];
-            for (; x < width; x++) dst[x] = wt * row[x];
-            continue;
-        }
-        for (; x + BLOCK <= width; x += BLOCK)
-            for (int j = 0; j < BLOCK; j++) dst[x + j] += wt * row[x + j];
-        for (; x < width; x++) dst[x] += wt * row[x];
-    }
+    const int64_t *at = h->at + y * h->taps;
+    const float *w = h->wf + y * h->taps;
+    math->unary[K_LINEAR](width, src + at[0] * width, dst, w[0], 0);
+    for (int64_t k = 1; k < h->taps; k++) math->axpy(width, w[k], src + at[k] * width, dst);
 }
 
 static void resample_row(float *dst, const float *row, const struct axis *w) {
@@ -482,7 +475,7 @@ static void blend_plane(void *arg, int64_t task) {
             fill(job, (task * h->out + y) * w->out, w->out);
             continue;
         }
-        blend_rows(row, src, h, y, w->in);
+        blend_rows(op__kern(job->ctx)->math, row, src, h, y, w->in);
         resample_row(dst, row, w);
         if (w->taps && job->s->coordinate == CROP)
             for (int64_t x = 0; x < w->out; x++)
