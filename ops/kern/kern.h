@@ -90,6 +90,8 @@ typedef void k_unary_fn(int64_t n, const float *x, float *y, float a, float b);
 /* dst[i] = f(x[i or 0], y[i or 0]): a side that is a scalar is read at index 0 only. */
 typedef void k_binary_fn(int64_t n, const float *x, bool x_scalar, const float *y, bool y_scalar, float *dst);
 
+struct k_kernels;
+
 struct k_vmath {
     k_unary_fn *unary[K_N_UNARY];
     k_binary_fn *binary[K_N_BINARY];
@@ -109,10 +111,69 @@ struct k_vmath {
     void (*rms_norm)(int64_t n, const float *x, const float *scale, float epsilon, float *y);
 };
 
+/* --- the f32 matrix product --------------------------------------------------------------------------- */
+
+/* One tile of C = A B: element (r, j) is a chain of fused multiply-adds over k. */
+struct k_tile {
+    int64_t k;
+    const float *a; /* (r, k) at a[r * a_row + k * a_k] */
+    int64_t a_row, a_k;
+    const float *b; /* (k, j) at b[k * b_k + j] */
+    int64_t b_k;
+    float *c; /* (r, j) at c[r * c_row + j] */
+    int64_t c_row;
+    int n;            /* columns, 1 to nr */
+    bool first, last; /* block of k: the first starts at 0 and not at C, the last applies what follows */
+    const float *bias_row, *bias_col; /* of this tile, or NULL */
+    const float *residual;            /* (r, j) at residual[r * residual_row + j], or NULL */
+    int64_t residual_row;
+    bool clip; /* min(max(c, lo), hi) */
+    float lo, hi;
+};
+
+struct k_gemm {
+    int mr, nr, vw; /* rows and columns of the largest tile, floats in a vector */
+    void (*tile)(int m, const struct k_tile *t); /* 1 <= m <= mr, 1 <= t->n <= nr */
+};
+
+/* What happens to an element after its sum, in this order: + bias_row[i] + bias_col[j] + residual[i][j], then act(., a, b). */
+struct k_epilogue {
+    const float *bias_row, *bias_col, *residual; /* NULL: none */
+    int64_t residual_row;                        /* floats from one row of residual to the next */
+    enum k_unary act;                            /* K_COPY: none */
+    float act_a, act_b;
+};
+
+/* B (K x N, element (k, j) at b[k * b_k + j * b_j]) in panels: panel p holds columns [p nr, (p + 1) nr) as rows of k, each as wide as
+ * the panel, the last one rounded up to a vector and filled with zeros. Panel p starts at dst + p * nr * K. */
+size_t k_pack_b_floats(const struct k_gemm *g, int64_t k, int64_t n);
+void k_pack_b(const struct k_gemm *g, int64_t k, int64_t n, const float *b, int64_t b_k, int64_t b_j, float *dst);
+/* A (M x K, element (i, k) at a[i * a_i + k * a_k]) in panels of mr rows: (k, r) at dst[p * mr * K + k * mr + r], zeros beyond M. */
+size_t k_pack_a_floats(const struct k_gemm *g, int64_t m, int64_t k);
+void k_pack_a(const struct k_gemm *g, int64_t m, int64_t k, const float *a, int64_t a_i, int64_t a_k, float *dst);
+
+/* C (M x N) = A B and the epilogue. A as it lies (a_packed false) or packed by k_pack_a (then a_row and a_k are not read); B packed
+ * by k_pack_b, or as it lies with rows b_k apart and columns side by side. */
+struct k_product {
+    int64_t m, n, k;
+    const float *a;
+    bool a_packed;
+    int64_t a_row, a_k;
+    const float *b;
+    bool b_packed;
+    int64_t b_k;
+    float *c;
+    int64_t c_row;
+    struct k_epilogue then;
+};
+/* Rows [m0, m1) and columns [n0, n1): m0 is a multiple of mr, n0 of nr. Any division of the work gives the same bits. */
+void k_gemm(const struct k_kernels *k, const struct k_product *p, int64_t m0, int64_t m1, int64_t n0, int64_t n1);
+
 struct k_kernels {
     enum k_level level;
     const char *name;
     const struct k_vmath *math;
+    const struct k_gemm *gemm;
 };
 
 /* The table of a level by name, "generic" to "vnni"; NULL if there is no such level or this machine lacks it. */
@@ -124,5 +185,6 @@ const struct k_kernels *k_default(void);
 enum k_level k_level_best(void);
 
 extern const struct k_vmath k__vmath_generic, k__vmath_avx2, k__vmath_avx512;
+extern const struct k_gemm k__gemm_generic, k__gemm_avx2, k__gemm_avx512;
 
 #endif

@@ -3,7 +3,7 @@
  * extensions (a + b, a * b, i << 23); here is only what the language cannot say: fused multiply-add, loads and stores of a
  * part of a vector, minimum and maximum, comparison and selection.
  *
- *   vf      VW floats, vi    VW 32-bit integers, vm    a mask of VW truth values
+ *   vf      VW floats, vi    VW 32-bit integers, vm    a mask of VW truth values, vp    the first n lanes (v_part), made once
  *   v_max(a, b) is a > b ? a : b, v_min(a, b) is a < b ? a : b: the second operand wins where one is NaN. */
 #ifndef QUERN_KERN_LANES_H
 #define QUERN_KERN_LANES_H
@@ -25,6 +25,11 @@ typedef __m512 vf;
 typedef __mmask16 vm;
 typedef int32_t vi __attribute__((vector_size(64)));
 
+typedef __mmask16 vp;
+
+K_INLINE vp v_part(int64_t n) { return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1); }
+K_INLINE vf v_loadp(const float *p, vp m) { return _mm512_maskz_loadu_ps(m, p); }
+K_INLINE void v_storep(float *p, vf x, vp m) { _mm512_mask_storeu_ps(p, m, x); }
 K_INLINE vf v_set(float x) { return _mm512_set1_ps(x); }
 K_INLINE vi v_seti(int32_t x) { return (vi)_mm512_set1_epi32(x); }
 K_INLINE vf v_load(const float *p) { return _mm512_loadu_ps(p); }
@@ -51,6 +56,11 @@ typedef int32_t vi __attribute__((vector_size(32)));
 K_INLINE __m256i v__first(int64_t n) { /* all ones in lanes below n */
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
+typedef __m256i vp;
+
+K_INLINE vp v_part(int64_t n) { return v__first(n < 8 ? n : 8); }
+K_INLINE vf v_loadp(const float *p, vp m) { return _mm256_maskload_ps(p, m); }
+K_INLINE void v_storep(float *p, vf x, vp m) { _mm256_maskstore_ps(p, m, x); }
 K_INLINE vf v_set(float x) { return _mm256_set1_ps(x); }
 K_INLINE vi v_seti(int32_t x) { return (vi)_mm256_set1_epi32(x); }
 K_INLINE vf v_load(const float *p) { return _mm256_loadu_ps(p); }
@@ -89,6 +99,16 @@ K_INLINE vf v_loadn(const float *p, int64_t n) {
 K_INLINE void v_storen(float *p, vf x, int64_t n) {
     for (int64_t i = 0; i < n; i++) p[i] = x[i];
 }
+typedef int64_t vp;
+
+K_INLINE vp v_part(int64_t n) { return n < VW ? n : VW; }
+K_INLINE vf v_loadp(const float *p, vp m) { return m == VW ? v_load(p) : v_loadn(p, m); }
+K_INLINE void v_storep(float *p, vf x, vp m) {
+    if (m == VW)
+        v_store(p, x);
+    else
+        v_storen(p, x, m);
+}
 K_INLINE vf v_fma(vf a, vf b, vf c) {
     return (vf){fmaf(a[0], b[0], c[0]), fmaf(a[1], b[1], c[1]), fmaf(a[2], b[2], c[2]), fmaf(a[3], b[3], c[3])};
 }
@@ -100,6 +120,12 @@ K_INLINE vf v_sel(vm m, vf a, vf b) { return (vf)((m & (vi)a) | (~m & (vi)b)); }
 K_INLINE vf v_max(vf a, vf b) { return v_sel(a > b, a, b); }
 K_INLINE vf v_min(vf a, vf b) { return v_sel(a < b, a, b); }
 K_INLINE vf v_sqrt(vf a) { return (vf){sqrtf(a[0]), sqrtf(a[1]), sqrtf(a[2]), sqrtf(a[3])}; }
+#endif
+
+#ifdef __clang__
+#define K_UNROLL _Pragma("unroll")
+#else
+#define K_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 K_INLINE vf v_abs(vf a) { return (vf)((vi)a & v_seti(0x7fffffff)); }

@@ -9,12 +9,6 @@
  * them. So all levels agree in every bit. A tail is copied into a block of 64 that is filled up with the neutral element. */
 #include "ops/kern/lanes.h"
 
-#ifdef __clang__
-#define K_UNROLL _Pragma("unroll")
-#else
-#define K_UNROLL _Pragma("GCC unroll 16")
-#endif
-
 /* --- functions of one vector ---------------------------------------------------------------------- */
 
 static const float magic_round = 12582912.0f; /* 1.5 * 2^23: x + magic - magic rounds x to an integer, which stands in the low bits */

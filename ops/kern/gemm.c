@@ -1,0 +1,92 @@
+/* gemm.c: packing, and the loops around the tile.
+ *
+ * Panels of B outermost (K x 64 floats stay in L2 while all rows of A pass), blocks of k next, rows of A innermost. A block of k
+ * leaves its sums in C as f32, from where the next one goes on: the chain over k is the same as without blocks. The
+ * activations that the tile does not know follow over each finished tile, while it is in L1. */
+#include "ops/kern/kern.h"
+
+#include <string.h>
+
+enum { K_BLOCK = 512 }; /* 512 x 64 floats are 128 KB: a quarter of a small L2, and 6 x 512 of A are a quarter of L1 */
+
+static int64_t min64(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+static int64_t round_up(int64_t n, int64_t to) {
+    return (n + to - 1) / to * to;
+}
+
+size_t k_pack_b_floats(const struct k_gemm *g, int64_t k, int64_t n) {
+    return (size_t)k * (size_t)round_up(n, g->vw);
+}
+
+size_t k_pack_a_floats(const struct k_gemm *g, int64_t m, int64_t k) {
+    return (size_t)k * (size_t)round_up(m, g->mr);
+}
+
+void k_pack_b(const struct k_gemm *g, int64_t k, int64_t n, const float *b, int64_t b_k, int64_t b_j, float *dst) {
+    for (int64_t j0 = 0; j0 < n; j0 += g->nr, dst += k * g->nr) {
+        const int64_t cols = min64(g->nr, n - j0), width = round_up(cols, g->vw);
+        if (b_j == 1) {
+            for (int64_t i = 0; i < k; i++) {
+                memcpy(dst + i * width, b + i * b_k + j0, (size_t)cols * sizeof *b);
+                memset(dst + i * width + cols, 0, (size_t)(width - cols) * sizeof *b);
+            }
+            continue;
+        }
+        enum { STRIP = 16 }; /* rows of k at a time, so that a transposed B is read by whole cache lines */
+        for (int64_t i0 = 0; i0 < k; i0 += STRIP) {
+            const int64_t i1 = min64(k, i0 + STRIP);
+            for (int64_t j = 0; j < width; j++)
+                for (int64_t i = i0; i < i1; i++) dst[i * width + j] = j < cols ? b[i * b_k + (j0 + j) * b_j] : 0.0f;
+        }
+    }
+}
+
+void k_pack_a(const struct k_gemm *g, int64_t m, int64_t k, const float *a, int64_t a_i, int64_t a_k, float *dst) {
+    for (int64_t i0 = 0; i0 < m; i0 += g->mr, dst += k * g->mr)
+        for (int64_t r = 0; r < g->mr; r++)
+            for (int64_t i = 0; i < k; i++) dst[i * g->mr + r] = i0 + r < m ? a[(i0 + r) * a_i + i * a_k] : 0.0f;
+}
+
+/* Sets the tile's clip for the activations that are one, and says whether it did. */
+static bool act_as_clip(const struct k_epilogue *e, struct k_tile *t) {
+    t->clip = e->act == K_RELU || e->act == K_CLIP;
+    t->lo = e->act == K_CLIP ? e->act_a : 0.0f;
+    t->hi = e->act == K_CLIP ? e->act_b : __builtin_inff();
+    return t->clip || e->act == K_COPY;
+}
+
+void k_gemm(const struct k_kernels *kern, const struct k_product *p, int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
+    const struct k_gemm *g = kern->gemm;
+    const struct k_epilogue *e = &p->then;
+    struct k_tile t = {.a_row = p->a_packed ? 1 : p->a_row, .a_k = p->a_packed ? g->mr : p->a_k, .c_row = p->c_row};
+    const bool act_in_tile = act_as_clip(e, &t);
+
+    for (int64_t j = n0; j < n1; j += g->nr) {
+        t.n = (int)min64(g->nr, n1 - j);
+        t.b_k = p->b_packed ? min64(g->nr, round_up(p->n - j, g->vw)) : p->b_k;
+        const float *b = p->b_packed ? p->b + j * p->k : p->b + j;
+        int64_t k0 = 0;
+        do { /* once even for k = 0: the epilogue of empty sums */
+            t.k = min64(K_BLOCK, p->k - k0);
+            t.b = b + k0 * t.b_k;
+            t.first = k0 == 0;
+            t.last = k0 + t.k == p->k;
+            for (int64_t i = m0; i < m1; i += g->mr) {
+                const int m = (int)min64(g->mr, m1 - i);
+                t.a = p->a_packed ? p->a + i * p->k + k0 * g->mr : p->a + i * p->a_row + k0 * p->a_k;
+                t.c = p->c + i * p->c_row + j;
+                t.bias_row = e->bias_row ? e->bias_row + i : NULL;
+                t.bias_col = e->bias_col ? e->bias_col + j : NULL;
+                t.residual = e->residual ? e->residual + i * e->residual_row + j : NULL;
+                t.residual_row = e->residual_row;
+                g->tile(m, &t);
+                if (t.last && !act_in_tile)
+                    for (int r = 0; r < m; r++) kern->math->unary[e->act](t.n, t.c + r * t.c_row, t.c + r * t.c_row, e->act_a, e->act_b);
+            }
+            k0 += t.k;
+        } while (k0 < p->k);
+    }
+}

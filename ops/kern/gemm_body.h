@@ -1,0 +1,97 @@
+/* gemm_body.h: the tile of the f32 matrix product, written once and compiled for each level (K_LANES says which).
+ *
+ * A tile is up to 6 rows by up to 4 vectors of columns (6 x 64 at AVX-512: 24 accumulators of the 32 registers; 6 x 16 at AVX2,
+ * 2 vectors there, for 16 registers). Every element is one chain of fused multiply-adds over rising k that starts at +0, or
+ * at the f32 in C where an earlier block of k left it: its bits depend on nothing but its row of A and its column of B.
+ *
+ * The last vector of columns goes through a mask always: that costs nothing at AVX-512, and one kernel serves all widths. */
+#include "ops/kern/lanes.h"
+
+enum { TILE_ROWS = 6, TILE_VECTORS = K_LANES == K_LANES_AVX2 ? 2 : 4 };
+
+K_INLINE void tile_finish(const int mr, const int nv, vf acc[TILE_ROWS][TILE_VECTORS], const struct k_tile *t, vp part) {
+    if (t->bias_row) {
+        K_UNROLL for (int r = 0; r < mr; r++) {
+            const vf bias = v_set(t->bias_row[r]);
+            K_UNROLL for (int v = 0; v < nv; v++) acc[r][v] = acc[r][v] + bias;
+        }
+    }
+    if (t->bias_col) {
+        K_UNROLL for (int v = 0; v < nv; v++) {
+            const vf bias = v == nv - 1 ? v_loadp(t->bias_col + VW * v, part) : v_load(t->bias_col + VW * v);
+            K_UNROLL for (int r = 0; r < mr; r++) acc[r][v] = acc[r][v] + bias;
+        }
+    }
+    if (t->residual) {
+        K_UNROLL for (int r = 0; r < mr; r++) {
+            const float *s = t->residual + r * t->residual_row;
+            K_UNROLL for (int v = 0; v < nv; v++) acc[r][v] = acc[r][v] + (v == nv - 1 ? v_loadp(s + VW * v, part) : v_load(s + VW * v));
+        }
+    }
+    if (t->clip) {
+        const vf lo = v_set(t->lo), hi = v_set(t->hi);
+        K_UNROLL for (int r = 0; r < mr; r++) {
+            K_UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_min(hi, v_max(lo, acc[r][v]));
+        }
+    }
+}
+
+K_INLINE void tile(const int mr, const int nv, const struct k_tile *t) {
+    const vp part = v_part(t->n - VW * (nv - 1));
+    const int64_t a_row = t->a_row, a_k = t->a_k, b_k = t->b_k;
+    const float *a = t->a, *b = t->b;
+    vf acc[TILE_ROWS][TILE_VECTORS];
+
+    if (t->first) {
+        K_UNROLL for (int r = 0; r < mr; r++) {
+            K_UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_set(0.0f);
+        }
+    } else {
+        K_UNROLL for (int r = 0; r < mr; r++) {
+            const float *c = t->c + r * t->c_row;
+            K_UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v == nv - 1 ? v_loadp(c + VW * v, part) : v_load(c + VW * v);
+        }
+    }
+    for (int64_t k = t->k; k > 0; k--, a += a_k, b += b_k) {
+        vf bv[TILE_VECTORS];
+        K_UNROLL for (int v = 0; v < nv; v++) bv[v] = v == nv - 1 ? v_loadp(b + VW * v, part) : v_load(b + VW * v);
+        K_UNROLL for (int r = 0; r < mr; r++) {
+            const vf av = v_set(a[r * a_row]);
+            K_UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_fma(av, bv[v], acc[r][v]);
+        }
+    }
+    if (t->last) tile_finish(mr, nv, acc, t, part);
+    K_UNROLL for (int r = 0; r < mr; r++) {
+        float *c = t->c + r * t->c_row;
+        K_UNROLL for (int v = 0; v < nv; v++) {
+            if (v == nv - 1)
+                v_storep(c + VW * v, acc[r][v], part);
+            else
+                v_store(c + VW * v, acc[r][v]);
+        }
+    }
+}
+
+#define K_TILE(m, v)                                                                               \
+    static void tile_##m##_##v(const struct k_tile *t) { tile(m, v, t); }
+#define K_TILE_ROW(v) K_TILE(1, v) K_TILE(2, v) K_TILE(3, v) K_TILE(4, v) K_TILE(5, v) K_TILE(6, v)
+#define K_TILE_NAMES(v) {tile_1_##v, tile_2_##v, tile_3_##v, tile_4_##v, tile_5_##v, tile_6_##v}
+
+K_TILE_ROW(1)
+K_TILE_ROW(2)
+#if K_LANES != K_LANES_AVX2
+K_TILE_ROW(3)
+K_TILE_ROW(4)
+#define K_TILES {K_TILE_NAMES(1), K_TILE_NAMES(2), K_TILE_NAMES(3), K_TILE_NAMES(4)}
+#else
+#define K_TILES {K_TILE_NAMES(1), K_TILE_NAMES(2)}
+#endif
+
+static void run_tile(int m, const struct k_tile *t) {
+    typedef void tile_fn(const struct k_tile *);
+    static tile_fn *const tiles[TILE_VECTORS][TILE_ROWS] = K_TILES;
+    tiles[(t->n + VW - 1) / VW - 1][m - 1](t);
+}
+
+#define K_GEMM_TABLE                                                                               \
+    { .mr = TILE_ROWS, .nr = TILE_VECTORS * VW, .vw = VW, .tile = run_tile, }
