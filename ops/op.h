@@ -129,6 +129,8 @@ enum op_status op__run_graph(const struct op_ctx *ctx, const struct op_graph *g,
                              struct op_tensor *outputs, int n_outputs);
 int op__graph_n_inputs(const struct op_graph *g);
 int op__graph_n_outputs(const struct op_graph *g);
+/* What the file says about output i of a subgraph: kind, dtype (OP_UNDEFINED: nothing), rank (-1: nothing) and dims (-1: symbolic). */
+void op__graph_output(const struct op_graph *g, int i, struct op_tensor *dst);
 
 /* 64 random bits of this run, for RandomNormal and its kin without a seed attribute. */
 uint64_t op__random(const struct op_ctx *ctx);
