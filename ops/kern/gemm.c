@@ -7,8 +7,6 @@
 
 #include <string.h>
 
-enum { K_BLOCK = 512 }; /* 512 x 64 floats are 128 KB: a quarter of a small L2, and 6 x 512 of A are a quarter of L1 */
-
 static int64_t min64(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
@@ -58,35 +56,38 @@ static bool act_as_clip(const struct k_epilogue *e, struct k_tile *t) {
     return t->clip || e->act == K_COPY;
 }
 
-void k_gemm(const struct k_kernels *kern, const struct k_product *p, int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
+void k_gemm_panel(const struct k_kernels *kern, const struct k_product *p, int64_t m0, int64_t m1, int64_t j, int64_t n, int64_t k0, int64_t k1,
+                  const float *b, int64_t b_k) {
     const struct k_gemm *g = kern->gemm;
     const struct k_epilogue *e = &p->then;
-    struct k_tile t = {.a_row = p->a_packed ? 1 : p->a_row, .a_k = p->a_packed ? g->mr : p->a_k, .c_row = p->c_row};
+    struct k_tile t = {.k = k1 - k0, .a_row = p->a_packed ? 1 : p->a_row, .a_k = p->a_packed ? g->mr : p->a_k, .b = b, .b_k = b_k, .c_row = p->c_row,
+                       .n = (int)n, .first = k0 == 0, .last = k1 == p->k};
     const bool act_in_tile = act_as_clip(e, &t);
 
+    for (int64_t i = m0; i < m1; i += g->mr) {
+        const int m = (int)min64(g->mr, m1 - i);
+        t.a = p->a_packed ? p->a + i * p->k + k0 * g->mr : p->a + i * p->a_row + k0 * p->a_k;
+        t.c = p->c + i * p->c_row + j;
+        t.bias_row = e->bias_row ? e->bias_row + i : NULL;
+        t.bias_col = e->bias_col ? e->bias_col + j : NULL;
+        t.residual = e->residual ? e->residual + i * e->residual_row + j : NULL;
+        t.residual_row = e->residual_row;
+        g->tile(m, &t);
+        if (t.last && !act_in_tile)
+            for (int r = 0; r < m; r++) kern->math->unary[e->act](t.n, t.c + r * t.c_row, t.c + r * t.c_row, e->act_a, e->act_b);
+    }
+}
+
+void k_gemm(const struct k_kernels *kern, const struct k_product *p, int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
+    const struct k_gemm *g = kern->gemm;
     for (int64_t j = n0; j < n1; j += g->nr) {
-        t.n = (int)min64(g->nr, n1 - j);
-        t.b_k = p->b_packed ? min64(g->nr, round_up(p->n - j, g->vw)) : p->b_k;
+        const int64_t b_k = p->b_packed ? min64(g->nr, round_up(p->n - j, g->vw)) : p->b_k;
         const float *b = p->b_packed ? p->b + j * p->k : p->b + j;
         int64_t k0 = 0;
         do { /* once even for k = 0: the epilogue of empty sums */
-            t.k = min64(K_BLOCK, p->k - k0);
-            t.b = b + k0 * t.b_k;
-            t.first = k0 == 0;
-            t.last = k0 + t.k == p->k;
-            for (int64_t i = m0; i < m1; i += g->mr) {
-                const int m = (int)min64(g->mr, m1 - i);
-                t.a = p->a_packed ? p->a + i * p->k + k0 * g->mr : p->a + i * p->a_row + k0 * p->a_k;
-                t.c = p->c + i * p->c_row + j;
-                t.bias_row = e->bias_row ? e->bias_row + i : NULL;
-                t.bias_col = e->bias_col ? e->bias_col + j : NULL;
-                t.residual = e->residual ? e->residual + i * e->residual_row + j : NULL;
-                t.residual_row = e->residual_row;
-                g->tile(m, &t);
-                if (t.last && !act_in_tile)
-                    for (int r = 0; r < m; r++) kern->math->unary[e->act](t.n, t.c + r * t.c_row, t.c + r * t.c_row, e->act_a, e->act_b);
-            }
-            k0 += t.k;
+            const int64_t k1 = min64(k0 + K_GEMM_BLOCK, p->k);
+            k_gemm_panel(kern, p, m0, m1, j, min64(g->nr, n1 - j), k0, k1, b + k0 * b_k, b_k);
+            k0 = k1;
         } while (k0 < p->k);
     }
 }

@@ -169,11 +169,39 @@ struct k_product {
 /* Rows [m0, m1) and columns [n0, n1): m0 is a multiple of mr, n0 of nr. Any division of the work gives the same bits. */
 void k_gemm(const struct k_kernels *k, const struct k_product *p, int64_t m0, int64_t m1, int64_t n0, int64_t n1);
 
+/* The same for columns [j, j + n), n at most nr, and the block [k0, k1) of k alone, whose B is at b with rows b_k apart. The blocks of a
+ * panel are to come in rising order, the last one ending at p->k: sums wait in C between them. */
+void k_gemm_panel(const struct k_kernels *k, const struct k_product *p, int64_t m0, int64_t m1, int64_t j, int64_t n, int64_t k0, int64_t k1,
+                  const float *b, int64_t b_k);
+enum { K_GEMM_BLOCK = 512 }; /* of k: 512 x 64 floats are 128 KB, a quarter of a small L2; 6 x 512 of A are a quarter of L1 */
+
+/* --- convolution ------------------------------------------------------------------------------------------ */
+
+/* One group of a convolution over up to three spatial dimensions (depth, height, width; those not there are 1): channels of the
+ * input, extents, and the padding before each. */
+struct k_geometry {
+    int64_t channels;
+    int64_t in[3], out[3], kernel[3], stride[3], dilation[3], begin[3];
+};
+
+struct k_conv {
+    /* Columns [p0, p0 + n) of the matrix whose product with the weights is the convolution, rows [k0, k1): row k is input channel and
+     * kernel position (channel slowest), column p is output position p. n is at most the GEMM's nr. Row k0 goes to dst, rows are
+     * `width` floats apart; columns from n on hold anything. Up to a vector behind the last row is written. */
+    void (*pack)(const struct k_geometry *g, const float *x, int64_t k0, int64_t k1, int64_t p0, int64_t n, int64_t width, float *dst);
+    /* One plane of a depthwise convolution in two dimensions (extents of depth are 1): y (out) from x (in) and w (kernel), + bias, then
+     * clip to [lo, hi]. `padded` has k_depthwise_floats(g) floats, which are zero before the first of the planes that use it. */
+    void (*depthwise)(const struct k_geometry *g, const float *x, const float *w, float bias, float lo, float hi, float *y, float *padded);
+};
+
+size_t k_depthwise_floats(const struct k_geometry *g);
+
 struct k_kernels {
     enum k_level level;
     const char *name;
     const struct k_vmath *math;
     const struct k_gemm *gemm;
+    const struct k_conv *conv;
 };
 
 /* The table of a level by name, "generic" to "vnni"; NULL if there is no such level or this machine lacks it. */
@@ -186,5 +214,6 @@ enum k_level k_level_best(void);
 
 extern const struct k_vmath k__vmath_generic, k__vmath_avx2, k__vmath_avx512;
 extern const struct k_gemm k__gemm_generic, k__gemm_avx2, k__gemm_avx512;
+extern const struct k_conv k__conv_generic, k__conv_avx2, k__conv_avx512;
 
 #endif

@@ -4,6 +4,8 @@
  * part of a vector, minimum and maximum, comparison and selection.
  *
  *   vf      VW floats, vi    VW 32-bit integers, vm    a mask of VW truth values, vp    the first n lanes (v_part), made once
+ *   v_load_range reads lanes [lo, hi) of a vector and has zeros in the others; memory outside the range is not touched
+ *   v_even, v_odd  every second element of a and b, one after the other
  *   v_max(a, b) is a > b ? a : b, v_min(a, b) is a < b ? a : b: the second operand wins where one is NaN. */
 #ifndef QUERN_KERN_LANES_H
 #define QUERN_KERN_LANES_H
@@ -36,6 +38,16 @@ K_INLINE vf v_load(const float *p) { return _mm512_loadu_ps(p); }
 K_INLINE void v_store(float *p, vf x) { _mm512_storeu_ps(p, x); }
 K_INLINE vf v_loadn(const float *p, int64_t n) { return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
 K_INLINE void v_storen(float *p, vf x, int64_t n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), x); }
+K_INLINE vf v_load_range(const float *p, int64_t lo, int64_t hi) {
+    const uint32_t below_hi = hi >= 16 ? 0xffffu : hi <= 0 ? 0 : (1u << hi) - 1, below_lo = lo >= 16 ? 0xffffu : lo <= 0 ? 0 : (1u << lo) - 1;
+    return _mm512_maskz_loadu_ps((__mmask16)(below_hi & ~below_lo), p);
+}
+K_INLINE vf v_even(vf a, vf b) {
+    return _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30), b);
+}
+K_INLINE vf v_odd(vf a, vf b) {
+    return _mm512_permutex2var_ps(a, _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31), b);
+}
 K_INLINE vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 K_INLINE vf v_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }
 K_INLINE vf v_max(vf a, vf b) { return _mm512_max_ps(a, b); }
@@ -67,6 +79,13 @@ K_INLINE vf v_load(const float *p) { return _mm256_loadu_ps(p); }
 K_INLINE void v_store(float *p, vf x) { _mm256_storeu_ps(p, x); }
 K_INLINE vf v_loadn(const float *p, int64_t n) { return _mm256_maskload_ps(p, v__first(n)); }
 K_INLINE void v_storen(float *p, vf x, int64_t n) { _mm256_maskstore_ps(p, v__first(n), x); }
+K_INLINE vf v_load_range(const float *p, int64_t lo, int64_t hi) {
+    const int below_hi = hi >= 8 ? 8 : hi <= 0 ? 0 : (int)hi, below_lo = lo >= 8 ? 8 : lo <= 0 ? 0 : (int)lo;
+    return _mm256_maskload_ps(p, _mm256_andnot_si256(v__first(below_lo), v__first(below_hi)));
+}
+K_INLINE vf v__in_order(vf x) { return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(x), 0xd8)); }
+K_INLINE vf v_even(vf a, vf b) { return v__in_order(_mm256_shuffle_ps(a, b, 0x88)); }
+K_INLINE vf v_odd(vf a, vf b) { return v__in_order(_mm256_shuffle_ps(a, b, 0xdd)); }
 K_INLINE vf v_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 K_INLINE vf v_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); }
 K_INLINE vf v_max(vf a, vf b) { return _mm256_max_ps(a, b); }
@@ -109,6 +128,13 @@ K_INLINE void v_storep(float *p, vf x, vp m) {
     else
         v_storen(p, x, m);
 }
+K_INLINE vf v_load_range(const float *p, int64_t lo, int64_t hi) {
+    vf x = {0, 0, 0, 0};
+    for (int64_t i = lo > 0 ? lo : 0; i < VW && i < hi; i++) x[i] = p[i];
+    return x;
+}
+K_INLINE vf v_even(vf a, vf b) { return (vf){a[0], a[2], b[0], b[2]}; }
+K_INLINE vf v_odd(vf a, vf b) { return (vf){a[1], a[3], b[1], b[3]}; }
 K_INLINE vf v_fma(vf a, vf b, vf c) {
     return (vf){fmaf(a[0], b[0], c[0]), fmaf(a[1], b[1], c[1]), fmaf(a[2], b[2], c[2]), fmaf(a[3], b[3], c[3])};
 }

@@ -1,0 +1,9 @@
+/* conv_body.h for the level avx2; called only where cpu.c found it. */
+#if defined(__x86_64__)
+#include "ops/kern/kern.h"
+
+#define K_LANES K_LANES_AVX2
+#include "ops/kern/conv_body.h"
+
+const struct k_conv k__conv_avx2 = K_CONV_TABLE;
+#endif

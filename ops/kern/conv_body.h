@@ -1,0 +1,175 @@
+/* conv_body.h: what convolution needs beside the matrix product, written once and compiled for each level (K_LANES says which).
+ *
+ * pack      writes a panel of the product's right side straight from the input: 64 output positions, which are a few runs of neighbours
+ *           in output rows. For each run and kernel position, whole vectors are read at the shifted place and lanes outside the
+ *           input are masked to zero; the surplus of a run's last vector is overwritten by the next run.
+ * depthwise copies a plane into a buffer with its padding around it, for strides above 1 with the columns sorted by
+ *           their remainder, so that the reads of 16 neighbouring outputs are always 16 neighbouring floats. Each loaded vector
+ *           serves several output rows. An output is a chain of fused multiply-adds over rising (row, column) of the kernel,
+ *           padding included: the same chain as the matrix product's. */
+#include "ops/kern/lanes.h"
+
+/* --- packing ------------------------------------------------------------------------------------------ */
+
+struct run { /* neighbouring output positions in one output row */
+    int64_t col, len;         /* in the panel */
+    int64_t depth, row, left; /* input position of its first output at kernel position 0: may lie in the padding */
+};
+
+static int find_runs(const struct k_geometry *g, int64_t p0, int64_t n, struct run *runs) {
+    int count = 0;
+    for (int64_t p = p0; p < p0 + n; count++) {
+        const int64_t ow = p % g->out[2], oh = p / g->out[2] % g->out[1], od = p / g->out[2] / g->out[1];
+        const int64_t in_row = g->out[2] - ow, left = p0 + n - p, len = in_row < left ? in_row : left;
+        runs[count] = (struct run){.col = p - p0, .len = len, .depth = od * g->stride[0] - g->begin[0], .row = oh * g->stride[1] - g->begin[1],
+                                   .left = ow * g->stride[2] - g->begin[2]};
+        p += len;
+    }
+    return count;
+}
+
+/* dst[i] = src[stride * i] where lo <= stride * i < hi, else 0. */
+K_INLINE void copy_run(const float *src, int64_t len, int64_t stride, int64_t lo, int64_t hi, float *dst) {
+    if (stride == 1) {
+        for (int64_t i = 0; i < len; i += VW)
+            v_store(dst + i, i >= lo && i + VW <= hi ? v_load(src + i) : v_load_range(src + i, lo - i, hi - i));
+    } else if (stride == 2) {
+        for (int64_t i = 0; i < len; i += VW) {
+            const int64_t e = 2 * i;
+            v_store(dst + i, v_even(v_load_range(src + e, lo - e, hi - e), v_load_range(src + e + VW, lo - e - VW, hi - e - VW)));
+        }
+    } else {
+        for (int64_t i = 0; i < len; i++) dst[i] = i * stride >= lo && i * stride < hi ? src[i * stride] : 0.0f;
+    }
+}
+
+static void zero_run(int64_t len, float *dst) {
+    for (int64_t i = 0; i < len; i += VW) v_store(dst + i, v_set(0.0f));
+}
+
+static void pack(const struct k_geometry *g, const float *x, int64_t k0, int64_t k1, int64_t p0, int64_t n, int64_t width, float *dst) {
+    struct run runs[64];
+    const int n_runs = find_runs(g, p0, n, runs);
+    const int64_t kw = g->kernel[2], kh = g->kernel[1], kd = g->kernel[0];
+    int64_t c = k0 / (kd * kh * kw), a2 = k0 % kw, a1 = k0 / kw % kh, a0 = k0 / kw / kh % kd;
+
+    for (int64_t k = k0; k < k1; k++, dst += width) {
+        const float *channel = x + c * g->in[0] * g->in[1] * g->in[2];
+        for (int i = 0; i < n_runs; i++) {
+            const struct run *r = &runs[i];
+            const int64_t d = r->depth + a0 * g->dilation[0], h = r->row + a1 * g->dilation[1], w = r->left + a2 * g->dilation[2];
+            if (d < 0 || d >= g->in[0] || h < 0 || h >= g->in[1])
+                zero_run(r->len, dst + r->col);
+            else
+                copy_run(channel + (d * g->in[1] + h) * g->in[2] + w, r->len, g->stride[2], -w, g->in[2] - w, dst + r->col);
+        }
+        if (++a2 < kw) continue;
+        a2 = 0;
+        if (++a1 < kh) continue;
+        a1 = 0;
+        if (++a0 < kd) continue;
+        a0 = 0;
+        c++;
+    }
+}
+
+/* --- depthwise ------------------------------------------------------------------------------------------ */
+
+struct padded { /* the buffer: rows of `pitch` floats, each of `stride` parts of `part` floats */
+    int64_t rows, stride, part, pitch;
+};
+
+static struct padded padded_of(const struct k_geometry *g) {
+    const int64_t width = (g->out[2] - 1) * g->stride[2] + (g->kernel[2] - 1) * g->dilation[2] + 1;
+    struct padded p = {.rows = (g->out[1] - 1) * g->stride[1] + (g->kernel[1] - 1) * g->dilation[1] + 1, .stride = g->stride[2]};
+    p.part = (width + p.stride - 1) / p.stride;
+    p.pitch = p.part * p.stride;
+    return p;
+}
+
+static void pad_plane(const struct k_geometry *g, const struct padded *p, const float *x, float *dst) {
+    const int64_t left = g->begin[2], width = p->pitch - left < g->in[2] ? p->pitch - left : g->in[2]; /* columns that windows reach */
+    for (int64_t h = 0; h < g->in[1] && h + g->begin[1] < p->rows; h++) {
+        const float *src = x + h * g->in[2];
+        float *row = dst + (h + g->begin[1]) * p->pitch;
+        int64_t i = 0;
+        if (p->stride == 1) {
+            for (; i + VW <= width; i += VW) v_store(row + left + i, v_load(src + i));
+        } else if (p->stride == 2) {
+            float *first = row + (left & 1 ? p->part : 0) + left / 2, *second = row + (left & 1 ? 0 : p->part) + (left + 1) / 2;
+            for (; i + 2 * VW <= width; i += 2 * VW) {
+                const vf a = v_load(src + i), b = v_load(src + i + VW);
+                v_store(first + i / 2, v_even(a, b));
+                v_store(second + i / 2, v_odd(a, b));
+            }
+        }
+        for (; i < width; i++) row[(left + i) % p->stride * p->part + (left + i) / p->stride] = src[i];
+    }
+}
+
+/* `rows` output rows (stride sh apart in the buffer) by one vector of columns: x is the buffer at the first output's window. */
+K_INLINE void depthwise_block(const int rows, const int kh, const int kw, const int sh, const float *x, int64_t pitch, const int64_t *offsets, const float *w,
+                              vf bias, vf lo, vf hi, float *y, int64_t y_row, vp part) {
+    vf acc[8];
+    K_UNROLL for (int r = 0; r < rows; r++) acc[r] = v_set(0.0f);
+    K_UNROLL for (int i = 0; i < (rows - 1) * sh + kh; i++) {
+        K_UNROLL for (int j = 0; j < kw; j++) {
+            const vf v = v_load(x + i * pitch + offsets[j]);
+            K_UNROLL for (int r = 0; r < rows; r++) {
+                if (i - r * sh >= 0 && i - r * sh < kh) acc[r] = v_fma(v_set(w[(i - r * sh) * kw + j]), v, acc[r]);
+            }
+        }
+    }
+    K_UNROLL for (int r = 0; r < rows; r++) v_storep(y + r * y_row, v_min(hi, v_max(lo, acc[r] + bias)), part);
+}
+
+K_INLINE void depthwise_rows(const int rows, const int kh, const int kw, const int sh, const struct k_geometry *g, int64_t pitch, const float *x,
+                             const int64_t *offsets, const float *w, vf bias, vf lo, vf hi, float *y) {
+    for (int64_t c = 0; c < g->out[2]; c += VW)
+        depthwise_block(rows, kh, kw, sh, x + c, pitch, offsets, w, bias, lo, hi, y + c, g->out[2], v_part(g->out[2] - c));
+}
+
+/* A kernel of kh x kw (constants), `rows` output rows at a time. */
+K_INLINE void depthwise_fixed(const int rows, const int kh, const int kw, const int sh, const struct k_geometry *g, int64_t pitch, const float *x,
+                              const int64_t *offsets, const float *w, vf bias, vf lo, vf hi, float *y) {
+    int64_t h = 0;
+    for (; h + rows <= g->out[1]; h += rows) depthwise_rows(rows, kh, kw, sh, g, pitch, x + h * sh * pitch, offsets, w, bias, lo, hi, y + h * g->out[2]);
+    for (; h < g->out[1]; h++) depthwise_rows(1, kh, kw, sh, g, pitch, x + h * sh * pitch, offsets, w, bias, lo, hi, y + h * g->out[2]);
+}
+
+/* Any kernel, stride and dilation: one vector of outputs at a time. */
+static void depthwise_any(const struct k_geometry *g, const struct padded *p, const float *x, const float *w, vf bias, vf lo, vf hi, float *y) {
+    for (int64_t h = 0; h < g->out[1]; h++)
+        for (int64_t c = 0; c < g->out[2]; c += VW) {
+            vf acc = v_set(0.0f);
+            for (int64_t i = 0; i < g->kernel[1]; i++)
+                for (int64_t j = 0; j < g->kernel[2]; j++) {
+                    const int64_t col = j * g->dilation[2];
+                    const float *src = x + (h * g->stride[1] + i * g->dilation[1]) * p->pitch + col % p->stride * p->part + col / p->stride + c;
+                    acc = v_fma(v_set(w[i * g->kernel[2] + j]), v_load(src), acc);
+                }
+            v_storep(y + h * g->out[2] + c, v_min(hi, v_max(lo, acc + bias)), v_part(g->out[2] - c));
+        }
+}
+
+static void depthwise(const struct k_geometry *g, const float *x, const float *w, float bias, float lo, float hi, float *y, float *padded) {
+    const struct padded p = padded_of(g);
+    const vf vb = v_set(bias), vlo = v_set(lo), vhi = v_set(hi);
+    const int64_t kh = g->kernel[1], kw = g->kernel[2], sh = g->stride[1];
+    int64_t offsets[5];
+
+    pad_plane(g, &p, x, padded);
+    for (int64_t j = 0; j < kw && j < 5; j++) offsets[j] = j * g->dilation[2] % p.stride * p.part + j * g->dilation[2] / p.stride;
+    if (g->dilation[1] != 1 || kh != kw || (kh != 3 && kh != 5) || sh > 2)
+        depthwise_any(g, &p, padded, w, vb, vlo, vhi, y);
+    else if (kh == 3 && sh == 1)
+        depthwise_fixed(4, 3, 3, 1, g, p.pitch, padded, offsets, w, vb, vlo, vhi, y);
+    else if (kh == 3)
+        depthwise_fixed(2, 3, 3, 2, g, p.pitch, padded, offsets, w, vb, vlo, vhi, y);
+    else if (sh == 1)
+        depthwise_fixed(4, 5, 5, 1, g, p.pitch, padded, offsets, w, vb, vlo, vhi, y);
+    else
+        depthwise_fixed(2, 5, 5, 2, g, p.pitch, padded, offsets, w, vb, vlo, vhi, y);
+}
+
+#define K_CONV_TABLE {.pack = pack, .depthwise = depthwise}
