@@ -104,8 +104,9 @@ enum op_status op__slot_alloc(struct op_exec *x, struct op_slot *s) {
     if (bytes < 0 || op_tensor_count(&s->t) > OP__ELEMENTS_MAX) return no_memory(x, SIZE_MAX);
     op__buf_release(s->buf);
     s->buf = NULL;
-    s->t.data = NULL;
+    s->t.data = op__nothing;
     if (!bytes) return OP_OK;
+    s->t.data = NULL;
     s->buf = op__buf_create(x, (size_t)bytes);
     if (!s->buf) return OP_NOMEM;
     s->t.data = s->buf->data;
@@ -159,8 +160,8 @@ enum op_status op__item(const struct op_ctx *ctx, struct op_tensor *item, enum o
     if (rank) memcpy(item->dims, dims, (size_t)rank * sizeof *dims);
     int64_t bytes = op_tensor_bytes(item);
     if (bytes < 0) return op__fail(ctx, OP_LIMIT, "a tensor is too large");
-    item->data = bytes ? heap_tensor(ctx, (size_t)bytes) : NULL;
-    return item->data || !bytes ? OP_OK : OP_NOMEM;
+    item->data = bytes ? heap_tensor(ctx, (size_t)bytes) : op__nothing;
+    return item->data ? OP_OK : OP_NOMEM;
 }
 
 static enum op_status copy_strings(const struct op_ctx *ctx, struct op_string *s, int64_t n) {
@@ -282,6 +283,7 @@ void op__exec_reset(struct op_exec *x) {
         op__buf_release(b);
     }
     op__arena_finish(&x->heap);
+    x->n_pins = 0;
     x->bytes = 0;
     x->steps = 0;
     x->depth = 0;
@@ -289,5 +291,6 @@ void op__exec_reset(struct op_exec *x) {
 
 void op__exec_finish(struct op_exec *x) {
     op__exec_reset(x);
+    free(x->pins);
     pthread_mutex_destroy(&x->lock);
 }

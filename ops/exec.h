@@ -41,6 +41,9 @@ struct op_exec {
     int depth; /* of running subgraphs */
     uint64_t random;
     bool quiet; /* errors are not written down: a trial */
+    const volatile bool *cancel;
+    struct op_buf **pins; /* outputs of subgraphs: kept until the node that ran them ends */
+    int n_pins, cap_pins;
 };
 
 void op__exec_init(struct op_exec *x, const struct op_model *m, struct op_error *err);
@@ -56,9 +59,12 @@ void op__slot_clear(struct op_slot *s);
 /* Gives slot s memory for the type and dims that are in s->t; its size goes through the checked product. */
 enum op_status op__slot_alloc(struct op_exec *x, struct op_slot *s);
 
-/* Evaluates one node on inputs in constant memory: infer, memory, run. out[i] (n->n_out of them) are slots of x, unused
- * ones NULL. OP_NEED_DATA where it cannot be done without more data. */
-enum op_status op__eval(struct op_exec *x, const struct op_node *n, const struct op_tensor *const *in, struct op_tensor *const *out);
+/* What the data of a tensor without elements points at, so that NULL always means "not known". */
+extern char op__nothing[64];
+
+/* Infers, gives memory, runs. ctx->in and ctx->out are set, all inputs have data; view_of is the slot of input 0 (NULL: it lies in
+ * memory that outlives the output). */
+enum op_status op__node_eval(struct op_exec *x, struct op_ctx *ctx, const struct op_slot *view_of);
 
 /* Makes dst an owned deep copy of src: op_tensor_free. */
 enum op_status op__tensor_clone(struct op_tensor *dst, const struct op_tensor *src);

@@ -1,6 +1,6 @@
 /* Building, asking and changing graphs: see graph.h. Arrays grow by doubling inside the arena; what they leave
  * behind is at most what they hold. */
-#include "ops/model.h"
+#include "ops/exec.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +23,7 @@ enum op_status op__graph_set_const(struct op_graph *g, int v, const struct op_te
     struct op_const *c = op__arena_alloc(g->arena, sizeof *c);
     if (!c) return OP_NOMEM;
     c->t = *t;
+    if (!op_tensor_count(t)) c->t.data = op__nothing;
     c->owned = t->data;
     c->next = g->model->constants;
     g->model->constants = c;
@@ -50,26 +51,37 @@ int op__graph_const(struct op_graph *g, const char *name, enum op_type dtype, in
     return v;
 }
 
-struct op_node *op__graph_node(struct op_graph *g, int at, const char *domain, const char *op_type, const char *name, int n_in, int n_out) {
-    const struct op_desc *desc = op__desc_find(domain, op_type, 0);
+bool op__graph_insert(struct op_graph *g, int at, struct op_node *n) {
     if (g->n_nodes == g->cap_nodes) {
         int cap = g->cap_nodes ? g->cap_nodes * 2 : 32;
         struct op_node **all = op__arena_array(g->arena, (size_t)cap, sizeof(void *));
-        if (!all) return NULL;
-        if (g->n_nodes) memcpy(all, g->nodes, (size_t)g->n_nodes * sizeof *all);
+        if (!all) return false;
+        if (g->n_nodes) memcpy(all, g->nodes, (size_t)g->n_nodes * sizeof(void *));
         g->nodes = all;
         g->cap_nodes = cap;
     }
-    struct op_node *n = op__arena_alloc(g->arena, sizeof *n);
-    int *slots = op__arena_array(g->arena, (size_t)n_in + (size_t)n_out, sizeof *slots);
-    if (!desc || !n || !slots) return NULL;
-    *n = (struct op_node){.name = name ? name : "", .op_type = desc->name, .domain = desc->domain ? desc->domain : "", .desc = desc,
-                          .n_in = n_in, .n_out = n_out, .in = slots, .out = slots + n_in, .graph = g};
-    for (int i = 0; i < n_in + n_out; i++) slots[i] = -1;
     memmove(&g->nodes[at + 1], &g->nodes[at], (size_t)(g->n_nodes - at) * sizeof(void *));
     g->nodes[at] = n;
     g->n_nodes++;
-    return n;
+    return true;
+}
+
+struct op_node *op__graph_node(struct op_graph *g, int at, const char *domain, const char *op_type, const char *name, int n_in, int n_out) {
+    const struct op_desc *desc = op__desc_find(domain, op_type, 0);
+    struct op_node *n = op__arena_alloc(g->arena, sizeof *n);
+    int *slots = op__arena_array(g->arena, (size_t)n_in + (size_t)n_out, sizeof *slots);
+    if (!desc || !n || !slots) return NULL;
+    *n = (struct op_node){.name = name ? name : "",
+                          .op_type = desc->name,
+                          .domain = desc->domain ? desc->domain : "",
+                          .desc = desc,
+                          .n_in = n_in,
+                          .n_out = n_out,
+                          .in = slots,
+                          .out = slots + n_in,
+                          .graph = g};
+    for (int i = 0; i < n_in + n_out; i++) slots[i] = -1;
+    return op__graph_insert(g, at, n) ? n : NULL;
 }
 
 enum op_status op__node_grow(struct op_node *n, int n_in) {

@@ -20,12 +20,14 @@ struct op_const {
     void *owned;        /* freed with the constant; NULL: `t.data` lies in the mapped file or in the arena */
     const char *mapped; /* where its bytes lie in the mapped file, NULL if they were not taken from there */
     size_t mapped_bytes;
+    int n_uses, n_consumed; /* counted after the passes: users, and users that packed it */
     struct op_const *next; /* all of a model, for the release */
 };
 
 struct op_value {
     const char *name;
     struct op_const *constant;
+    struct op_const *dflt; /* of an input that a caller may leave out: its initializer */
     enum op_kind kind;   /* as declared in the file, else OP_KIND_TENSOR */
     enum op_type dtype;  /* OP_UNDEFINED where the file does not say */
     int rank;            /* -1 where the file does not say */
@@ -68,6 +70,8 @@ enum op_status op__graph_set_const(struct op_graph *g, int v, const struct op_te
 /* A new node with room for n_in inputs and n_out outputs (all -1), inserted before position `at` of g->nodes. NULL
  * without memory or if no such operator is known. */
 struct op_node *op__graph_node(struct op_graph *g, int at, const char *domain, const char *op_type, const char *name, int n_in, int n_out);
+/* Inserts a node made elsewhere; false without memory. */
+bool op__graph_insert(struct op_graph *g, int at, struct op_node *n);
 /* Gives the node room for n_in own inputs (captures stay behind them); new ones are -1. */
 enum op_status op__node_grow(struct op_node *n, int n_in);
 

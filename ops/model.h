@@ -23,6 +23,8 @@
 #define OP__FILE_DEFAULT ((uint64_t)16 << 30)
 #define OP__STEPS_MAX 10000000      /* nodes executed in one run, loops included */
 
+struct k_kernels;
+
 struct op_opset {
     const char *domain;
     int64_t version;
@@ -51,6 +53,12 @@ struct op_model {
     struct op_const *constants;
     struct op_graph *graph;
     struct op_io *inputs, *outputs;
+    struct op_value *output_infos; /* declared types of the outputs */
+    bool inputs_open;  /* inputs with an initializer are not constants but inputs with a default */
+    struct op_model *open; /* the same file with inputs_open, loaded when a caller first overrides one */
+    const struct k_kernels *kern;
+    const char *bytes; /* of the file */
+    size_t n_bytes;
     int64_t ir_version;
     const char *producer;
     struct op_opset *opsets;
@@ -71,6 +79,8 @@ enum op_status op__onnx_read(struct op_model *m, const char *bytes, size_t n, st
 enum op_status op__model_fail(const struct op_model *m, struct op_error *err, enum op_status code, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 int64_t op__model_opset(const struct op_model *m, const char *domain); /* 0 if not imported */
+/* The variant of m whose initialized inputs can be overridden; lives as long as m. NULL on error. */
+struct op_model *op__model_open(struct op_model *m, struct op_error *err);
 /* external.c: a mapped piece of a file in the model's folder. */
 enum op_status op__external_map(struct op_model *m, const char *location, uint64_t offset, uint64_t length, const char **data, size_t *bytes,
                                 struct op_error *err);

@@ -1,0 +1,97 @@
+/* Whether rows can be stacked: op_model_batchable.
+ *
+ * A model is batchable where dimension 0 of every input is symbolic, and plans for two batch sizes give outputs that differ in
+ * dimension 0 alone, in step with the batch. Other symbolic dimensions get stand-in sizes: the same symbol the same size; a
+ * few sizes are tried, since not every one is possible (a convolution needs enough pixels, an attention fits its mask). */
+#include "ops/session.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const int64_t stand_ins[] = {16, 1, 64, 224, 512, 2};
+
+/* The inputs' shapes for this batch size; a symbol that is the batch's elsewhere follows it. */
+static void fill_shapes(const struct op_model *m, int64_t batch, int64_t stand_in, struct op_tensor *in, int n) {
+    for (int i = 0; i < n; i++) {
+        const struct op_io *io = &m->inputs[i];
+        in[i] = (struct op_tensor){.dtype = io->dtype, .rank = io->rank};
+        for (int d = 0; d < io->rank; d++) {
+            const char *symbol = io->symbols[d], *of_batch = m->inputs[0].symbols[0];
+            in[i].dims[d] = d == 0 ? batch : io->dims[d] >= 0 ? io->dims[d] : symbol && of_batch && strcmp(symbol, of_batch) == 0 ? batch : stand_in;
+        }
+    }
+}
+
+/* 1 and the outputs' shapes; 0 where some depend on data or the plan fails; -1 without memory. */
+static int shapes_for(struct op_session *s, const struct op_tensor *in, int n, struct op_tensor *out) {
+    struct op_error err = {0};
+    const struct op_tensor **list = calloc((size_t)s->m->graph->n_inputs + 1, sizeof *list);
+    if (!list) return -1;
+    for (int i = 0; i < n; i++) list[i] = &in[i];
+    struct op_plan *p = op__plan_create(s->m, s->m->graph, list, s->m->graph->n_inputs, false, &err);
+    free(list);
+    if (!p) return err.code == OP_NOMEM ? -1 : 0;
+    int good = 1;
+    for (int i = 0; i < p->n_outputs; i++) {
+        out[i] = p->slots[p->outputs[i]].t;
+        out[i].data = NULL;
+        if (p->spots[p->outputs[i]].place == OP__PLACE_DYNAMIC) good = 0;
+    }
+    op__plan_destroy(p);
+    return good;
+}
+
+static bool rows_apart(const struct op_tensor *a, int64_t batch_a, const struct op_tensor *b, int64_t batch_b) {
+    if (a->rank < 1 || a->rank != b->rank || a->dims[0] != batch_a || b->dims[0] != batch_b) return false;
+    for (int d = 1; d < a->rank; d++)
+        if (a->dims[d] != b->dims[d]) return false;
+    return true;
+}
+
+static int ask(struct op_session *s) {
+    const struct op_model *m = s->m;
+    int n = m->n_inputs_required, n_out = m->graph->n_outputs, answer = 0;
+    struct op_tensor *in = calloc((size_t)n + 1, sizeof *in), *a = calloc((size_t)n_out + 1, sizeof *a), *b = calloc((size_t)n_out + 1, sizeof *b);
+    if (!in || !a || !b) answer = -1;
+    for (size_t k = 0; k < sizeof stand_ins / sizeof *stand_ins && !answer; k++) {
+        fill_shapes(m, 2, stand_ins[k], in, n);
+        int good = shapes_for(s, in, n, a);
+        fill_shapes(m, 3, stand_ins[k], in, n);
+        if (good == 1) good = shapes_for(s, in, n, b);
+        if (good < 0) answer = -1;
+        if (good != 1) continue;
+        answer = 1;
+        for (int i = 0; i < n_out; i++)
+            if (!rows_apart(&a[i], 2, &b[i], 3)) answer = 0;
+        break;
+    }
+    free(in);
+    free(a);
+    free(b);
+    return answer;
+}
+
+int op_model_batchable(struct op_model *m, struct op_error *err) {
+    struct op_error own;
+    if (!err) err = &own;
+    *err = (struct op_error){0};
+    pthread_mutex_lock(&m->lock);
+    int answer = m->batchable;
+    pthread_mutex_unlock(&m->lock);
+    if (answer != -2) return answer;
+    answer = m->n_inputs_required > 0 && m->graph->n_outputs > 0;
+    for (int i = 0; i < m->n_inputs_required; i++)
+        if (m->inputs[i].kind != OP_KIND_TENSOR || m->inputs[i].rank < 1 || m->inputs[i].dims[0] >= 0) answer = 0;
+    for (int i = 0; i < m->graph->n_outputs; i++) /* a declared size beats what the stand-ins may suggest */
+        if (m->outputs[i].rank == 0 || (m->outputs[i].rank > 0 && m->outputs[i].dims[0] > 1)) answer = 0;
+    if (answer) {
+        struct op_session *s = op_session_create(m, NULL, err);
+        answer = s ? ask(s) : -1;
+        op_session_destroy(s);
+    }
+    pthread_mutex_lock(&m->lock);
+    if (answer >= 0) m->batchable = answer;
+    pthread_mutex_unlock(&m->lock);
+    if (answer < 0 && err->code == OP_OK) op__model_fail(m, err, OP_NOMEM, "out of memory");
+    return answer;
+}
