@@ -92,10 +92,10 @@ static void constants_free_unused(struct op_model *m) {
         free(all.list);
         return;
     }
-    qsort(all.list, all.n, sizeof *all.list, by_address);
+    if (all.n) qsort(all.list, all.n, sizeof *all.list, by_address);
     for (struct op_const **at = &m->constants; *at;) {
         struct op_const *c = *at;
-        if (bsearch(&c, all.list, all.n, sizeof *all.list, by_address)) {
+        if (all.n && bsearch(&c, all.list, all.n, sizeof *all.list, by_address)) {
             at = &c->next;
             continue;
         }

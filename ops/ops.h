@@ -174,6 +174,7 @@ struct op_session_options {
     const volatile bool *cancel; /* polled between nodes; NULL: never */
     void (*on_node)(void *user, const char *op_type, const char *name, uint64_t ns, double flops, double bytes); /* a profile; NULL: none */
     void *user;
+    bool any_shape; /* inputs may have other shapes than the model declares, as long as its graph takes them */
 };
 
 struct op_session;

@@ -203,11 +203,11 @@ static enum op_status check_input(const struct op_session *s, int i, const struc
     if (t->kind != io->kind) return refuse(s, i, t, OP_BAD_TYPE, err, io->kind == OP_KIND_TENSOR ? " (a tensor is expected)" : " (a sequence or optional is expected)");
     if (t->kind != OP_KIND_TENSOR) return t->n_items < 0 || (t->n_items && !t->items) ? refuse(s, i, t, OP_BAD_VALUE, err, " without items") : OP_OK;
     if (io->dtype != OP_UNDEFINED && t->dtype != io->dtype) return refuse(s, i, t, OP_BAD_TYPE, err, "");
-    if (t->rank < 0 || t->rank > OP_RANK_MAX || (io->rank >= 0 && t->rank != io->rank)) {
+    if (t->rank < 0 || t->rank > OP_RANK_MAX || (io->rank >= 0 && t->rank != io->rank && !s->options.any_shape)) {
         snprintf(why, sizeof why, " (the rank is %d, not %d)", t->rank, io->rank);
         return refuse(s, i, t, OP_BAD_SHAPE, err, why);
     }
-    for (int d = 0; d < t->rank && io->rank >= 0; d++)
+    for (int d = 0; d < t->rank && io->rank >= 0 && !s->options.any_shape; d++)
         if (io->dims[d] >= 0 && t->dims[d] != io->dims[d]) {
             snprintf(why, sizeof why, " (dimension %d is %lld, not %lld)", d, (long long)t->dims[d], (long long)io->dims[d]);
             return refuse(s, i, t, OP_BAD_SHAPE, err, why);

@@ -22,6 +22,7 @@
 #define SETS_MAX 1000
 #define FOLDER_DEPTH_MAX 8
 #define ISOLATED_S_MAX 120
+#define CUT_BFLOAT_RTOL (1.0 / 128) /* one unit of bfloat16's last place */
 
 enum verdict { PASSED, FAILED, SKIPPED, NO_CASE };
 
@@ -148,9 +149,12 @@ static void case_tolerance(const char *folder, double *rtol, double *atol) {
     json_decref(o);
 }
 
-/* The suites of ONNX up to 1.14 write bfloat16 values as uint16: numpy has no such type. */
-static void read_as(struct op_tensor *t, enum op_type wanted) {
-    if (t->kind == OP_KIND_TENSOR && t->dtype == OP_U16 && wanted == OP_BF16) t->dtype = OP_BF16;
+/* The suites of ONNX up to 1.14 write bfloat16 values as uint16 (numpy has no such type), and got them by cutting bits off, not by
+ * rounding: true where t is one of those. */
+static bool read_as(struct op_tensor *t, enum op_type wanted) {
+    if (t->kind != OP_KIND_TENSOR || t->dtype != OP_U16 || wanted != OP_BF16) return false;
+    t->dtype = OP_BF16;
+    return true;
 }
 
 static bool read_inputs(const struct op_model *m, const char *folder, struct op_tensor *in, int *n_in, struct outcome *o) {
@@ -184,8 +188,8 @@ static bool check_outputs(const struct op_model *m, const char *folder, const st
             say_error(o, &err);
             return false;
         }
-        read_as(&want, out[i].dtype);
-        bool same = same_value(&out[i], &want, rtol, atol, why);
+        bool cut = read_as(&want, out[i].dtype);
+        bool same = same_value(&out[i], &want, cut && rtol < CUT_BFLOAT_RTOL ? CUT_BFLOAT_RTOL : rtol, atol, why);
         op_tensor_free(&want);
         if (same) continue;
         o->verdict = FAILED;
@@ -221,7 +225,7 @@ static void run_case(const char *folder, struct outcome *o) {
     char path[4096];
     struct op_error err = {0};
     const struct op_load_options load = {.cpu = cpu, .reference = reference};
-    const struct op_session_options how = {.n_threads = (int)n_threads};
+    const struct op_session_options how = {.n_threads = (int)n_threads, .any_shape = true}; /* some official cases declare others than they send */
     double rtol = 1e-3, atol = 1e-7;
     *o = (struct outcome){.verdict = PASSED};
     snprintf(path, sizeof path, "%s/model.onnx", folder);
