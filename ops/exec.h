@@ -44,6 +44,7 @@ struct op_exec {
     const volatile bool *cancel;
     struct op_buf **pins; /* outputs of subgraphs: kept until the node that ran them ends */
     int n_pins, cap_pins;
+    int pin_mark; /* pins from here on are of the node that runs */
 };
 
 void op__exec_init(struct op_exec *x, const struct op_model *m, struct op_error *err);

@@ -127,6 +127,11 @@ int op__n_threads(const struct op_ctx *ctx);
  * run. The executor finds the outer values. Counts against the run's step budget and memory cap. */
 enum op_status op__run_graph(const struct op_ctx *ctx, const struct op_graph *g, const struct op_tensor *inputs, int n_inputs,
                              struct op_tensor *outputs, int n_outputs);
+/* Gives back the memory of an output of op__run_graph that is done with, before the run ends: for who runs a graph many times. */
+void op__give_back(const struct op_ctx *ctx, const struct op_tensor *t);
+/* Makes output i the tensor t: an output of op__run_graph is handed over (give it up), any other is copied. Of a sequence or
+ * optional the list is copied, its tensors live until the end of the run. */
+enum op_status op__take(const struct op_ctx *ctx, int i, const struct op_tensor *t);
 int op__graph_n_inputs(const struct op_graph *g);
 int op__graph_n_outputs(const struct op_graph *g);
 /* What the file says about output i of a subgraph: kind, dtype (OP_UNDEFINED: nothing), rank (-1: nothing) and dims (-1: symbolic). */

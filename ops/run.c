@@ -54,10 +54,12 @@ static void drop_pins(struct op_exec *x, int mark, const struct op_ctx *ctx) {
 static enum op_status step_dynamic(struct op_exec *x, struct op_plan *p, struct op_step *s) {
     for (int i = 0; i < s->node->n_in + s->node->n_captures; i++)
         if (s->ctx.in[i] && s->ctx.in[i]->kind == OP_KIND_TENSOR && !s->ctx.in[i]->data) return op__fail(&s->ctx, OP_BAD_VALUE, "input %d has no value", i);
-    int mark = x->n_pins;
+    int mark = x->n_pins, outer = x->pin_mark;
+    x->pin_mark = mark;
     const struct op_slot *first = s->node->n_in && s->ctx.in[0] ? (const struct op_slot *)s->ctx.in[0] : NULL;
     enum op_status st = op__node_eval(x, &s->ctx, first);
     if (s->node->desc->flags & OP_F_CONTROL) drop_pins(x, mark, &s->ctx);
+    x->pin_mark = outer;
     for (int i = 0; i < s->n_dead; i++) op__slot_clear(&p->slots[s->dead[i]]);
     return st;
 }
@@ -116,6 +118,42 @@ static enum op_status pin(const struct op_ctx *ctx, struct op_buf *b) {
     return OP_OK;
 }
 
+/* The newest pin of the buffer that begins at data, taken off the list; NULL if the node that runs has none: one of a
+ * node that this one runs within stays. */
+static struct op_buf *unpin(struct op_exec *x, const void *data) {
+    for (int i = x->n_pins - 1; data && i >= x->pin_mark; i--) {
+        struct op_buf *b = x->pins[i];
+        if (b->data != data) continue;
+        x->pins[i] = x->pins[--x->n_pins];
+        return b;
+    }
+    return NULL;
+}
+
+void op__give_back(const struct op_ctx *ctx, const struct op_tensor *t) {
+    if (t->kind == OP_KIND_TENSOR) op__buf_release(unpin(ctx->exec, t->data));
+}
+
+enum op_status op__take(const struct op_ctx *ctx, int i, const struct op_tensor *t) {
+    if (i >= ctx->n_out || !ctx->out[i]) return OP_OK;
+    struct op_slot *s = (struct op_slot *)ctx->out[i];
+    if (t->kind != OP_KIND_TENSOR) {
+        enum op_status st = op__output_items(ctx, i, t->kind, t->dtype, t->n_items);
+        if (st == OP_OK && t->n_items) memcpy(s->t.items, t->items, (size_t)t->n_items * sizeof *t->items);
+        return st;
+    }
+    struct op_buf *b = unpin(ctx->exec, t->data);
+    if (b) {
+        op__slot_clear(s);
+        s->t = *t;
+        s->buf = b;
+        return OP_OK;
+    }
+    enum op_status st = op__output(ctx, i, t->dtype, t->rank, t->dims);
+    if (st == OP_OK && op_tensor_bytes(t) > 0) memcpy(s->t.data, t->data, (size_t)op_tensor_bytes(t));
+    return st;
+}
+
 /* An output of the subgraph as the holding node gets it: in a buffer that outlives the subgraph's arena. */
 static enum op_status take_output(const struct op_ctx *ctx, struct op_slot *s, struct op_tensor *dst) {
     *dst = s->t;
@@ -152,6 +190,7 @@ enum op_status op__run_graph(const struct op_ctx *ctx, const struct op_graph *g,
                              int n_outputs) {
     struct op_exec *x = ctx->exec;
     if (!x || !x->session) return OP_UNSUPPORTED;
+    if (++x->steps > OP__STEPS_MAX) return op__fail(ctx, OP_LIMIT, "the run has taken %d steps without coming to an end", OP__STEPS_MAX); /* a body may be empty */
     if (x->depth >= GRAPH_DEPTH_MAX) return op__fail(ctx, OP_LIMIT, "graphs run nested deeper than %d", GRAPH_DEPTH_MAX);
     if (n_inputs != g->n_inputs || n_outputs != g->n_outputs)
         return op__fail(ctx, OP_BAD_MODEL, "its graph has %d inputs and %d outputs, the operator gives %d and takes %d", g->n_inputs, g->n_outputs, n_inputs, n_outputs);

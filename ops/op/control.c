@@ -1,19 +1,7 @@
-/* Results of subgraphs: control.h. */
+/* Stacks of iterations: control.h. */
 #include "ops/op/control.h"
 
 #include <string.h>
-
-enum op_status op__result(const struct op_ctx *ctx, int i, const struct op_tensor *t) {
-    if (i >= ctx->n_out || !ctx->out[i]) return OP_OK;
-    if (t->kind != OP_KIND_TENSOR) {
-        enum op_status st = op__output_items(ctx, i, t->kind, t->dtype, t->n_items);
-        if (st == OP_OK && t->n_items) memcpy(ctx->out[i]->items, t->items, (size_t)t->n_items * sizeof *t->items);
-        return st;
-    }
-    enum op_status st = op__output(ctx, i, t->dtype, t->rank, t->dims);
-    if (st == OP_OK && op_tensor_bytes(t) > 0) memcpy(ctx->out[i]->data, t->data, (size_t)op_tensor_bytes(t));
-    return st;
-}
 
 /* Item n lies in chunk log2(n + 1). */
 static char *place_of(const struct op__stack *s, int64_t n, size_t item_bytes) {

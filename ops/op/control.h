@@ -1,12 +1,8 @@
-/* control.h: what If, Loop, Scan and SequenceMap share: handing on results, and stacking the values of iterations.
- * Internal to ops/op/. */
+/* control.h: what Loop and Scan share: stacking the values of iterations. Internal to ops/op/. */
 #ifndef QUERN_OP_CONTROL_H
 #define QUERN_OP_CONTROL_H
 
 #include "ops/op/move.h"
-
-/* Makes output i a copy of t; of a sequence or optional the list, whose tensors live until the end of the run anyway. */
-enum op_status op__result(const struct op_ctx *ctx, int i, const struct op_tensor *t);
 
 /* Equal tensors, one an iteration, that become one tensor with a new axis. Zero it to begin with. Memory grows with what
  * is pushed: chunk k holds 2^k items, so that nothing is moved and at most half is unused, whatever trip count a

@@ -1,5 +1,5 @@
 /* If: runs one of two subgraphs. Its outputs' shapes and types are those that the branch gives. */
-#include "ops/op/control.h"
+#include "ops/op/move.h"
 
 static enum op_status if_infer(struct op_ctx *ctx) {
     enum op_status st = op__need_tensors(ctx, 1);
@@ -21,7 +21,7 @@ static enum op_status if_run(struct op_ctx *ctx) {
     struct op_tensor *results = op__run_alloc(ctx, (size_t)ctx->n_out * sizeof *results);
     if (!results) return OP_NOMEM;
     enum op_status st = op__run_graph(ctx, op__attr_graph(ctx->node, yes ? "then_branch" : "else_branch"), NULL, 0, results, ctx->n_out);
-    for (int i = 0; st == OP_OK && i < ctx->n_out; i++) st = op__result(ctx, i, &results[i]);
+    for (int i = 0; st == OP_OK && i < ctx->n_out; i++) st = op__take(ctx, i, &results[i]);
     return st;
 }
 

@@ -45,14 +45,18 @@ static enum op_status take_results(const struct op_ctx *ctx, struct loop *l) {
     if (cond->kind != OP_KIND_TENSOR || cond->dtype != OP_BOOL || op_tensor_count(cond) != 1)
         return op__fail(ctx, OP_BAD_TYPE, "the body's condition is %s, one bool is expected", op__text(cond, text[0]));
     l->cond = *(const uint8_t *)cond->data != 0;
-    for (int k = 0; st == OP_OK && k < l->n; k++) {
+    op__give_back(ctx, cond);
+    for (int k = 0; k < l->n; k++) {
         struct op_tensor *v = &l->args[2 + k], *next = &l->results[1 + k];
         if (v->kind == OP_KIND_TENSOR && next->kind == OP_KIND_TENSOR && v->dtype != next->dtype)
             return op__fail(ctx, OP_BAD_TYPE, "value %d is %s before and %s after an iteration", k, op__text(v, text[0]), op__text(next, text[1]));
+        if (l->i) op__give_back(ctx, v); /* the first ones are the node's own inputs */
         *v = *next;
-        if (v->kind == OP_KIND_TENSOR && (v->data == &l->i || v->data == &l->cond)) st = op__copy(ctx, v, next); /* those two change */
     }
-    for (int k = 0; st == OP_OK && k < l->n_scan; k++) st = op__stack_push(ctx, &l->stacks[k], &l->results[1 + l->n + k], "a scan output");
+    for (int k = 0; st == OP_OK && k < l->n_scan; k++) {
+        st = op__stack_push(ctx, &l->stacks[k], &l->results[1 + l->n + k], "a scan output");
+        op__give_back(ctx, &l->results[1 + l->n + k]);
+    }
     return st;
 }
 
@@ -76,7 +80,7 @@ static enum op_status loop_run(struct op_ctx *ctx) {
         st = op__run_graph(ctx, l.body, l.args, 2 + l.n, l.results, l.n_results);
         if (st == OP_OK) st = take_results(ctx, &l);
     }
-    for (int k = 0; st == OP_OK && k < l.n; k++) st = op__result(ctx, k, &l.args[2 + k]);
+    for (int k = 0; st == OP_OK && k < l.n; k++) st = op__take(ctx, k, &l.args[2 + k]);
     for (int k = 0; st == OP_OK && k < l.n_scan; k++) {
         if (l.n + k >= ctx->n_out || !ctx->out[l.n + k]) continue;
         if (l.stacks[k].n == 0) st = op__stack_declare(ctx, &l.stacks[k], l.body, 1 + l.n + k, "a scan output");

@@ -1,6 +1,6 @@
 /* Optionals: Optional, OptionalGetElement, OptionalHasElement. An optional holds nothing, or one tensor or sequence; its
  * one item lives until the end of the run like a sequence's. From opset 18 on the last two also take what is not optional. */
-#include "ops/op/control.h"
+#include "ops/op/move.h"
 
 #include <string.h>
 
@@ -40,9 +40,9 @@ static enum op_status get_infer(struct op_ctx *ctx) {
 
 static enum op_status get_run(struct op_ctx *ctx) {
     const struct op_tensor *x = ctx->in[0];
-    if (x->kind != OP_KIND_OPTIONAL) return op__result(ctx, 0, x);
+    if (x->kind != OP_KIND_OPTIONAL) return op__take(ctx, 0, x);
     if (!x->n_items) return op__fail(ctx, OP_BAD_VALUE, "the optional is empty");
-    return op__result(ctx, 0, &x->items[0]);
+    return op__take(ctx, 0, &x->items[0]);
 }
 
 static const struct op_desc optional_get_element = {

@@ -71,9 +71,13 @@ static enum op_status scan_steps(const struct op_ctx *ctx, struct scan *s) {
             if (s->results[k].kind != OP_KIND_TENSOR || s->results[k].dtype != s->args[k].dtype)
                 return op__fail(ctx, OP_BAD_TYPE, "state %d is %s before and %s after a step", k, op__text(&s->args[k], text[0]),
                                 op__text(&s->results[k], text[1]));
+            if (t) op__give_back(ctx, &s->args[k]); /* the first ones are the node's own inputs */
             s->args[k] = s->results[k];
         }
-        for (int k = 0; st == OP_OK && k < s->n_outputs; k++) st = op__stack_push(ctx, &s->stacks[k], &s->results[s->n_states + k], "a scan output");
+        for (int k = 0; st == OP_OK && k < s->n_outputs; k++) {
+            st = op__stack_push(ctx, &s->stacks[k], &s->results[s->n_states + k], "a scan output");
+            op__give_back(ctx, &s->results[s->n_states + k]);
+        }
         if (st != OP_OK) return st;
     }
     return OP_OK;
@@ -137,7 +141,7 @@ static enum op_status scan_run(struct op_ctx *ctx) {
         st = axis_first(ctx, x, op__axis(in_axes ? in_axes[k] : 0, x->rank), &s.inputs[k]);
     }
     if (st == OP_OK) st = scan_steps(ctx, &s);
-    for (int k = 0; st == OP_OK && k < s.n_states; k++) st = op__result(ctx, k, &s.args[k]);
+    for (int k = 0; st == OP_OK && k < s.n_states; k++) st = op__take(ctx, k, &s.args[k]);
     for (int k = 0; st == OP_OK && k < s.n_outputs; k++) {
         int i = s.n_states + k;
         if (i >= ctx->n_out || !ctx->out[i]) continue;
@@ -218,7 +222,7 @@ static enum op_status scan_8_run(struct op_ctx *ctx) {
     if (!states) return OP_NOMEM;
     for (int64_t b = 0; st == OP_OK && b < n_batch; b++) st = scan_8_entry(ctx, &s, states, b, n_time);
     for (int k = 0; st == OP_OK && k < s.n_states; k++)
-        st = n_batch ? op__stack_output(ctx, k, &states[k], 0, false) : op__result(ctx, k, ctx->in[1 + k]);
+        st = n_batch ? op__stack_output(ctx, k, &states[k], 0, false) : op__take(ctx, k, ctx->in[1 + k]);
     for (int k = 0; st == OP_OK && k < s.n_outputs; k++) {
         int i = s.n_states + k;
         if (i >= ctx->n_out || !ctx->out[i]) continue;

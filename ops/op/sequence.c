@@ -2,7 +2,7 @@
  *
  * A sequence is a list of tensors. The tensors of a run's sequences live until the run's end, so that inserting and
  * erasing copy the list and not what is in it; a tensor that enters a sequence is copied once. */
-#include "ops/op/control.h"
+#include "ops/op/move.h"
 
 #include <string.h>
 
@@ -188,7 +188,7 @@ static enum op_status at_run(struct op_ctx *ctx) {
     const struct op_tensor *s = ctx->in[0];
     int64_t at;
     enum op_status st = read_position(ctx, 1, s->n_items, s->n_items, 0, &at);
-    return st == OP_OK ? op__result(ctx, 0, &s->items[at]) : st;
+    return st == OP_OK ? op__take(ctx, 0, &s->items[at]) : st;
 }
 
 static const struct op_desc sequence_at = {

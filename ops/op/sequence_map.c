@@ -1,7 +1,7 @@
 /* SequenceMap (opset 17): runs its body once for each tensor of the first input, which is a sequence. Further inputs are
  * sequences of the same length, taken item by item, or tensors, handed over as they are. Each output of the body
  * becomes a sequence. */
-#include "ops/op/control.h"
+#include "ops/op/move.h"
 
 #include <string.h>
 
@@ -47,6 +47,7 @@ static enum op_status map_run(struct op_ctx *ctx) {
             ctx->out[k]->dtype = results[k].dtype;
             st = op__copy(ctx, &ctx->out[k]->items[i], &results[k]);
         }
+        for (int k = 0; k < n_results; k++) op__give_back(ctx, &results[k]);
     }
     return st;
 }

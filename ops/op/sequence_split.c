@@ -1,5 +1,5 @@
 /* SplitToSequence and ConcatFromSequence: between one tensor and a sequence of its pieces. */
-#include "ops/op/control.h"
+#include "ops/op/move.h"
 
 #include <string.h>
 
