@@ -3,7 +3,8 @@
  * extensions (a + b, a * b, i << 23); here is only what the language cannot say: fused multiply-add, loads and stores of a
  * part of a vector, minimum and maximum, comparison and selection.
  *
- *   vf      VW floats, vi    VW 32-bit integers, vm    a mask of VW truth values, vp    the first n lanes (v_part), made once
+ *   vf      VW floats, vi, vu  VW 32-bit integers, signed and not (sums that may wrap are done in vu),
+ *   vm    a mask of VW truth values, vp    the first n lanes (v_part), made once
  *   v_load_range reads lanes [lo, hi) of a vector and has zeros in the others; memory outside the range is not touched
  *   v_even, v_odd  every second element of a and b, one after the other
  *   v_max(a, b) is a > b ? a : b, v_min(a, b) is a < b ? a : b: the second operand wins where one is NaN. */
@@ -26,6 +27,7 @@
 typedef __m512 vf;
 typedef __mmask16 vm;
 typedef int32_t vi __attribute__((vector_size(64)));
+typedef uint32_t vu __attribute__((vector_size(64)));
 
 typedef __mmask16 vp;
 
@@ -64,6 +66,7 @@ K_INLINE vf v_sel(vm m, vf a, vf b) { return _mm512_mask_blend_ps(m, b, a); } /*
 typedef __m256 vf;
 typedef __m256 vm;
 typedef int32_t vi __attribute__((vector_size(32)));
+typedef uint32_t vu __attribute__((vector_size(32)));
 
 K_INLINE __m256i v__first(int64_t n) { /* all ones in lanes below n */
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -100,6 +103,7 @@ K_INLINE vf v_sel(vm m, vf a, vf b) { return _mm256_blendv_ps(b, a, m); }
 #define VW 4
 typedef float vf __attribute__((vector_size(16)));
 typedef int32_t vi __attribute__((vector_size(16)));
+typedef uint32_t vu __attribute__((vector_size(16)));
 typedef vi vm;
 
 K_INLINE vf v_set(float x) { return (vf){x, x, x, x}; }

@@ -16,7 +16,7 @@ static const float magic_round = 12582912.0f; /* 1.5 * 2^23: x + magic - magic r
 /* e^r - 1 = r + r^2 P(r) on |r| <= ln 2 / 2, relative error of e^r 2^-28; *n is the vector of integers with x = n ln 2 + r. */
 K_INLINE vf v__exp_reduced(vf x, vi *n) {
     const vf t = v_fma(x, v_set(0x1.715476p+0f), v_set(magic_round)), k = t - v_set(magic_round);
-    *n = (vi)t - (vi)v_set(magic_round);
+    *n = (vi)((vu)t - (vu)v_set(magic_round));
     vf r = v_fnma(k, v_set(0x1.62e400p-1f), x);
     r = v_fnma(k, v_set(0x1.7f7d1cp-20f), r);
     vf p = v_set(0x1.6a2434p-10f);
@@ -30,7 +30,7 @@ K_INLINE vf v__exp_reduced(vf x, vi *n) {
 /* 2^n as a product of two factors, so that subnormal and overflowing results are rounded once. */
 K_INLINE vf v__scale(vf x, vi n) {
     const vi half = n >> 1, rest = n - half;
-    return x * (vf)((half + 127) << 23) * (vf)((rest + 127) << 23);
+    return x * (vf)((vu)(half + 127) << 23) * (vf)((vu)(rest + 127) << 23);
 }
 
 K_INLINE vf v_exp(vf x) {
@@ -44,7 +44,7 @@ K_INLINE vf v_exp(vf x) {
 K_INLINE vf v_expm1_negative(vf x) {
     vi n;
     x = v_max(v_set(-30.0f), x);
-    const vf p = v__exp_reduced(x, &n), scale = (vf)((n + 127) << 23);
+    const vf p = v__exp_reduced(x, &n), scale = (vf)((vu)(n + 127) << 23);
     return v_fma(p, scale, scale - v_set(1.0f));
 }
 
@@ -53,8 +53,8 @@ K_INLINE vf v_log(vf x) {
     const vf zero = v_set(0.0f);
     const vm tiny = v_lt(x, v_set(0x1p-126f));
     const vf scaled = v_sel(tiny, x * v_set(0x1p23f), x);
-    const vi bits = (vi)scaled - v_seti(0x3f3504f3);
-    const vf k = (vf)((bits >> 23) + (vi)v_set(magic_round)) - v_sel(tiny, v_set(magic_round + 23.0f), v_set(magic_round));
+    const vi bits = (vi)((vu)scaled - (vu)v_seti(0x3f3504f3));
+    const vf k = (vf)((vu)(bits >> 23) + (vu)v_set(magic_round)) - v_sel(tiny, v_set(magic_round + 23.0f), v_set(magic_round));
     const vf f = (vf)((bits & v_seti(0x7fffff)) + v_seti(0x3f3504f3)) - v_set(1.0f), f2 = f * f;
     vf p = v_set(0x1.1457a6p-4f);
     p = v_fma(p, f, v_set(-0x1.de3c16p-4f));
