@@ -82,28 +82,49 @@ struct padded { /* the buffer: rows of `pitch` floats, each of `stride` parts of
 static struct padded padded_of(const struct k_geometry *g) {
     const int64_t width = (g->out[2] - 1) * g->stride[2] + (g->kernel[2] - 1) * g->dilation[2] + 1;
     struct padded p = {.rows = (g->out[1] - 1) * g->stride[1] + (g->kernel[1] - 1) * g->dilation[1] + 1, .stride = g->stride[2]};
-    p.part = (width + p.stride - 1) / p.stride;
+    p.part = p.stride == 1 ? width : p.stride == 2 ? (width + 1) / 2 : (width + p.stride - 1) / p.stride;
     p.pitch = p.part * p.stride;
     return p;
 }
 
+/* Where column c of a padded row lies in the buffer's row. */
+K_INLINE int64_t column_at(const struct padded *p, int64_t c) {
+    return p->stride == 1 ? c : p->stride == 2 ? (c & 1) * p->part + c / 2 : c % p->stride * p->part + c / p->stride;
+}
+
+K_INLINE void copy_row(const float *src, int64_t width, float *dst) {
+    int64_t i = 0;
+    for (; i + VW <= width; i += VW) v_store(dst + i, v_load(src + i));
+    if (i < width) v_storen(dst + i, v_loadn(src + i, width - i), width - i);
+}
+
+/* Columns 0, 2, 4 … to first, 1, 3, 5 … to second. */
+K_INLINE void split_row(const float *src, int64_t width, float *first, float *second) {
+    int64_t i = 0;
+    for (; i + 2 * VW <= width; i += 2 * VW) {
+        const vf a = v_load(src + i), b = v_load(src + i + VW);
+        v_store(first + i / 2, v_even(a, b));
+        v_store(second + i / 2, v_odd(a, b));
+    }
+    const int64_t left = width - i;
+    if (left <= 0) return;
+    const vf a = v_load_range(src + i, 0, left), b = v_load_range(src + i + VW, 0, left - VW);
+    v_storen(first + i / 2, v_even(a, b), (left + 1) / 2);
+    v_storen(second + i / 2, v_odd(a, b), left / 2);
+}
+
 static void pad_plane(const struct k_geometry *g, const struct padded *p, const float *x, float *dst) {
     const int64_t left = g->begin[2], width = p->pitch - left < g->in[2] ? p->pitch - left : g->in[2]; /* columns that windows reach */
-    for (int64_t h = 0; h < g->in[1] && h + g->begin[1] < p->rows; h++) {
+    const int64_t rows = p->rows - g->begin[1] < g->in[1] ? p->rows - g->begin[1] : g->in[1];
+    for (int64_t h = 0; h < rows; h++) {
         const float *src = x + h * g->in[2];
         float *row = dst + (h + g->begin[1]) * p->pitch;
-        int64_t i = 0;
-        if (p->stride == 1) {
-            for (; i + VW <= width; i += VW) v_store(row + left + i, v_load(src + i));
-        } else if (p->stride == 2) {
-            float *first = row + (left & 1 ? p->part : 0) + left / 2, *second = row + (left & 1 ? 0 : p->part) + (left + 1) / 2;
-            for (; i + 2 * VW <= width; i += 2 * VW) {
-                const vf a = v_load(src + i), b = v_load(src + i + VW);
-                v_store(first + i / 2, v_even(a, b));
-                v_store(second + i / 2, v_odd(a, b));
-            }
-        }
-        for (; i < width; i++) row[(left + i) % p->stride * p->part + (left + i) / p->stride] = src[i];
+        if (p->stride == 1)
+            copy_row(src, width, row + left);
+        else if (p->stride == 2)
+            split_row(src, width, row + column_at(p, left), row + column_at(p, left + 1));
+        else
+            for (int64_t i = 0; i < width; i++) row[column_at(p, left + i)] = src[i];
     }
 }
 
@@ -129,13 +150,16 @@ K_INLINE void depthwise_rows(const int rows, const int kh, const int kw, const i
         depthwise_block(rows, kh, kw, sh, x + c, pitch, offsets, w, bias, lo, hi, y + c, g->out[2], v_part(g->out[2] - c));
 }
 
-/* A kernel of kh x kw (constants), `rows` output rows at a time. */
-K_INLINE void depthwise_fixed(const int rows, const int kh, const int kw, const int sh, const struct k_geometry *g, int64_t pitch, const float *x,
+/* A kernel of kh x kw (constants): blocks of `most` rows (7 divides what networks for 224 pixels have), then of 2, then single ones. */
+K_INLINE void depthwise_fixed(const int most, const int kh, const int kw, const int sh, const struct k_geometry *g, int64_t pitch, const float *x,
                               const int64_t *offsets, const float *w, vf bias, vf lo, vf hi, float *y) {
     int64_t h = 0;
-    for (; h + rows <= g->out[1]; h += rows) depthwise_rows(rows, kh, kw, sh, g, pitch, x + h * sh * pitch, offsets, w, bias, lo, hi, y + h * g->out[2]);
+    for (; h + most <= g->out[1]; h += most) depthwise_rows(most, kh, kw, sh, g, pitch, x + h * sh * pitch, offsets, w, bias, lo, hi, y + h * g->out[2]);
+    for (; h + 2 <= g->out[1]; h += 2) depthwise_rows(2, kh, kw, sh, g, pitch, x + h * sh * pitch, offsets, w, bias, lo, hi, y + h * g->out[2]);
     for (; h < g->out[1]; h++) depthwise_rows(1, kh, kw, sh, g, pitch, x + h * sh * pitch, offsets, w, bias, lo, hi, y + h * g->out[2]);
 }
+
+enum { DEPTHWISE_ROWS = K_LANES == K_LANES_AVX512 ? 7 : 4 };
 
 /* Any kernel, stride and dilation: one vector of outputs at a time. */
 static void depthwise_any(const struct k_geometry *g, const struct padded *p, const float *x, const float *w, vf bias, vf lo, vf hi, float *y) {
@@ -144,8 +168,7 @@ static void depthwise_any(const struct k_geometry *g, const struct padded *p, co
             vf acc = v_set(0.0f);
             for (int64_t i = 0; i < g->kernel[1]; i++)
                 for (int64_t j = 0; j < g->kernel[2]; j++) {
-                    const int64_t col = j * g->dilation[2];
-                    const float *src = x + (h * g->stride[1] + i * g->dilation[1]) * p->pitch + col % p->stride * p->part + col / p->stride + c;
+                    const float *src = x + (h * g->stride[1] + i * g->dilation[1]) * p->pitch + column_at(p, j * g->dilation[2]) + c;
                     acc = v_fma(v_set(w[i * g->kernel[2] + j]), v_load(src), acc);
                 }
             v_storep(y + h * g->out[2] + c, v_min(hi, v_max(lo, acc + bias)), v_part(g->out[2] - c));
@@ -159,17 +182,17 @@ static void depthwise(const struct k_geometry *g, const float *x, const float *w
     int64_t offsets[5];
 
     pad_plane(g, &p, x, padded);
-    for (int64_t j = 0; j < kw && j < 5; j++) offsets[j] = j * g->dilation[2] % p.stride * p.part + j * g->dilation[2] / p.stride;
+    for (int64_t j = 0; j < kw && j < 5; j++) offsets[j] = column_at(&p, j * g->dilation[2]);
     if (g->dilation[1] != 1 || kh != kw || (kh != 3 && kh != 5) || sh > 2)
         depthwise_any(g, &p, padded, w, vb, vlo, vhi, y);
     else if (kh == 3 && sh == 1)
-        depthwise_fixed(4, 3, 3, 1, g, p.pitch, padded, offsets, w, vb, vlo, vhi, y);
+        depthwise_fixed(DEPTHWISE_ROWS, 3, 3, 1, g, p.pitch, padded, offsets, w, vb, vlo, vhi, y);
     else if (kh == 3)
-        depthwise_fixed(2, 3, 3, 2, g, p.pitch, padded, offsets, w, vb, vlo, vhi, y);
+        depthwise_fixed(DEPTHWISE_ROWS, 3, 3, 2, g, p.pitch, padded, offsets, w, vb, vlo, vhi, y);
     else if (sh == 1)
-        depthwise_fixed(4, 5, 5, 1, g, p.pitch, padded, offsets, w, vb, vlo, vhi, y);
+        depthwise_fixed(DEPTHWISE_ROWS, 5, 5, 1, g, p.pitch, padded, offsets, w, vb, vlo, vhi, y);
     else
-        depthwise_fixed(2, 5, 5, 2, g, p.pitch, padded, offsets, w, vb, vlo, vhi, y);
+        depthwise_fixed(DEPTHWISE_ROWS, 5, 5, 2, g, p.pitch, padded, offsets, w, vb, vlo, vhi, y);
 }
 
 #define K_CONV_TABLE {.pack = pack, .depthwise = depthwise}
