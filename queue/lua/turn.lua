@@ -1,0 +1,184 @@
+-- Ends a batch of jobs and claims the next ones: one round trip.
+-- KEYS 1 hb  2 a  3 redo  4 in:hi  5 in  6 in:lo  7 land  8 land:hi  9 land:lo  10 del  11 delb
+--      12 dead  13 deadb  14 cfg  15 fence  16 pops  17 st  18 cx, then the items' keys
+-- ARGV 1 wid  2 how many to claim  3 now  4..7 shares of redo, hi, in, lo  8 look into land?
+--      9 number of items, then the items: token, verb, what the verb needs
+-- Verbs: c commit  x bury  d delay  h hand back  l leave  r repeat the stored result.
+-- The first write of an item is HDEL, the first of a claim RPOP: both free memory, so that the rest
+-- of the script runs on a full Redis too.
+local a, now = KEYS[2], ARGV[3]
+local want, at, key = tonumber(ARGV[2]), 10, 18
+local said, stat = {}, {}
+
+local function bit(flags, b) return flags % (b + b) >= b end
+
+local function json(entry)
+  if string.byte(entry) ~= 126 then return entry end
+  return string.sub(entry, string.find(entry, '~', 2, true) + 1)
+end
+
+local function inbox(header)
+  local f = string.match(header, '^~[%d,]+,([hl]?)')
+  if f == 'h' then return KEYS[4] elseif f == 'l' then return KEYS[6] end
+  return KEYS[5]
+end
+
+-- Keys of an item follow its flags: r, [n], [reply_to], [s], [u], [b, b:d, b:s].
+local function ended(flags, ttl, id, envelope, state, mine)
+  local k = key + 1
+  local fresh = false
+  if mine then
+    if envelope then
+      fresh = redis.call('SET', KEYS[k], envelope, 'PX', ttl, 'NX')
+    end
+    if not fresh then envelope = redis.call('GET', KEYS[k]) end
+  end
+  k = k + 1
+  if bit(flags, 1) then
+    if mine then
+      redis.call('LPUSH', KEYS[k], '1')
+      redis.call('PEXPIRE', KEYS[k], ttl)
+    end
+    k = k + 1
+  end
+  if bit(flags, 2) then
+    if mine and envelope then
+      redis.call('LPUSH', KEYS[k], envelope)
+      redis.call('PEXPIRE', KEYS[k], ttl)
+    end
+    k = k + 1
+  end
+  if bit(flags, 4) then
+    if fresh then
+      redis.call('HSET', KEYS[k], 'state', state, 'ended_ms', now)
+      redis.call('PEXPIRE', KEYS[k], ttl)
+    end
+    k = k + 1
+  end
+  if bit(flags, 8) then
+    if mine and redis.call('GET', KEYS[k]) == id then redis.call('DEL', KEYS[k]) end
+    k = k + 1
+  end
+  if bit(flags, 16) then
+    if mine then redis.call('DEL', KEYS[k], KEYS[k + 1], KEYS[k + 2]) end
+    k = k + 3
+  end
+  if mine and bit(flags, 32) then redis.call('HDEL', KEYS[18], id) end
+  key = k - 1
+  if fresh then
+    stat[state] = (stat[state] or 0) + 1
+    return '1'
+  end
+  return '2'
+end
+
+for i = 1, tonumber(ARGV[9]) do
+  local token, verb = ARGV[at], ARGV[at + 1]
+  local entry = (verb == 'x' or verb == 'd' or verb == 'h') and redis.call('HGET', a, token)
+  local mine = redis.call('HDEL', a, token) == 1
+  local word = '1'
+  if verb == 'c' or verb == 'x' then
+    local flags, id, envelope = tonumber(ARGV[at + 2]), ARGV[at + 4], ARGV[at + 5]
+    word = ended(flags, ARGV[at + 3], id, envelope, ARGV[at + 6], mine)
+    if mine and verb == 'x' and word == '1' then
+      redis.call('ZADD', KEYS[12], now, id)
+      redis.call('HSET', KEYS[13], id, #envelope .. ':' .. envelope .. json(entry))
+    end
+    at = at + 7
+  elseif verb == 'r' then
+    ended(tonumber(ARGV[at + 2]), ARGV[at + 3], ARGV[at + 4], false, '', mine)
+    at = at + 5
+  elseif verb == 'd' then
+    local flags, header, due, id = tonumber(ARGV[at + 2]), ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
+    if mine then
+      redis.call('ZADD', KEYS[10], due, id)
+      redis.call('HSET', KEYS[11], id, header .. json(entry))
+      stat[ARGV[at + 6]] = (stat[ARGV[at + 6]] or 0) + 1
+    end
+    if bit(flags, 4) then
+      key = key + 1
+      if mine then redis.call('HSET', KEYS[key], 'state', ARGV[at + 6], 'due_ms', due) end
+    end
+    at = at + 7
+  elseif verb == 'h' then
+    if mine then redis.call('RPUSH', inbox(ARGV[at + 2]), ARGV[at + 2] .. json(entry)) end
+    at = at + 3
+  else
+    at = at + 2
+  end
+  said[i] = mine and word or '0'
+end
+
+for name, count in pairs(stat) do redis.call('HINCRBY', KEYS[17], name, count) end
+if next(stat) then redis.call('EXPIRE', KEYS[17], 7200) end
+
+local out, alive = {}, redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1
+local paused = redis.call('HGET', KEYS[14], 'paused') == '1'
+if paused or not alive then want = 0 end
+
+local function take(entry, flag)
+  if string.byte(entry) ~= 126 then entry = '~1,0,0,' .. now .. ',' .. flag .. '~' .. entry end
+  out[#out + 1] = entry
+end
+
+if ARGV[8] == '1' then
+  local flags = {'', 'h', 'l'}
+  local back = {KEYS[5], KEYS[4], KEYS[6]}
+  for i = 1, 3 do
+    local entry = redis.call('RPOP', KEYS[6 + i])
+    while entry do
+      if #out < want then take(entry, flags[i]) else redis.call('RPUSH', back[i], entry) end
+      entry = redis.call('RPOP', KEYS[6 + i])
+    end
+  end
+end
+
+local function pop(list, most, flag)
+  if most > want - #out then most = want - #out end
+  if most <= 0 then return 0 end
+  local got = redis.call('RPOP', list, most)
+  if not got then return 0 end
+  for i = 1, #got do take(got[i], flag) end
+  return #got
+end
+
+local due = -1
+if #out < want then
+  local redo = tonumber(ARGV[4])
+  redo = redo - pop(KEYS[3], redo, '')
+  if redo > want - #out then redo = want - #out end
+  if redo > 0 then
+    local ids = redis.call('ZRANGEBYSCORE', KEYS[10], '-inf', now, 'LIMIT', 0, redo)
+    for i = 1, #ids do
+      local entry = redis.call('HGET', KEYS[11], ids[i])
+      redis.call('ZREM', KEYS[10], ids[i])
+      redis.call('HDEL', KEYS[11], ids[i])
+      if entry then take(entry, '') end
+    end
+  end
+  pop(KEYS[4], tonumber(ARGV[5]), 'h')
+  pop(KEYS[5], tonumber(ARGV[6]), '')
+  pop(KEYS[6], tonumber(ARGV[7]), 'l')
+  pop(KEYS[4], want, 'h')
+  pop(KEYS[5], want, '')
+  pop(KEYS[6], want, 'l')
+  pop(KEYS[3], want, '')
+  if #out < want then
+    local first = redis.call('ZRANGE', KEYS[10], 0, 0, 'WITHSCORES')
+    if first[2] then due = tonumber(first[2]) end
+  end
+end
+
+local last = 0
+if #out > 0 then
+  last = redis.call('INCRBY', KEYS[15], #out)
+  redis.call('INCRBY', KEYS[16], #out)
+  local own = {}
+  for i = 1, #out do
+    own[2 * i - 1] = string.format('%.0f', last - #out + i)
+    own[2 * i] = out[i]
+  end
+  redis.call('HSET', a, unpack(own))
+end
+return {alive and 1 or 0, paused and 1 or 0, redis.call('HLEN', KEYS[18]), due, last - #out + 1,
+        table.concat(said), out}
