@@ -68,6 +68,7 @@ static void mark(struct marks *all, const struct op_const *c) {
         all->cap = cap;
     }
     all->list[all->n++] = c;
+    mark(all, c->base);
 }
 
 /* Marks every constant that the graph still uses. */
@@ -117,7 +118,8 @@ static enum op_status prepare_node(struct op_model *m, struct op_node *n, struct
     enum op_status st = n->desc->prepare(&p);
     m->packed_bytes += p.packed_bytes;
     for (int i = 0; i < n->n_in && i < 64 && st == OP_OK && !m->options.reference; i++)
-        if (in[i] && p.consumed >> i & 1) n->graph->values[n->in[i]].constant->n_consumed++;
+        if (in[i] && p.consumed >> i & 1)
+            for (struct op_const *c = n->graph->values[n->in[i]].constant; c; c = c->base) c->n_consumed++;
     free(in);
     return st;
 }
@@ -136,18 +138,16 @@ static enum op_status count_uses(struct op_graph *g, void *user) {
     return OP_OK;
 }
 
-/* The weights that every user has packed go: copies are freed, mapped pages given back. */
+/* Memory that every user has packed goes: copies are freed, mapped pages given back. What still asks for the data finds none. */
 static void release_consumed(const struct op_node *n) {
-    for (int i = 0; i < n->n_in; i++) {
-        struct op_const *c = n->in[i] >= 0 ? n->graph->values[n->in[i]].constant : NULL;
-        if (!c || !c->n_consumed || c->n_consumed != c->n_uses) continue;
-        int64_t bytes = op_tensor_bytes(&c->t);
-        if (c->owned) { /* what still asks for the data finds that there is none */
+    for (int i = 0; i < n->n_in; i++)
+        for (struct op_const *c = n->in[i] >= 0 ? n->graph->values[n->in[i]].constant : NULL; c; c = c->base) {
+            if (!c->n_consumed || c->n_consumed != c->n_uses) break;
+            if (c->mapped && !c->owned) give_back(c->mapped, c->mapped_bytes);
+            else if (op_tensor_count(&c->t)) c->t.data = NULL;
             free(c->owned);
             c->owned = NULL;
-            c->t.data = NULL;
-        } else if (c->mapped && bytes > 0) give_back(c->mapped, (size_t)bytes);
-    }
+        }
 }
 
 static enum op_status prepare_graph(struct op_graph *g, void *user) {
@@ -157,6 +157,12 @@ static enum op_status prepare_graph(struct op_graph *g, void *user) {
         if (st != OP_OK) return st;
         release_consumed(g->nodes[i]);
     }
+    return OP_OK;
+}
+
+static enum op_status settle_graph(struct op_graph *g, void *user) {
+    (void)user;
+    op__graph_sweep(g);
     return OP_OK;
 }
 
@@ -260,6 +266,7 @@ static enum op_status build(struct op_model *m, struct op_error *err) {
         if (c->owned && c->mapped) give_back(c->mapped, c->mapped_bytes);
     st = describe_ios(m, err);
     if (st == OP_OK && !m->options.reference) st = op__passes_run(m->graph, err);
+    op__graph_each(m->graph, settle_graph, NULL); /* no gaps, also where a pass failed: release walks the nodes */
     if (st != OP_OK) return st;
     constants_free_unused(m);
     op__graph_each(m->graph, count_uses, NULL);

@@ -519,6 +519,11 @@ static const struct function *function_find(const struct reader *r, const char *
     return NULL;
 }
 
+static bool is_plain_constant(const struct op_node *n) {
+    return op__node_is(n, "Constant") && n->n_in == 0 && n->n_out == 1 && n->out[0] >= 0 && n->n_attrs == 1 && n->attrs[0].kind == OP_ATTR_TENSOR &&
+           strcmp(n->attrs[0].name, "value") == 0;
+}
+
 static enum op_status read_node(struct reader *r, const struct proto *p, struct scope *s, const struct call *call, int depth) {
     struct node_parts parts;
     struct op_graph *g = s->graph;
@@ -542,6 +547,10 @@ static enum op_status read_node(struct reader *r, const struct proto *p, struct 
     n->desc = op__desc_find(n->domain, n->op_type, opset > INT32_MAX ? INT32_MAX : (int)opset);
     if (!n->desc) return unknown_operator(r, n, opset);
     st = node_outputs(r, p, n, s);
+    if (st == OP_OK && is_plain_constant(n)) { /* a constant like an initializer: no node */
+        g->values[n->out[0]].constant = (struct op_const *)(void *)n->attrs[0].t; /* t is its first member */
+        return OP_OK;
+    }
     if (st == OP_OK) st = op__graph_insert(g, g->n_nodes, n) ? OP_OK : no_memory(r);
     return st == OP_OK ? settle(r, n, opset) : st;
 }

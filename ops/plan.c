@@ -67,7 +67,7 @@ static int slot_of(struct planner *pl, const struct op_graph *g, int *bound, int
     if (v < 0) return -1;
     if (bound[v] < 0 && g->values[v].constant) {
         const struct op_tensor *t = &g->values[v].constant->t;
-        bound[v] = slot_new(pl, t, t->data || t->kind != OP_KIND_TENSOR ? OP__PLACE_CONST : OP__PLACE_INPUT);
+        bound[v] = slot_new(pl, t, OP__PLACE_CONST);
         if (bound[v] < 0) return -2;
     }
     return bound[v] < 0 ? -3 : bound[v];
@@ -107,8 +107,9 @@ struct visit { /* a node being planned */
     struct op_tensor **t_out;
 };
 
-static bool known(const struct op_spot *s) {
-    return s->place == OP__PLACE_CONST;
+/* A constant that was packed and given back has no data. */
+static bool known(const struct op_plan *p, int slot) {
+    return p->spots[slot].place == OP__PLACE_CONST && p->slots[slot].t.data;
 }
 
 /* Takes the evaluated outputs over into the plan's memory. */
@@ -138,7 +139,7 @@ static bool evaluable(const struct planner *pl, const struct visit *v) {
         const struct op_tensor *t = &pl->p->slots[v->in[i]].t;
         if (t->kind != OP_KIND_TENSOR || t->dtype == OP_STRING) return false;
         if (flags & OP_F_SHAPE) continue;
-        if (!known(&pl->p->spots[v->in[i]])) return false;
+        if (!known(pl->p, v->in[i])) return false;
         in_bytes += op_tensor_bytes(t);
     }
     for (int i = 0; i < v->n->n_out; i++) { /* unknown (-1) passes: the inputs bound it */
@@ -241,7 +242,7 @@ static enum op_status inline_if(struct planner *pl, const struct op_node *n, con
 }
 
 static bool is_known_if(const struct planner *pl, const struct op_node *n, const int *in) {
-    if (!op__node_is(n, "If") || n->n_in != 1 || in[0] < 0 || !known(&pl->p->spots[in[0]])) return false;
+    if (!op__node_is(n, "If") || n->n_in != 1 || in[0] < 0 || !known(pl->p, in[0])) return false;
     const struct op_tensor *t = &pl->p->slots[in[0]].t;
     return t->kind == OP_KIND_TENSOR && t->dtype == OP_BOOL && op_tensor_count(t) == 1;
 }

@@ -52,8 +52,12 @@ static void drop_pins(struct op_exec *x, int mark, const struct op_ctx *ctx) {
 }
 
 static enum op_status step_dynamic(struct op_exec *x, struct op_plan *p, struct op_step *s) {
-    for (int i = 0; i < s->node->n_in + s->node->n_captures; i++)
-        if (s->ctx.in[i] && s->ctx.in[i]->kind == OP_KIND_TENSOR && !s->ctx.in[i]->data) return op__fail(&s->ctx, OP_BAD_VALUE, "input %d has no value", i);
+    for (int i = 0; i < s->node->n_in + s->node->n_captures; i++) {
+        const struct op_tensor *t = s->ctx.in[i];
+        if (!t || t->kind != OP_KIND_TENSOR || t->data) continue;
+        const struct op_slot *slot = (const struct op_slot *)t;
+        if (p->spots[slot - p->slots].place != OP__PLACE_CONST) return op__fail(&s->ctx, OP_BAD_VALUE, "input %d has no value", i);
+    }
     int mark = x->n_pins, outer = x->pin_mark;
     x->pin_mark = mark;
     const struct op_slot *first = s->node->n_in && s->ctx.in[0] ? (const struct op_slot *)s->ctx.in[0] : NULL;
