@@ -33,11 +33,9 @@ static int64_t power_of_two(int64_t n) {
     return m;
 }
 
-static size_t fft_cells(int64_t n) {
-    int64_t m = power_of_two(n);
-    if (m == n) return (size_t)(m / 2 + 1 + m);
-    m = power_of_two(2 * n - 1);
-    return (size_t)(m / 2 + n + 2 * m);
+/* Bytes for a transform of up to n. A power of two takes m/2 roots and m of work; Bluestein's 2.5 m and the chirp, with m < 4n. */
+static size_t fft_bytes(int64_t n) {
+    return ((size_t)power_of_two(4 * n) * 5 / 2 + (size_t)n + 2) * sizeof(struct complex);
 }
 
 static struct complex mul(struct complex a, struct complex b) {
@@ -74,7 +72,7 @@ static void fft_init(struct fft *f, int64_t n, void *mem) {
         double angle = -2 * M_PI * (double)k / (double)f->m;
         f->roots[k] = (struct complex){cos(angle), sin(angle)};
     }
-    f->work = f->roots + (plain ? f->m / 2 + 1 : f->m / 2);
+    f->work = f->roots + f->m / 2 + 1;
     if (plain) return;
     f->chirp = f->work + f->m;
     f->response = f->chirp + n;
@@ -173,13 +171,7 @@ static size_t scratch(const struct op_ctx *ctx) {
     if (op_tensor_count(y) <= 0) return 0;
     for (int a = 0; a < y->rank - 1; a++)
         if (y->dims[a] > longest) longest = y->dims[a];
-    size_t most = 0;
-    for (int64_t n = half ? 2 * (longest - 1) : longest; n <= (half ? 2 * longest - 1 : longest); n++) {
-        int64_t length = n < 1 ? 1 : n, m = 2 * power_of_two(2 * length); /* of any shorter one too */
-        size_t cells = (size_t)(3 * m) + (size_t)length;
-        if (cells > most) most = cells;
-    }
-    return most * sizeof(struct complex);
+    return fft_bytes(half ? 2 * longest : longest);
 }
 
 static void load_line(const struct op_tensor *x, const struct transform *t, int64_t base, int64_t step, struct complex *w) {
@@ -281,9 +273,9 @@ static enum op_status stft_infer(struct op_ctx *ctx) {
 }
 
 static size_t stft_scratch(const struct op_ctx *ctx) {
-    int64_t bins = ctx->out[0]->dims[2], length = op__attr_int(ctx->node, "onesided", 1) != 0 ? 2 * bins : bins;
     if (op_tensor_count(ctx->out[0]) <= 0) return 0;
-    return ((size_t)(6 * power_of_two(2 * length)) + (size_t)length) * sizeof(struct complex);
+    int64_t bins = ctx->out[0]->dims[2];
+    return fft_bytes(op__attr_int(ctx->node, "onesided", 1) != 0 ? 2 * bins : bins);
 }
 
 static enum op_status stft_run(struct op_ctx *ctx) {
