@@ -123,6 +123,12 @@ lint: ## lint: clang-format and cppcheck, changes nothing
 clean: ## clean: remove build/
 	rm -rf build
 
+.PHONY: chaos soak
+chaos: all ## chaos: kill, stop and starve workers and Redis; count what was lost or done twice
+	@QUERN=build/quern $(PYTHON) tests/chaos/chaos.py
+soak: all ## soak: SOAK_MINUTES (30) of mixed jobs with kills; memory must stay flat
+	@QUERN=build/quern $(PYTHON) tests/chaos/soak.py
+
 # --- measuring -----------------------------------------------------------------------------------
 .PHONY: bench bench-queue bench-infer bench-e2e
 bench: bench-queue bench-infer bench-e2e ## bench: quern beside its rivals: tables, and build/bench.json
