@@ -13,7 +13,7 @@ O        := build/$(subst $(comma),-,$(VARIANT))
 VERSION  := 0.1.0
 
 PKGS     := libuv hiredis jansson openblas openssl libjpeg libpng
-PKGS_OPS := openblas
+PKGS_OPS := openblas libcrypto
 APT_BUILD := gcc make pkg-config libuv1-dev libhiredis-dev libjansson-dev libopenblas-dev libssl-dev libjpeg-dev libpng-dev redis-server redis-tools
 APT_TEST  := libcmocka-dev python3 python3-redis python3-numpy python3-pil python3-opencv libonnx-testdata openssl nodejs npm systemd valgrind
 
@@ -138,6 +138,33 @@ bench-infer: all ## bench-infer: items/s of the engine beside ONNX Runtime
 	@$(PYTHON) tests/bench/bench.py infer
 bench-e2e: all ## bench-e2e: images/s through the queue beside BullMQ with ONNX Runtime
 	@$(PYTHON) tests/bench/bench.py e2e
+
+# --- the engine as a library -------------------------------------------------------------------
+# Operators and passes register through linker sections, so the archive holds one object: whoever takes a symbol
+# takes them all. Only what ops.h marks OP_API is visible.
+SO_VERSION := $(word 1,$(subst ., ,$(VERSION)))
+OPS_LIBS   := $(shell pkg-config --libs $(PKGS_OPS) 2>/dev/null) -lm -pthread
+
+.PHONY: lib
+lib: $(O)/libquern-ops.a $(O)/libquern-ops.so $(O)/quern-ops.pc ## lib: build the engine alone, static and shared, with its pkg-config file
+
+$(call obj,$(SRC_OPS)): SANFLAGS += -fPIC
+
+$(O)/libquern-ops.o: $(call obj,$(SRC_OPS))
+	$(CC) -r -nostdlib -o $@ $^
+	objcopy --localize-hidden $@
+
+$(O)/libquern-ops.a: $(O)/libquern-ops.o
+	@rm -f $@
+	ar rcs $@ $<
+
+$(O)/libquern-ops.so: $(call obj,$(SRC_OPS))
+	$(CC) $(ALL_CFLAGS) -shared -Wl,-soname,libquern-ops.so.$(SO_VERSION) -o $@ $^ $(LDFLAGS) $(OPS_LIBS)
+
+$(O)/quern-ops.pc: Makefile
+	@mkdir -p $(@D)
+	@printf 'prefix=%s\nlibdir=$${prefix}/lib\nincludedir=$${prefix}/include\n\nName: quern-ops\nDescription: loads and runs ONNX graphs\nVersion: %s\nRequires.private: %s\nLibs: -L$${libdir} -lquern-ops\nLibs.private: -lm -pthread\nCflags: -I$${includedir}\n' \
+	  '$(PREFIX)' '$(VERSION)' '$(PKGS_OPS)' > $@
 
 # --- installing ----------------------------------------------------------------------------------
 MAN_DATE = $(shell date -u -d @$${SOURCE_DATE_EPOCH:-$$(stat -c %Y CHANGELOG.md)} +%Y-%m-%d)
