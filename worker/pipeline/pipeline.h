@@ -39,7 +39,8 @@
 
 enum w_batching {
     W_BATCH_NONE, /* whole tensors only: rows cannot be told apart (a scalar input, state along another dimension) */
-    W_BATCH_ONE,  /* dimension 0 is fixed at 1 in every input and output: several rows are several runs */
+    W_BATCH_ONE,  /* dimension 0 is fixed at 1 in every input and output: several rows are several runs, and
+                   * w_pipeline_after takes their outputs put together (w_pipeline_run_rows does that) */
     W_BATCH_ROWS  /* dimension 0 is symbolic and keeps rows apart: stack them */
 };
 
@@ -147,6 +148,10 @@ enum w_next w_pipeline_after(const struct w_pipeline *p, struct w_row *row, cons
 typedef bool w_run_fn(void *user, const struct op_tensor *inputs, int n_inputs, const struct op_tensor **outputs,
                       int *n_outputs, struct w_error *err);
 
+/* Runs the inputs that row holds after W_NEXT_RUN: in one run, or, where the model's batch is fixed at 1 and there are
+ * several rows, in one run a row, the outputs put together in the row's arena. */
+bool w_pipeline_run_rows(const struct w_pipeline *p, struct w_row *row, w_run_fn *run, void *user,
+                         const struct op_tensor **outputs, int *n_outputs, struct w_error *err);
 /* The whole way of one input in one call, with runs by `run`; the row holds the result. */
 bool w_pipeline_run(const struct w_pipeline *p, struct w_row *row, const struct w_input *input, w_run_fn *run,
                     void *user, struct w_error *err);

@@ -1,0 +1,64 @@
+/* crop: a rectangle of w×h at an anchor (the centre), or a box in pixels. */
+#include "worker/pipeline/anchor.h"
+#include "worker/pipeline/image.h"
+#include "worker/pipeline/step.h"
+
+struct crop {
+    int32_t w, h, at, round;
+    struct w_floats box;
+};
+
+static const struct w_param params[] = {
+    {.name = "w", .kind = W_PARAM_INT, .offset = offsetof(struct crop, w), .min = 1, .max = W_SIDE_MAX},
+    {.name = "h", .kind = W_PARAM_INT, .offset = offsetof(struct crop, h), .min = 1, .max = W_SIDE_MAX},
+    {.name = "at", .kind = W_PARAM_CHOICE, .offset = offsetof(struct crop, at), .choices = W_ANCHOR_CHOICES},
+    {.name = "round", .kind = W_PARAM_CHOICE, .offset = offsetof(struct crop, round), .choices = W_HALF_CHOICES, .help = "of the half pixel where what is cut away is odd"},
+    {.name = "box", .kind = W_PARAM_FLOATS, .offset = offsetof(struct crop, box), .min = 0, .max = W_SIDE_MAX, .help = "[x0, y0, x1, y1] in pixels, x1 and y1 outside"},
+    {0}};
+
+static bool parse(struct w_step *s, json_t *json, struct w_error *err) {
+    struct crop *c = s->state;
+    const double *b = c->box.v;
+    (void)json;
+    if (!c->box.n) return (c->w && c->h) || w_fail(err, W_BAD_MODEL, "\"w\" and \"h\", or \"box\", is missing");
+    if (c->w || c->h) return w_fail(err, W_BAD_MODEL, "give \"w\" and \"h\", or \"box\", not both");
+    for (int i = 0; i < c->box.n; i++)
+        if (b[i] != (int32_t)b[i]) return w_fail(err, W_BAD_MODEL, "\"box\" has the number %g: whole pixels are expected", b[i]);
+    if (c->box.n != 4 || b[2] <= b[0] || b[3] <= b[1]) return w_fail(err, W_BAD_MODEL, "\"box\" must be [x0, y0, x1, y1] with x1 > x0 and y1 > y0");
+    c->w = (int32_t)(b[2] - b[0]);
+    c->h = (int32_t)(b[3] - b[1]);
+    return true;
+}
+
+static bool check(struct w_step *s, const struct w_spec *in, struct w_spec *out, struct w_error *err) {
+    const struct crop *c = s->state;
+    int32_t right = c->box.n ? (int32_t)c->box.v[2] : c->w, bottom = c->box.n ? (int32_t)c->box.v[3] : c->h;
+    if ((in->w > 0 && right > in->w) || (in->h > 0 && bottom > in->h))
+        return w_fail(err, W_BAD_MODEL, "%d×%d cannot be cut out of an image of %d×%d", right, bottom, in->w, in->h);
+    out->w = c->w;
+    out->h = c->h;
+    return true;
+}
+
+static bool apply(const struct w_step *s, struct w_row *row, const struct w_value *in, struct w_value *out, struct w_error *err) {
+    const struct crop *c = s->state;
+    const struct w_image *src = &in->image;
+    static const uint8_t none[3];
+    int32_t x = (int32_t)c->box.v[0], y = (int32_t)c->box.v[1];
+    if (!c->box.n) w__anchor(c->at, src->w - c->w, src->h - c->h, (enum w_half)c->round, &x, &y);
+    if (x < 0 || y < 0 || x + c->w > src->w || y + c->h > src->h)
+        return w_fail(err, W_BAD_INPUT, "%d×%d at %d,%d cannot be cut out of an image of %d×%d", c->w, c->h, x, y, src->w, src->h);
+    w__geometry_push(&out->geo, 1, 1, -x, -y);
+    return w__image_place(&row->arena, src, c->w, c->h, -x, -y, none, &out->image, err);
+}
+
+static const struct w_step_desc desc = {.name = "crop",
+                                        .summary = "cuts a rectangle out of an image",
+                                        .params = params,
+                                        .state_bytes = sizeof(struct crop),
+                                        .takes = W_TAKES(W_IMAGE),
+                                        .gives = W_IMAGE,
+                                        .parse = parse,
+                                        .check = check,
+                                        .apply = apply};
+W_STEP(desc);
