@@ -20,7 +20,7 @@ static enum op_status heads_of(const struct op_ctx *ctx, int i, const char *name
         return OP_OK;
     }
     if (t->rank != 3) return op__fail(ctx, OP_BAD_SHAPE, "input %d (%s) has rank %d, expected 3 or 4", i, name, t->rank);
-    if (n_heads < 1 || t->dims[2] % n_heads)
+    if (n_heads < 1 || n_heads > (1 << 20) || t->dims[2] % n_heads)
         return op__fail(ctx, OP_BAD_SHAPE, "input %d (%s) has %lld values a row, which %lld heads do not divide", i, name, (long long)t->dims[2],
                         (long long)n_heads);
     *heads = n_heads;
@@ -83,7 +83,7 @@ static enum op_status check_past(const struct op_ctx *ctx, struct attention *a) 
 
 static enum op_status describe(const struct op_ctx *ctx, struct attention *a) {
     enum op_status st = op__nn_float(ctx, IN_Q, "Q");
-    if (st != OP_OK) return st;
+    if (st != OP_OK || (st = op__attention_limits(ctx)) != OP_OK) return st;
     *a = (struct attention){.unseen = -INFINITY};
     int64_t kv_heads, keys, k_size;
     if ((st = heads_of(ctx, IN_Q, "Q", op__attr_int(ctx->node, "q_num_heads", 0), &a->heads, &a->queries, &a->size)) != OP_OK ||
@@ -102,6 +102,7 @@ static enum op_status describe(const struct op_ctx *ctx, struct attention *a) {
             (st = op__nn_shape(ctx, IN_LENGTHS, "nonpad_kv_seqlen", 1, &a->batch)) != OP_OK)
             return st;
         a->lengths = ctx->in[IN_LENGTHS];
+        a->causal_to_length = !a->past_k.t;
     }
     a->scale = op__attention_scale(op__attr_float(ctx->node, "scale", 0), a->size);
     a->softcap = (double)op__attr_float(ctx->node, "softcap", 0);

@@ -20,7 +20,8 @@ struct attention {
     int64_t batch, heads, kv_heads, queries, keys, past, size, v_size; /* past + keys keys in all */
     struct attention_rows q, k, v, past_k, past_v, y, present_k, present_v;
     double scale, softcap; /* softcap 0: none */
-    bool causal;           /* query i sees keys up to i + past (or, with lengths and no past, to the end of the sequence) */
+    bool causal;           /* query i sees keys up to i + past */
+    bool causal_to_length; /* or up to i + length - queries: the last query sees the last key of its sequence */
     const struct op_tensor *mask; /* bool (false: not seen) or added; NULL: none */
     int64_t mask_step[4], mask_keys; /* of sequence, head, query, key; keys beyond mask_keys are not seen */
     const struct op_tensor *lengths; /* [batch], i64 or i32: keys from here on are not seen; NULL */
@@ -30,6 +31,8 @@ struct attention {
     enum attention_qk qk_mode;
 };
 
+/* Dimensions up to 2^20, so that products of three fit; the tensors' own products are checked elsewhere. */
+enum op_status op__attention_limits(const struct op_ctx *ctx);
 /* 1 / sqrt(size) where scale is 0. */
 double op__attention_scale(float scale, int64_t size);
 size_t op__attention_scratch(const struct op_ctx *ctx, const struct attention *a);

@@ -14,6 +14,14 @@
 
 #define BLOCK 48
 
+enum op_status op__attention_limits(const struct op_ctx *ctx) {
+    for (int i = 0; i < ctx->n_in; i++)
+        for (int a = 0; ctx->in[i] && a < ctx->in[i]->rank; a++)
+            if (ctx->in[i]->dims[a] > (1 << 20))
+                return op__fail(ctx, OP_LIMIT, "dimension %d of input %d is %lld, the limit is 2^20", a, i, (long long)ctx->in[i]->dims[a]);
+    return OP_OK;
+}
+
 double op__attention_scale(float scale, int64_t size) {
     return scale != 0 ? (double)scale : 1 / sqrt((double)(size > 0 ? size : 1));
 }
@@ -57,7 +65,7 @@ static int64_t length_of(const struct attention *a, int64_t b) {
 /* What is added to the score of query i and key t: -infinity where it is not seen. */
 static double mask_of(const struct attention *a, int64_t b, int64_t h, int64_t i, int64_t t) {
     int64_t length = length_of(a, b);
-    int64_t last = a->lengths && !a->past_k.t ? i + length - a->queries : i + a->past;
+    int64_t last = a->causal_to_length ? i + length - a->queries : i + a->past;
     bool hidden = t >= length || (a->padding && !((const int32_t *)a->padding->data)[b * (a->past + a->keys) + t]);
     double unseen = hidden ? a->unseen : 0;
     if (a->causal && t > last) return -INFINITY;

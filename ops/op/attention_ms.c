@@ -15,8 +15,10 @@
 
 static enum op_status common(const struct op_ctx *ctx, struct attention *a) {
     int64_t heads = op__attr_int(ctx->node, "num_heads", 0);
-    if (heads < 1) return op__fail(ctx, OP_BAD_VALUE, "num_heads is %lld, expected 1 or more", (long long)heads);
+    if (heads < 1 || heads > (1 << 20)) return op__fail(ctx, OP_BAD_VALUE, "num_heads is %lld, expected 1 to 2^20", (long long)heads);
     *a = (struct attention){.heads = heads, .kv_heads = heads};
+    enum op_status st = op__attention_limits(ctx);
+    if (st != OP_OK) return st;
     a->unseen = (double)op__attr_float(ctx->node, "mask_filter_value", -10000);
     a->causal = op__attr_int(ctx->node, "unidirectional", 0) != 0;
     return OP_OK;

@@ -5,8 +5,8 @@
  * the first element to that of the last, else from edge to edge.
  *
  * Outside the image: "zeros" reads 0; "border" reads the nearest element; "reflection" mirrors at the edge as often as needed.
- * A position far outside is brought back before it is sampled (not only each place that it reads), as the specification's
- * reference does. Rows of output positions are split over the threads. */
+ * A position outside is brought back before it is sampled; but for cubic, where each place that it reads is brought back, as
+ * elsewhere. Rows of output positions are split over the threads. */
 #include "ops/op/nn.h"
 
 #include <math.h>
@@ -98,7 +98,7 @@ static int axis_places(const struct grid_sample *s, double g, int64_t n, int64_t
     double size = (double)n, v = s->align ? (g + 1) / 2 * (size - 1) : ((g + 1) * size - 1) / 2;
     double lo = s->align ? 0 : -0.5, hi = s->align ? size - 1 : size - 0.5;
     if (s->mode == NEAREST) v = rint(v);
-    if (v < lo || v > hi) {
+    if (s->mode != CUBIC && (v < lo || v > hi)) {
         if (s->padding == BORDER) v = v < 0 ? 0 : v > size - 1 ? size - 1 : v;
         if (s->padding == REFLECTION) v = reflect(v, lo, hi);
     }

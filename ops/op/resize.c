@@ -259,7 +259,7 @@ static double coordinate(const struct resize *s, const struct geometry *g, int a
     case CROP:
         return g->start[a] * (n - 1) +
                (resized == 1 ? (g->end[a] - g->start[a]) * (n - 1) / 2 : x * (g->end[a] - g->start[a]) * (n - 1) / (resized - 1));
-    case PYTORCH_HALF_PIXEL: return resized == 1 ? -0.5 : (x + 0.5) / scale - 0.5;
+    case PYTORCH_HALF_PIXEL: return resized == 1 ? 0 : (x + 0.5) / scale - 0.5;
     case HALF_PIXEL_SYMMETRIC: return n / 2 * (1 - (double)g->out[a] / resized) + (x + 0.5) / scale - 0.5;
     case TF_HALF_PIXEL: return (x + 0.5) / scale; /* of version 11 only */
     case HALF_PIXEL: break;

@@ -2,7 +2,8 @@
  *
  * The three differ in the number of gates (1, 3, 4) and in the cell, that is in one function. Everything else is shared: one or two
  * directions, sequences of their own lengths (after the end of one the state stays and Y is 0; a reverse direction begins at
- * the sequence's own end), both layouts, clipping of what goes into an activation, activations with parameters. */
+ * the sequence's own end), both layouts, activations with parameters, clipping of what goes into a gate's activation (the cell
+ * state itself is not clipped on its way out: the specification can be read either way, ONNX Runtime reads it so). */
 #include "ops/op/rnn.h"
 
 #include <math.h>
@@ -177,9 +178,8 @@ static enum op_status check_lengths(const struct op_ctx *ctx, const struct rnn_d
 
 /* --- the plain form ---------------------------------------------------------------------------- */
 
-static double activate(const struct rnn *s, const struct rnn_act *act, double x) {
-    double a = (double)act->alpha, b = (double)act->beta, clip = (double)s->clip;
-    if (clip > 0) x = x > clip ? clip : x < -clip ? -clip : x;
+static double activate_unclipped(const struct rnn_act *act, double x) {
+    double a = (double)act->alpha, b = (double)act->beta;
     switch (act->fn) {
     case RNN_FN_RELU: return x > 0 ? x : 0;
     case RNN_FN_TANH: return tanh(x);
@@ -195,6 +195,11 @@ static double activate(const struct rnn *s, const struct rnn_act *act, double x)
     case RNN_N_FN: break;
     }
     return x;
+}
+
+static double activate(const struct rnn *s, const struct rnn_act *act, double x) {
+    double clip = (double)s->clip;
+    return activate_unclipped(act, clip > 0 && x > clip ? clip : clip > 0 && x < -clip ? -clip : x);
 }
 
 /* One sequence in one direction. `wx` and `rh` hold the two products of a step with their biases, [gates, hidden]. */
@@ -231,7 +236,7 @@ static void ref_lstm(const struct ref_cell *q) {
         c = f * c + i * activate(q->s, &act[1], wx[3 * hidden] + rh[3 * hidden]);
         double o = activate(q->s, &act[0], wx[hidden] + rh[hidden] + peep[1] * c);
         q->c[j] = c;
-        q->h_next[j] = o * activate(q->s, &act[2], c);
+        q->h_next[j] = o * activate_unclipped(&act[2], c);
     }
 }
 

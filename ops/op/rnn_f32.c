@@ -74,12 +74,8 @@ size_t op__rnn_f32_scratch(const struct op_ctx *ctx) {
 
 /* --- activations ------------------------------------------------------------------------------- */
 
-static void activate(const struct rnn *s, const struct rnn_act *act, int64_t n, const float *x, float *y) {
+static void activate_unclipped(const struct rnn *s, const struct rnn_act *act, int64_t n, const float *x, float *y) {
     k_unary_fn *const *unary = s->kern->math->unary;
-    if (s->clip > 0) {
-        unary[K_CLIP](n, x, y, -s->clip, s->clip);
-        x = y;
-    }
     switch (act->fn) {
     case RNN_FN_RELU: unary[K_RELU](n, x, y, 0, 0); break;
     case RNN_FN_TANH: unary[K_TANH](n, x, y, 0, 0); break;
@@ -102,6 +98,11 @@ static void activate(const struct rnn *s, const struct rnn_act *act, int64_t n, 
         break;
     case RNN_N_FN: break;
     }
+}
+
+static void activate(const struct rnn *s, const struct rnn_act *act, int64_t n, float *x) {
+    if (s->clip > 0) s->kern->math->unary[K_CLIP](n, x, x, -s->clip, s->clip);
+    activate_unclipped(s, act, n, x, x);
 }
 
 /* --- a task ------------------------------------------------------------------------------------ */
@@ -141,22 +142,22 @@ static void lstm_row(const struct task *q, float *g, float *h, float *c) {
     const struct rnn_act *act = q->s->act[q->dir];
     int64_t n = q->d.hidden;
     float *i = g, *o = g + n, *f = g + 2 * n, *cand = g + 3 * n;
-    if (!q->peephole) activate(q->s, &act[0], 3 * n, g, g);
+    if (!q->peephole) activate(q->s, &act[0], 3 * n, g);
     else {
         math->fma(n, q->peephole, c, i);
         math->fma(n, q->peephole + 2 * n, c, f);
-        activate(q->s, &act[0], n, i, i);
-        activate(q->s, &act[0], n, f, f);
+        activate(q->s, &act[0], n, i);
+        activate(q->s, &act[0], n, f);
     }
     if (q->s->input_forget) math->unary[K_LINEAR](n, i, f, -1, 1);
-    activate(q->s, &act[1], n, cand, cand);
+    activate(q->s, &act[1], n, cand);
     math->binary[K_MUL](n, f, false, c, false, c);
     math->fma(n, i, cand, c);
     if (q->peephole) {
         math->fma(n, q->peephole + n, c, o);
-        activate(q->s, &act[0], n, o, o);
+        activate(q->s, &act[0], n, o);
     }
-    activate(q->s, &act[2], n, c, cand);
+    activate_unclipped(q->s, &act[2], n, c, cand);
     math->binary[K_MUL](n, o, false, cand, false, h);
 }
 
@@ -174,7 +175,7 @@ static void gru_step(const struct task *q, int64_t step, const float *wx) {
     product(q, q->n, 2 * n, n, q->h, q->weights.r, NULL, wx, width, q->gates, width);
     for (int64_t s = 0; s < q->n; s++) {
         float *g = q->gates + s * width;
-        activate(q->s, &act[0], 2 * n, g, g);
+        activate(q->s, &act[0], 2 * n, g);
         if (!q->s->linear_before_reset) math->binary[K_MUL](n, g + n, false, q->h + s * n, false, q->spare + s * n);
     }
     if (q->s->linear_before_reset) product(q, q->n, n, n, q->h, q->weights.r_h, q->bias_rh, NULL, 0, q->gates + 2 * n, width);
@@ -186,7 +187,7 @@ static void gru_step(const struct task *q, int64_t step, const float *wx) {
             math->binary[K_MUL](n, r, false, cand, false, cand);
             math->binary[K_ADD](n, cand, false, wx + s * width + 2 * n, false, cand);
         }
-        activate(q->s, &act[1], n, cand, cand);
+        activate(q->s, &act[1], n, cand);
         math->binary[K_SUB](n, h, false, cand, false, r); /* h' = (1 - z) cand + z h = cand + z (h - cand) */
         math->fma(n, z, r, cand);
         memcpy(h, cand, (size_t)n * sizeof *h);
@@ -197,7 +198,10 @@ static void plain_step(const struct task *q, int64_t step, const float *wx) {
     int64_t n = q->d.hidden;
     product(q, q->n, n, n, q->h, q->weights.r, NULL, wx, n, q->gates, n);
     for (int64_t s = 0; s < q->n; s++)
-        if (time_of(q, q->first + s, step) >= 0) activate(q->s, &q->s->act[q->dir][0], n, q->gates + s * n, q->h + s * n);
+        if (time_of(q, q->first + s, step) >= 0) {
+            activate(q->s, &q->s->act[q->dir][0], n, q->gates + s * n);
+            memcpy(q->h + s * n, q->gates + s * n, (size_t)n * sizeof(float));
+        }
 }
 
 static void write_step(const struct task *q, int64_t step) {
