@@ -300,6 +300,7 @@ int w_config_load(struct w_config *dst, const char *config_file, int *argc, char
     else snprintf(path, sizeof path, "%s/.config/quern/worker.json", home && *home ? home : "/nonexistent");
     if (load_known_file(dst, "/etc/quern/worker.json", err, err_bytes) || load_known_file(dst, path, err, err_bytes)) return W_EXIT_CONFIG;
     if (config_file && load_file(dst, config_file, err, err_bytes)) return W_EXIT_CONFIG;
+    if (config_file) dst->config_file = keep(dst, config_file, strlen(config_file));
     if (load_environment(dst, err, err_bytes)) return W_EXIT_CONFIG;
     if (load_options(dst, argc, argv, all, err, err_bytes)) return W_EXIT_USAGE;
     return W_EXIT_OK;
@@ -311,6 +312,38 @@ void w_config_finish(struct w_config *c) {
         if (rows[i].type == LIST) free(((struct w_list *)(void *)((char *)c + rows[i].offset))->items);
     free(c->strings);
     memset(c, 0, sizeof *c);
+}
+
+static bool same_value(const struct row *r, const struct w_config *a, const struct w_config *b) {
+    const void *x = (const char *)a + r->offset, *y = (const char *)b + r->offset;
+    if (r->type == INT) return *(const int64_t *)x == *(const int64_t *)y;
+    if (r->type == BOOL) return *(const bool *)x == *(const bool *)y;
+    if (r->type != LIST) return strcmp(*(const char *const *)x, *(const char *const *)y) == 0;
+    const struct w_list *l = x, *m = y;
+    for (size_t i = 0; i < l->n && i < m->n; i++)
+        if (strcmp(l->items[i], m->items[i]) != 0) return false;
+    return l->n == m->n;
+}
+
+int w_config_reload(const struct w_config *now, struct w_config *fresh, void (*say)(void *ctx, const char *key, bool reloads), void *ctx,
+                    char *err, size_t err_bytes) {
+    char *no_arguments[1] = {NULL};
+    int argc = 0, rc = w_config_load(fresh, now->config_file, &argc, no_arguments, true, err, err_bytes);
+    if (rc) return rc;
+    for (size_t i = 0; i < W_N_KEYS; i++) {
+        const struct row *r = &rows[i];
+        void *to = (char *)fresh + r->offset;
+        const void *from = (const char *)now + r->offset;
+        if (now->origin[i] != W_FROM_OPTION) {
+            if (!same_value(r, now, fresh)) say(ctx, r->key, (r->flags & W_CONFIG_R) != 0);
+            continue;
+        }
+        fresh->origin[i] = W_FROM_OPTION;
+        if (r->type == INT) *(int64_t *)to = *(const int64_t *)from;
+        else if (r->type == BOOL) *(bool *)to = *(const bool *)from;
+        else if (r->type != LIST) *(const char **)to = keep(fresh, *(const char *const *)from, strlen(*(const char *const *)from));
+    }
+    return W_EXIT_OK;
 }
 
 /* --- printing ---------------------------------------------------------------------------------- */

@@ -52,7 +52,7 @@
       "how long a free lane waits for a fuller micro-batch; 0: it takes what waits")                                                       \
     X(job_bytes_max, INT, "67108864", 1024, 536870912, "bytes", W_CONFIG_W, "one job's JSON")                                              \
     X(job_timeout_ms, INT, "3600000", 1, 1LL << 40, "ms", W_CONFIG_W | W_CONFIG_R, "how long a job may run that sets no timeout_ms")       \
-    X(result_ttl_ms, INT, "3600000", 1, 1LL << 40, "ms", W_CONFIG_W | W_CONFIG_R, "how long a result stays that sets no ttl_ms")           \
+    X(result_ttl_ms, INT, "3600000", 1, 1LL << 40, "ms", W_CONFIG_W, "how long a result stays that sets no ttl_ms")           \
     X(image_pixels_max, INT, "50000000", 1, 1LL << 32, "pixels", W_CONFIG_W, "one decoded image, before memory is taken for it")           \
     X(run_bytes_max, INT, "8589934592", 1048576, 1LL << 50, "bytes", W_CONFIG_W, "memory of one model run")                                \
     X(lease_ms, INT, "15000", 100, 3600000, "ms", W_CONFIG_W, "a worker whose heartbeat stands still this long is taken for dead")         \
@@ -86,6 +86,7 @@ struct w_config {
 #undef X
     enum w_config_origin origin[W_N_KEYS];
     const char *origin_file[W_N_KEYS]; /* of W_FROM_FILE */
+    const char *config_file;           /* --config; NULL: none */
     char **strings;                    /* what it owns */
     size_t n_strings;
 };
@@ -95,6 +96,10 @@ struct w_config {
  * the nearest known name or the allowed range. */
 int w_config_load(struct w_config *dst, const char *config_file, int *argc, char **argv, bool all, char *err, size_t err_bytes);
 void w_config_finish(struct w_config *c);
+/* Reads files and environment again into fresh (to be finished in any case), keeping the numbers and choices that options gave to
+ * `now`. say hears of each key whose value differs, and whether it is one that reloads. Returns as w_config_load. */
+int w_config_reload(const struct w_config *now, struct w_config *fresh, void (*say)(void *ctx, const char *key, bool reloads), void *ctx,
+                    char *err, size_t err_bytes);
 
 /* The configuration as JSON, every key; secrets in URLs are redacted. */
 void w_config_dump(const struct w_config *c, FILE *to);

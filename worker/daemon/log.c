@@ -36,6 +36,12 @@ static const char *level_name(enum w_log_level level) {
     return level <= W_ERROR ? "error" : level == W_WARN ? "warn" : level == W_NOTICE ? "notice" : level == W_INFO ? "info" : "debug";
 }
 
+enum w_log_level w_log_level_parse(const char *name) {
+    for (enum w_log_level l = W_ERROR; l <= W_DEBUG; l++)
+        if (strcmp(level_name(l), name) == 0) return l;
+    return W_INFO;
+}
+
 /* Whether a line of this event may be printed now; *n_dropped: how many were not, to be said with this one. */
 static int allowed(const char *event, enum w_log_level level, time_t now_s, unsigned *n_dropped) {
     struct event_seen *slot = &seen[0];

@@ -13,6 +13,7 @@
 enum w_log_level { W_ERROR = 3, W_WARN = 4, W_NOTICE = 5, W_INFO = 6, W_DEBUG = 7 }; /* syslog's numbers */
 
 void w_log_init(enum w_log_level max_level);
+enum w_log_level w_log_level_parse(const char *name); /* of the setting log_level; unknown: W_INFO */
 void w_log(enum w_log_level level, const char *event, const char *format, ...) __attribute__((format(printf, 3, 4)));
 /* text as "…" with blanks, quotes and control characters escaped (as it is where nothing needs it); cut at dst_bytes. */
 const char *w_log_quote(const char *text, char *dst, size_t dst_bytes);

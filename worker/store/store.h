@@ -14,7 +14,7 @@
  *   struct w_store *s = w_store_create(&options, &err);                          // the daemon
  *   switch (w_store_get(s, "resnet", &m, &err)) { … }                            // never blocks
  *
- * A struct w_model is immutable after load, shared by all threads, and counted: whoever holds it keeps that version
+ * A struct w_model is immutable after load (but what is marked as the loop's), shared by all threads, and counted: whoever holds it keeps that version
  * in memory, whatever happens on the disk. So a new version is picked up while the jobs on the old one end in peace. */
 #ifndef QUERN_WORKER_STORE_H
 #define QUERN_WORKER_STORE_H
@@ -48,6 +48,8 @@ struct w_model {
     uint64_t serial;          /* of this load, unique in the process */
     _Atomic unsigned refs;
     _Atomic bool retired;     /* replaced or dropped: sessions of it are to be let go */
+    double ms_per_job;        /* the daemon's loop: measured, moving average; 0: not yet */
+    uint64_t cost_told_ms;    /* the daemon's loop */
     void *mapping;            /* of the private copy of the file */
     size_t mapping_bytes;
 };
