@@ -199,6 +199,7 @@ static void on_deadline(uv_timer_t *t) {
 /* FIFO, then the socket. A failed write leaves the command in the FIFO: the loss will fail it. */
 static void enqueue(struct q__conn *c, struct q__cmd *cmd) {
     cmd->next = NULL;
+    uv_update_time(c->loop); /* a client's loop may have stood still since its last call */
     cmd->deadline_ms = uv_now(c->loop) + cmd->timeout_ms;
     if (c->tail)
         c->tail->next = cmd;
@@ -571,6 +572,7 @@ static void try_connect(struct q__conn *c) {
         return;
     }
     c->state = RESOLVING;
+    uv_update_time(c->loop);
     uv_timer_start(&c->deadline, on_deadline, c->endpoint->connect_timeout_ms, 0);
     if (c->endpoint->url.scheme == Q_SCHEME_UNIX) {
         connect_address(c);

@@ -128,7 +128,7 @@ void q__job_unlink(struct q_job *job);                 /* and out of the counts;
 void q__turn_all(struct q_worker *w);                  /* at the end of each loop iteration */
 void q__turn_push(struct q__queue *q, struct q_job *job, char verb, const char *state, char *envelope,
                   size_t envelope_len, int64_t due_ms);
-void q__turn_claimed(struct q__queue *q, redisReply *entries, uint64_t first_token);
+void q__turn_claimed(struct q__queue *q, redisReply *entries, uint64_t first_token, bool cancels);
 void q__turn_reconcile(struct q__queue *q);
 
 /* --- admit.c */

@@ -257,14 +257,14 @@ static void on_turn(void *ctx, redisReply *r, const struct q_error *err) {
         q->maybe_more = got == asked;
     int64_t cancels = q__reply_int(r->element[2], 0);
     if (got)
-        q__turn_claimed(q, entries, (uint64_t)q__reply_int(r->element[4], 0));
+        q__turn_claimed(q, entries, (uint64_t)q__reply_int(r->element[4], 0), cancels > 0);
     if (cancels > 0)
         q__cancel_look(q, cancels);
     q__worker_check_drained(w);
 }
 
 /* Parses what was claimed and hands it to admission. Steals the strings. */
-void q__turn_claimed(struct q__queue *q, redisReply *entries, uint64_t first_token) {
+void q__turn_claimed(struct q__queue *q, redisReply *entries, uint64_t first_token, bool cancels) {
     struct q_worker *w = q->w;
     struct q_job *jobs[Q_BATCH_MAX];
     size_t n = 0;
@@ -302,7 +302,7 @@ void q__turn_claimed(struct q__queue *q, redisReply *entries, uint64_t first_tok
             q__finish_end(job, "dead", code, err.text, false, true, false, NULL, 0, NULL);
     }
     if (n)
-        q__admit(q, jobs, n, false);
+        q__admit(q, jobs, n, cancels);
 }
 
 /* --- sending */
@@ -429,7 +429,7 @@ static void on_adopt(void *ctx, redisReply *r, const struct q_error *err) {
     struct q__queue *q = ad->queue;
     if (r && err->code == Q_OK && q__reply_text(r) && strcmp(ad->wid, q->wid) == 0 && !q->w->closing) {
         redisReply *one[1] = {r}, list = {.type = REDIS_REPLY_ARRAY, .elements = 1, .element = one};
-        q__turn_claimed(q, &list, ad->token);
+        q__turn_claimed(q, &list, ad->token, true);
     }
     free(ad);
 }
