@@ -1,18 +1,22 @@
 /* integer_conv.c: ConvInteger and QLinearConv: convolution of bytes less their zero points in 32-bit sums (which wrap), and for
- * the latter plus a bias and scaled back to bytes.
+ * the latter plus a bias and scaled back to bytes. Padding counts as the zero point: taps outside add nothing.
  *
- * One output plane (an image, an output channel) is one unit: for each input channel and tap of the kernel the
- * weight is multiplied with the shifted input and added into a plane of sums, the innermost loop along the last spatial
- * dimension. Padding counts as the zero point: taps outside add nothing. Planes are divided among as many tasks as there
- * are threads, each with its own plane of sums; a plane's result does not depend on the division. */
+ * Two ways. A group of several output channels is an exact f32 product (integer_matmul.c says why it is exact): blocks of EXACT_K
+ * (channel, tap) pairs of the weights against the input's shifted lines, unrolled for PANEL output positions at a time.
+ * A group of few output channels (depthwise), and the reference, take a plane (an image, an output channel) at a time: for
+ * each input channel and tap the weight is multiplied with the shifted input and added into a plane of sums. Planes are
+ * divided among as many tasks as there are threads; a plane's result does not depend on the division. */
 #include "ops/op/elementwise.h"
 #include "ops/op/nn.h"
+#include "ops/op/product.h"
 #include "ops/op/quantized.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 OP_VECTOR_FILE
+
+enum { PANEL = 1024, MAPS_TO_UNROLL = 4 };
 
 struct conv_state {
     struct nn_window window;
@@ -149,7 +153,10 @@ static void store_plane(const struct conv *s, int64_t plane, const uint32_t *sum
     const float scale = quantized_scale(s->x_scale, 0, 1) * quantized_scale(s->w_scale, map, op_tensor_count(s->w_scale)) /
                         quantized_scale(s->y_scale, 0, 1);
     const int32_t zero = quantized_byte(s->y_zero, 0);
-    for (int64_t i = 0; i < size; i++) quantized_store(s->y, first + i, (int32_t)(sums[i] + bias), scale, zero);
+    uint8_t *restrict y = (uint8_t *)s->y->data + first;
+    const int32_t low = s->y->dtype == OP_U8 ? 0 : INT8_MIN, high = s->y->dtype == OP_U8 ? UINT8_MAX : INT8_MAX;
+    for (int64_t i = 0; i < size; i++)
+        y[i] = (uint8_t)(quantized_round((float)(int32_t)(sums[i] + bias) * scale, (float)(low - zero), (float)(high - zero)) + zero);
 }
 
 static void conv_plane(const struct conv *s, int64_t plane, uint32_t *sums) {
@@ -174,23 +181,148 @@ static void conv_task(void *arg, int64_t task) {
         conv_plane(s, plane, s->sums + task * s->fit.out_size);
 }
 
+/* --- as an exact f32 product ------------------------------------------------------------------- */
+
+struct unrolled {
+    const struct conv *s;
+    int64_t input;    /* the group's first element in the image */
+    int64_t k0, p0, n; /* first (channel, tap) pair of the block; first output position and how many */
+    float *lines;      /* (EXACT_K, n) */
+};
+
+static void widen_line(float *dst, const struct op_tensor *x, int64_t at, int64_t stride, int64_t n, int32_t zero) {
+    if (x->dtype == OP_U8) {
+        const uint8_t *line = (const uint8_t *)x->data + at;
+        if (stride == 1)
+            for (int64_t o = 0; o < n; o++) dst[o] = (float)(line[o] - zero);
+        else
+            for (int64_t o = 0; o < n; o++) dst[o] = (float)(line[o * stride] - zero);
+    } else {
+        const int8_t *line = (const int8_t *)x->data + at;
+        for (int64_t o = 0; o < n; o++) dst[o] = (float)(line[o * stride] - zero);
+    }
+}
+
+/* Row `row` of the block: one (channel, tap) pair at the outputs [p0, p0 + n). */
+static void unroll_row(void *arg, int64_t row) {
+    const struct unrolled *u = arg;
+    const struct conv *s = u->s;
+    const struct nn_fit *f = &s->fit;
+    const int inner = f->rank - 1;
+    const int64_t channel = (u->k0 + row) / s->taps, width = f->out[inner], stride = f->stride[inner];
+    int64_t tap[NN_SPATIAL_MAX], rest = (u->k0 + row) % s->taps;
+    float *dst = u->lines + row * u->n;
+    for (int i = inner; i >= 0; rest /= f->kernel[i], i--) tap[i] = rest % f->kernel[i];
+    const int64_t shift = tap[inner] * f->dilation[inner] - f->begin[inner];
+    const int64_t first = shift < 0 ? (-shift + stride - 1) / stride : 0;
+    int64_t last = shift < f->in[inner] ? (f->in[inner] - 1 - shift) / stride + 1 : 0;
+    if (last > width) last = width;
+    const int32_t zero = quantized_zero(s->x_zero, 0, 1);
+    memset(dst, 0, (size_t)u->n * sizeof *dst);
+    for (int64_t p = u->p0; p < u->p0 + u->n;) {
+        const int64_t from = p % width, to = from + (u->p0 + u->n - p) < width ? from + (u->p0 + u->n - p) : width;
+        int64_t line = p / width, where = 0, step = 1;
+        bool inside = true;
+        for (int i = inner - 1; i >= 0; line /= f->out[i], step *= f->in[i], i--) {
+            const int64_t pos = line % f->out[i] * f->stride[i] + tap[i] * f->dilation[i] - f->begin[i];
+            inside = inside && pos >= 0 && pos < f->in[i];
+            where += pos * step;
+        }
+        const int64_t lo = from > first ? from : first, hi = to < last ? to : last;
+        if (inside && lo < hi)
+            widen_line(dst + (p - u->p0) + (lo - from), s->x, u->input + channel * f->in_size + where * f->in[inner] + lo * stride + shift, stride,
+                       hi - lo, zero);
+        p += to - from;
+    }
+}
+
+static int64_t maps_of(const struct conv *s) {
+    return s->maps / s->group;
+}
+
+static bool unrolls(const struct conv *s) {
+    return maps_of(s) >= MAPS_TO_UNROLL && s->channels > 0;
+}
+
+static size_t unrolled_floats(const struct conv *s) {
+    const int64_t panel = s->fit.out_size < PANEL ? s->fit.out_size : PANEL;
+    return (size_t)(maps_of(s) * EXACT_K + EXACT_K * panel + maps_of(s) * panel);
+}
+
+static void widen_weights(const struct conv *s, int64_t map0, int64_t k0, int64_t k, float *dst) {
+    const int64_t terms = s->channels / s->group * s->taps, n_zeros = s->w_zero ? op_tensor_count(s->w_zero) : 1;
+    for (int64_t i = 0; i < maps_of(s); i++) {
+        const int32_t zero = quantized_zero(s->w_zero, map0 + i, n_zeros);
+        for (int64_t j = 0; j < k; j++) dst[i * k + j] = (float)(quantized_byte(s->w, (map0 + i) * terms + k0 + j) - zero);
+    }
+}
+
+/* One image, one group: the (maps of the group, out_size) sums. */
+static void unrolled_group(const struct op_ctx *ctx, const struct conv *s, int64_t image, int64_t group, uint32_t *sums) {
+    const int64_t m = maps_of(s), size = s->fit.out_size, terms = s->channels / s->group * s->taps;
+    float *weights = ctx->scratch, *c = weights + m * EXACT_K;
+    struct unrolled u = {.s = s, .input = (image * s->channels + group * (s->channels / s->group)) * s->fit.in_size};
+    u.lines = c + m * (size < PANEL ? size : PANEL);
+    for (u.k0 = 0; u.k0 < terms; u.k0 += EXACT_K) {
+        const int64_t k = terms - u.k0 < EXACT_K ? terms - u.k0 : EXACT_K;
+        widen_weights(s, group * m, u.k0, k, weights);
+        for (u.p0 = 0; u.p0 < size; u.p0 += PANEL) {
+            u.n = size - u.p0 < PANEL ? size - u.p0 : PANEL;
+            op__parallel(ctx, k, unroll_row, &u);
+            const struct k_product product = {.m = m, .n = u.n, .k = k, .a = weights, .a_row = k, .a_k = 1, .b = u.lines, .b_k = u.n,
+                                              .c = c, .c_row = u.n, .then = {.act = K_COPY}};
+            op__gemm(ctx, &product);
+            for (int64_t i = 0; i < m; i++) quantized_add(sums + i * size + u.p0, c + i * u.n, u.n, u.k0 == 0);
+        }
+    }
+}
+
+static void unrolled_run(const struct op_ctx *ctx, const struct conv *s) {
+    const int64_t m = maps_of(s), size = s->fit.out_size;
+    for (int64_t i = 0; i < s->x->dims[0]; i++)
+        for (int64_t g = 0; g < s->group; g++) {
+            const int64_t plane = i * s->maps + g * m;
+            uint32_t *sums = s->y_scale ? (uint32_t *)ctx->scratch + unrolled_floats(s) : (uint32_t *)s->y->data + plane * size;
+            unrolled_group(ctx, s, i, g, sums);
+            if (s->y_scale)
+                for (int64_t k = 0; k < m; k++) store_plane(s, plane + k, sums + k * size);
+        }
+}
+
+/* --- the operators ----------------------------------------------------------------------------- */
+
 static size_t conv_scratch(const struct op_ctx *ctx) {
     struct conv s;
     bind(ctx, &s);
     if (!s.y || shape_of(ctx, &s) != OP_OK) return 0;
-    return (size_t)op__n_threads(ctx) * (size_t)s.fit.out_size * sizeof(uint32_t);
+    const size_t plane = (size_t)s.fit.out_size * sizeof(uint32_t), planes = (size_t)op__n_threads(ctx) * plane;
+    if (!unrolls(&s)) return planes;
+    const size_t unrolled = unrolled_floats(&s) * sizeof(float) + (s.y_scale ? (size_t)maps_of(&s) * plane : 0);
+    return unrolled > planes ? unrolled : planes; /* the reference takes planes */
 }
 
-static enum op_status conv_run(struct op_ctx *ctx) {
+static enum op_status conv(struct op_ctx *ctx, bool plain) {
     struct conv s;
     if (!ctx->out[0] || op_tensor_count(ctx->out[0]) <= 0) return OP_OK;
     bind(ctx, &s);
     enum op_status status = shape_of(ctx, &s);
     if (status != OP_OK) return status;
+    if (!plain && unrolls(&s)) {
+        unrolled_run(ctx, &s);
+        return OP_OK;
+    }
     s.n_tasks = op__n_threads(ctx);
     s.sums = ctx->scratch;
     op__parallel(ctx, s.n_tasks, conv_task, &s);
     return OP_OK;
+}
+
+static enum op_status conv_run(struct op_ctx *ctx) {
+    return conv(ctx, false);
+}
+
+static enum op_status conv_ref(struct op_ctx *ctx) {
+    return conv(ctx, true);
 }
 
 static void conv_cost(const struct op_ctx *ctx, double *flops, double *bytes) {
@@ -203,9 +335,9 @@ static void conv_cost(const struct op_ctx *ctx, double *flops, double *bytes) {
 
 static const struct op_desc conv_integer = {.name = "ConvInteger", .domain = "", .since = 10, .in_min = 2, .in_max = 4, .out_min = 1,
                                             .out_max = 1, .prepare = conv_prepare, .release = free, .infer = conv_infer, .scratch = conv_scratch,
-                                            .run = conv_run, .cost = conv_cost};
+                                            .run = conv_run, .ref = conv_ref, .cost = conv_cost};
 OP_REGISTER(conv_integer);
 static const struct op_desc qlinear_conv = {.name = "QLinearConv", .domain = "", .since = 10, .in_min = 8, .in_max = 9, .out_min = 1,
                                             .out_max = 1, .prepare = conv_prepare, .release = free, .infer = conv_infer, .scratch = conv_scratch,
-                                            .run = conv_run, .cost = conv_cost};
+                                            .run = conv_run, .ref = conv_ref, .cost = conv_cost};
 OP_REGISTER(qlinear_conv);

@@ -5,8 +5,8 @@
  * form: the tensor is (outer, n, inner), the scale (outer or 1, groups, inner or 1), and the innermost loop runs over
  * `inner` neighbours, or over a whole run of the axis when inner is 1. */
 #include "ops/op/elementwise.h"
+#include "ops/op/quantized.h"
 
-#include <math.h>
 #include <string.h>
 
 OP_VECTOR_FILE
@@ -58,13 +58,6 @@ static void floats_of(const struct op_tensor *t, int64_t first, int64_t n, float
         for (int64_t i = 0; i < n; i++) dst[i] = float_at(t, first + i);
 }
 
-static inline int32_t rounded(float v, int32_t low, int32_t high) {
-    /* Beyond these limits the result saturates whatever the zero point; NaN becomes 0. */
-    v = v != v ? 0 : v < -131072.0f ? -131072.0f : v > 131072.0f ? 131072.0f : v;
-    int32_t q = (int32_t)rintf(v);
-    return q < low ? low : q > high ? high : q;
-}
-
 static void quantize_run(const struct quant_job *job, int64_t first, int64_t n, float scale, int32_t zero) {
     for (int64_t i = 0; i < n; i += OP_BLOCK) {
         float x[OP_BLOCK];
@@ -72,10 +65,11 @@ static void quantize_run(const struct quant_job *job, int64_t first, int64_t n, 
         floats_of(job->x, at, m, x);
         switch (job->y->dtype) {
 #define X(TYPE, T, LOW, HIGH)                                                                      \
-    case OP_##TYPE:                                                                                \
-        for (int64_t k = 0; k < m; k++)                                                            \
-            ((T *)job->y->data)[at + k] = (T)(rounded(x[k] / scale, LOW - zero, HIGH - zero) + zero);                                              \
-        break;
+    case OP_##TYPE: {                                                                              \
+        T *restrict y = (T *)job->y->data + at;                                                    \
+        for (int64_t k = 0; k < m; k++) y[k] = (T)(quantized_round(x[k] / scale, (float)(LOW - zero), (float)(HIGH - zero)) + zero);               \
+        break;                                                                                     \
+    }
             QUANTIZED_TYPES(X)
 #undef X
         default: break;
@@ -89,9 +83,11 @@ static void dequantize_run(const struct quant_job *job, int64_t first, int64_t n
         const int64_t m = n - i < OP_BLOCK ? n - i : OP_BLOCK, at = first + i;
         switch (job->x->dtype) {
 #define X(TYPE, T, LOW, HIGH)                                                                      \
-    case OP_##TYPE:                                                                                \
-        for (int64_t k = 0; k < m; k++) y[k] = (float)((int32_t)((const T *)job->x->data)[at + k] - zero) * scale;                                 \
-        break;
+    case OP_##TYPE: {                                                                              \
+        const T *restrict x = (const T *)job->x->data + at;                                        \
+        for (int64_t k = 0; k < m; k++) y[k] = (float)((int32_t)x[k] - zero) * scale;              \
+        break;                                                                                     \
+    }
             QUANTIZED_TYPES(X)
 #undef X
         default:
@@ -241,7 +237,7 @@ static enum op_status dynamic_run(struct op_ctx *ctx) {
     low = low < 0 ? low : 0;
     high = high > 0 ? high : 0;
     float scale = (high - low) / 255.0f;
-    int32_t zero_point = scale > 0 ? rounded(-low / scale, 0, UINT8_MAX) : 0;
+    int32_t zero_point = scale > 0 ? quantized_round(-low / scale, 0, UINT8_MAX) : 0;
     uint8_t zero_u8 = (uint8_t)zero_point;
     if (ctx->n_out > 1 && ctx->out[1]) *(float *)ctx->out[1]->data = scale;
     if (ctx->n_out > 2 && ctx->out[2]) *(uint8_t *)ctx->out[2]->data = zero_u8;

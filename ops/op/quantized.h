@@ -5,8 +5,6 @@
 
 #include "ops/op.h"
 
-#include <math.h>
-
 static inline bool quantized_is_byte(const struct op_tensor *t) {
     return t && t->kind == OP_KIND_TENSOR && (t->dtype == OP_U8 || t->dtype == OP_I8);
 }
@@ -33,13 +31,26 @@ static inline bool quantized_is_scale(const struct op_tensor *t) {
     return t && t->kind == OP_KIND_TENSOR && (t->dtype == OP_F32 || t->dtype == OP_F16 || t->dtype == OP_BF16);
 }
 
-/* saturate(round(sum * scale) + zero), halves to even, into element i of dst. */
-static inline void quantized_store(struct op_tensor *dst, int64_t i, int32_t sum, float scale, int32_t zero) {
-    float v = rintf((float)sum * scale);
-    int32_t low = dst->dtype == OP_U8 ? 0 : INT8_MIN, high = dst->dtype == OP_U8 ? UINT8_MAX : INT8_MAX;
-    v = v != v ? 0 : v < -1024.0f ? -1024.0f : v > 1024.0f ? 1024.0f : v; /* saturates beyond, whatever the zero point */
-    int32_t q = (int32_t)v + zero;
-    ((uint8_t *)dst->data)[i] = (uint8_t)(q < low ? low : q > high ? high : q);
+/* round(v) + zero saturated to a byte is quantized_round(v, lowest - zero, highest - zero) + zero.
+ *
+ * v, cut to [low, high] and rounded halves to even; NaN is 0. The limits are integers below 2^22, so that adding and
+ * taking away 1.5 * 2^23 rounds: compilers vectorise that, rintf not without SSE4.1. */
+static inline int32_t quantized_round(float v, float low, float high) {
+    v = v == v ? v : 0;
+    v = v < low ? low : v;
+    v = v > high ? high : v;
+    return (int32_t)(v + 12582912.0f - 12582912.0f);
+}
+
+/* Terms whose sum is exact in f32: products of bytes less their zero points are at most 255 * 255, and 256 * 255 * 255 < 2^24. */
+#define EXACT_K 256
+
+/* sums[i] = or += c[i], which is an integer */
+static inline void quantized_add(uint32_t *restrict sums, const float *restrict c, int64_t n, bool first) {
+    if (first)
+        for (int64_t i = 0; i < n; i++) sums[i] = (uint32_t)(int32_t)c[i];
+    else
+        for (int64_t i = 0; i < n; i++) sums[i] += (uint32_t)(int32_t)c[i];
 }
 
 #endif
