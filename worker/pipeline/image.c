@@ -1,7 +1,6 @@
 /* image.c: the plain things done to pictures: making, turning, placing, changing colours. The arithmetic of colours is Pillow's. */
 #include "worker/pipeline/image.h"
 
-#include <math.h>
 #include <pthread.h>
 #include <string.h>
 
@@ -87,7 +86,8 @@ static uint8_t luma(int r, int g, int b) {
     return (uint8_t)((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16);
 }
 
-/* JFIF's RGB → YCbCr with tables of 6 bits of fraction, each entry rounded to the nearest, sums shifted towards minus infinity. */
+/* JFIF's RGB → YCbCr with tables of 6 bits of fraction. An entry is half added and cut towards zero (so negative ones are not
+ * rounded to the nearest), a sum is shifted towards minus infinity: Pillow's arithmetic, compared over all 2^24 colours. */
 static int16_t ycc[3][3][256];
 static pthread_once_t ycc_once = PTHREAD_ONCE_INIT;
 
@@ -95,7 +95,7 @@ static void make_ycc(void) {
     static const double k[3][3] = {{0.29900, 0.58700, 0.11400}, {-0.16874, -0.33126, 0.50000}, {0.50000, -0.41869, -0.08131}};
     for (int o = 0; o < 3; o++)
         for (int c = 0; c < 3; c++)
-            for (int v = 0; v < 256; v++) ycc[o][c][v] = (int16_t)floor(k[o][c] * v * 64 + 0.5);
+            for (int v = 0; v < 256; v++) ycc[o][c][v] = (int16_t)(k[o][c] * v * 64 + 0.5);
 }
 
 static uint8_t clip(int v) {

@@ -17,16 +17,17 @@ static void cubic_taps(float t, float *k) {
 }
 
 /* Where output i falls between the inputs floor and floor + 1, and how far, for the filters of fixed taps. */
-static int32_t fixed_place(enum w_filter filter, int32_t i, double scale, float *t) {
+static int32_t fixed_place(enum w_filter filter, int32_t i, double inverse, float *t) {
+    const double scale = 1 / inverse; /* as OpenCV has it: at whole quotients its rounding decides for area */
     if (filter == W_CV_AREA) {
         int32_t at = (int32_t)floor(i * scale);
-        double part = (i + 1) - (at + 1) / scale;
-        *t = (float)(part <= 0 ? 0 : part - floor(part));
+        *t = (float)((i + 1) - (at + 1) * inverse);
+        *t = *t <= 0 ? 0 : *t - floorf(*t);
         return at;
     }
-    double x = (i + 0.5) * scale - 0.5;
-    int32_t at = (int32_t)floor(x);
-    *t = (float)(x - at);
+    float x = (float)((i + 0.5) * scale - 0.5);
+    int32_t at = (int32_t)floorf(x);
+    *t = x - (float)at;
     return at;
 }
 
@@ -36,10 +37,10 @@ static int32_t clamp(int32_t v, int32_t max) {
 
 /* Taps beyond the border count for the border's own pixel: the weights are gathered on the clamped positions. */
 static void axis_fixed(enum w_filter filter, int32_t in_size, int32_t out_size, struct w_axis *axis) {
-    const double scale = (double)in_size / out_size;
+    const double inverse = (double)out_size / in_size;
     for (int32_t i = 0; i < out_size; i++) {
         float t, k[4];
-        const int32_t at = fixed_place(filter, i, scale, &t), n = filter == W_CV_CUBIC ? 4 : 2, from = filter == W_CV_CUBIC ? at - 1 : at;
+        const int32_t at = fixed_place(filter, i, inverse, &t), n = filter == W_CV_CUBIC ? 4 : 2, from = filter == W_CV_CUBIC ? at - 1 : at;
         if (n == 4) cubic_taps(t, k);
         else k[0] = 1 - t, k[1] = t;
         const int32_t first = clamp(from, in_size - 1);
