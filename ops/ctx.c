@@ -258,14 +258,9 @@ int op__graph_n_outputs(const struct op_graph *g) {
 }
 
 void op__graph_output(const struct op_graph *g, int i, struct op_tensor *dst) {
-    const struct op_value *v = &g->values[g->outputs[i]];
+    const struct op_value *v = &g->declared[i];
     *dst = (struct op_tensor){.kind = v->kind, .dtype = v->dtype, .rank = v->rank};
     memcpy(dst->dims, v->dims, sizeof dst->dims);
-    if (!v->constant) return;
-    dst->kind = v->constant->t.kind;
-    dst->dtype = v->constant->t.dtype;
-    dst->rank = v->constant->t.rank;
-    memcpy(dst->dims, v->constant->t.dims, sizeof dst->dims);
 }
 
 /* --- a run's memory ---------------------------------------------------------------------------- */

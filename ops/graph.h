@@ -54,6 +54,7 @@ struct op_graph {
     int n_nodes, cap_nodes;
     int *inputs, *outputs; /* value indices */
     int n_inputs, n_outputs;
+    struct op_value *declared; /* per output: what the file says of it, which passes do not touch */
     int n_initialized; /* the last so many inputs have an initializer */
     struct op_capture *captures;
     int n_captures;

@@ -751,7 +751,6 @@ static enum op_status read_inputs(struct reader *r, const struct proto *p, struc
     return OP_OK;
 }
 
-/* The outputs' declared types are kept for the main graph only. */
 static enum op_status read_outputs(struct reader *r, const struct proto *p, struct scope *s) {
     struct op_graph *g = s->graph;
     struct wire_field f;
@@ -759,8 +758,8 @@ static enum op_status read_outputs(struct reader *r, const struct proto *p, stru
     struct wire w = wire_open(p->data, p->len);
     while (wire_next(&w, &f)) n += f.number == 12;
     g->outputs = op__arena_array(g->arena, (size_t)n, sizeof *g->outputs);
-    struct op_value *infos = g->parent ? NULL : op__arena_array(g->arena, (size_t)n, sizeof *infos);
-    if (!g->outputs || (!g->parent && !infos)) return no_memory(r);
+    g->declared = op__arena_array(g->arena, (size_t)n, sizeof *g->declared);
+    if (!g->outputs || !g->declared) return no_memory(r);
     w = wire_open(p->data, p->len);
     while (wire_next(&w, &f)) {
         if (f.number != 12 || f.type != WIRE_BYTES) continue;
@@ -769,10 +768,10 @@ static enum op_status read_outputs(struct reader *r, const struct proto *p, stru
         if (st != OP_OK) return st;
         int v = scope_lookup(s, info.name);
         if (v < 0) return v == -2 ? no_memory(r) : op__model_fail(r->m, r->err, OP_BAD_MODEL, "output \"%.200s\" is made by no node", info.name);
-        if (infos) infos[g->n_outputs] = info;
+        g->declared[g->n_outputs] = info;
         g->outputs[g->n_outputs++] = v;
     }
-    if (infos) r->m->output_infos = infos;
+    if (!g->parent) r->m->output_infos = g->declared;
     return OP_OK;
 }
 
