@@ -61,7 +61,7 @@ struct parser {
     size_t n, at;
     const char *why;
     int depth;
-    bool fold, multi_line, dot_all;
+    bool fold, multi_line, dot_all, quoting; /* (?i) (?m) (?s), within \Q … \E */
     struct node *nodes;
     int n_nodes;
     int n_emits;
@@ -294,10 +294,7 @@ static int parse_escape(struct parser *p) { /* behind the backslash */
     default: break;
     }
     if (add_class(p, upper ? c + 32 : c)) return add_set(p, first, upper, false);
-    if (c != 'Q') return add_literal(p, escaped_code(p, c));
-    int all = add_node(p, (struct node){.kind = EMPTY});
-    while (more(p) && !accept(p, "\\E")) all = add_node(p, (struct node){.kind = CAT, .a = all, .b = add_literal(p, next_code(p))});
-    return all;
+    return add_literal(p, escaped_code(p, c));
 }
 
 static int parse_alternatives(struct parser *p);
@@ -381,9 +378,14 @@ static bool parse_repeat(struct parser *p, int *min, int *max) {
 
 static int parse_sequence(struct parser *p) {
     int all = add_node(p, (struct node){.kind = EMPTY});
-    while (more(p) && !looking_at(p, "|") && !looking_at(p, ")")) {
-        int atom = parse_atom(p), min, max;
-        if (parse_repeat(p, &min, &max)) {
+    while (more(p) && (p->quoting || (!looking_at(p, "|") && !looking_at(p, ")")))) {
+        if (accept(p, p->quoting ? "\\E" : "\\Q")) {
+            p->quoting = !p->quoting;
+            continue;
+        }
+        int atom = p->quoting ? add_literal(p, next_code(p)) : parse_atom(p), min, max;
+        if (p->quoting && accept(p, "\\E")) p->quoting = false; /* a repeat behind it is one of the last letter */
+        if (!p->quoting && parse_repeat(p, &min, &max)) {
             atom = add_node(p, (struct node){.kind = REPEAT, .a = atom, .min = min, .max = max});
             if (parse_repeat(p, &min, &max)) return fail(p, "a repeat of a repeat needs a group");
         }
