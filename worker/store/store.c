@@ -10,8 +10,8 @@
  *
  * A version whose files changed less than SETTLE_NS ago is left alone: somebody may still be writing it. A version that fails is
  * not served and keeps its reason; without an explicit version the one before it is served. A model that is replaced,
- * or dropped because models together exceed bytes_max (the longest unused first, never one that a job holds), is
- * marked retired and lives until the last holder lets go.
+ * or dropped because models together exceed bytes_max (the longest unused first), is marked retired and lives until the
+ * last job and the last lane's session let go of it.
  *
  * Threads: any may call; callbacks come on the store's own. */
 #include <errno.h>
@@ -187,7 +187,7 @@ static void rescan(struct w_store *s) {
 
 /* --- loading (the thread) -------------------------------------------------------------------------- */
 
-/* Drops models beyond the limit, the longest unused first; never `keep`, never one that somebody holds. */
+/* Drops models beyond the limit, the longest unused first; never `keep`. */
 static size_t drop_some(struct w_store *s, const struct w_model *keep, struct w_model **dropped, size_t max) {
     size_t n = 0, bytes = 0;
     for (size_t i = 0; i < s->n_slots; i++) bytes += s->slots[i].model ? s->slots[i].model->bytes : 0;
@@ -199,6 +199,7 @@ static size_t drop_some(struct w_store *s, const struct w_model *keep, struct w_
         }
         if (!oldest) break;
         bytes -= oldest->model->bytes;
+        atomic_store(&oldest->model->retired, true);
         dropped[n++] = oldest->model;
         oldest->model = NULL;
         oldest->state = COLD;
@@ -224,6 +225,7 @@ static struct w_model *settle(struct w_store *s, const struct slot *was, struct 
     struct slot *slot = slot_find(s->slots, s->n_slots, was->at.name, was->at.version);
     if (!slot) return m;
     struct w_model *old = slot->model;
+    if (old) atomic_store(&old->retired, true);
     slot->model = m;
     slot->loaded = was->at.stamp;
     slot->state = m ? READY : FAILED;
@@ -423,6 +425,8 @@ void w_store_destroy(struct w_store *s) {
 
 bool w_store_alias(struct w_store *s, const char *name, const char *path, struct w_error *err) {
     if (!w_model_name_valid(name, strlen(name))) return w_fail(err, "unknown_model", "\"%.100s\" is no model name", name);
+    struct w_model_place place;
+    if (!w_model_find(path, NULL, &place, err)) return false;
     if (strlen(path) >= sizeof s->slots->path) return w_fail(err, W_TOO_LARGE, "the path of model \"%s\" is too long", name);
     pthread_mutex_lock(&s->mutex);
     struct slot *grown = realloc(s->slots, (s->n_slots + 2) * sizeof *grown);
@@ -431,6 +435,7 @@ bool w_store_alias(struct w_store *s, const char *name, const char *path, struct
         struct slot *slot = &grown[s->n_slots++];
         memset(slot, 0, sizeof *slot);
         snprintf(slot->at.name, sizeof slot->at.name, "%s", name);
+        slot->at.version = place.version;
         snprintf(slot->path, sizeof slot->path, "%s", path);
         qsort(s->slots, s->n_slots, sizeof *s->slots, slot_order);
     }
