@@ -180,6 +180,21 @@ static inline void ot_ints(struct ot *m, const char *name, int64_t n, const int6
     ot_put_part(&m->node, 5, &b);
 }
 
+static inline void ot_floats(struct ot *m, const char *name, int64_t n, const float *v) {
+    struct ot_bytes b = ot_attr(name, 6);
+    for (int64_t i = 0; i < n; i++) {
+        ot_varint(&b, 7 << 3 | 5);
+        ot_put(&b, &v[i], sizeof v[i]);
+    }
+    ot_put_part(&m->node, 5, &b);
+}
+
+static inline void ot_strings(struct ot *m, const char *name, int64_t n, const char *const *v) {
+    struct ot_bytes b = ot_attr(name, 8);
+    for (int64_t i = 0; i < n; i++) ot_put_string(&b, 9, v[i]);
+    ot_put_part(&m->node, 5, &b);
+}
+
 static inline void ot_tensor_attr(struct ot *m, const char *name, enum op_type dtype, int rank, const int64_t *dims, const void *data) {
     struct ot_bytes b = ot_attr(name, 4), t = ot_tensor(NULL, dtype, rank, dims, data);
     ot_put_part(&b, 5, &t);
