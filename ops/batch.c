@@ -28,7 +28,7 @@ static int shapes_for(struct op_session *s, const struct op_tensor *in, int n, s
     const struct op_tensor **list = calloc((size_t)s->m->graph->n_inputs + 1, sizeof *list);
     if (!list) return -1;
     for (int i = 0; i < n; i++) list[i] = &in[i];
-    struct op_plan *p = op__plan_create(s->m, s->m->graph, list, s->m->graph->n_inputs, false, &err);
+    struct op_plan *p = op__plan_create(s->m, NULL, s->m->graph, list, s->m->graph->n_inputs, false, &err);
     free(list);
     if (!p) return err.code == OP_NOMEM ? -1 : 0;
     int good = 1;

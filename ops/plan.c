@@ -487,8 +487,8 @@ static enum op_status build(struct planner *pl, const struct op_tensor *const *i
     return st;
 }
 
-struct op_plan *op__plan_create(const struct op_model *m, const struct op_graph *g, const struct op_tensor *const *inputs, int n, bool general,
-                                struct op_error *err) {
+struct op_plan *op__plan_create(const struct op_model *m, struct op_pool *pool, const struct op_graph *g, const struct op_tensor *const *inputs, int n,
+                                bool general, struct op_error *err) {
     struct op_plan *p = calloc(1, sizeof *p);
     struct planner pl = {.p = p, .m = m, .err = err, .general = general};
     if (!p) {
@@ -498,6 +498,7 @@ struct op_plan *op__plan_create(const struct op_model *m, const struct op_graph 
     p->graph = g;
     op__exec_init(&pl.trial, m, err);
     pl.trial.quiet = true;
+    pl.trial.pool = pool;
     enum op_status st = build(&pl, inputs, n);
     op__exec_finish(&pl.trial);
     free(pl.in);

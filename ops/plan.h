@@ -59,9 +59,10 @@ struct op_plan {
 };
 
 /* Plans for inputs (formal ones, then captures; n = g->n_inputs + g->n_captures; data is not read, an entry NULL is absent).
- * `general`: a plan for any shapes, all dynamic. NULL on error. */
-struct op_plan *op__plan_create(const struct op_model *m, const struct op_graph *g, const struct op_tensor *const *inputs, int n, bool general,
-                                struct op_error *err);
+ * `general`: a plan for any shapes, all dynamic. `pool` is the one that it will run with: scratch memory may depend on the number of threads.
+ * NULL on error. */
+struct op_plan *op__plan_create(const struct op_model *m, struct op_pool *pool, const struct op_graph *g, const struct op_tensor *const *inputs, int n,
+                                bool general, struct op_error *err);
 void op__plan_destroy(struct op_plan *p);
 size_t op__plan_bytes(const struct op_plan *p); /* of the plan itself, the arena apart */
 

@@ -66,7 +66,7 @@ static void trim(struct op_session *s, const struct op_plan *keep) {
 
 static struct op_plan *add_plan(struct op_session *s, const struct op_graph *g, const struct op_tensor *const *inputs, int n, int64_t *key, size_t len,
                                 bool general, struct op_error *err) {
-    struct op_plan *p = op__plan_create(s->m, g, inputs, n, general, err);
+    struct op_plan *p = op__plan_create(s->m, s->x.pool, g, inputs, n, general, err);
     if (!p) {
         free(key);
         return NULL;
