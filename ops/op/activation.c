@@ -42,10 +42,26 @@ ROW(tanh, "Tanh", 1, OP_KERN(K_TANH), tanh(x), {NULL, 0});
 ROW(softplus, "Softplus", 1, OP_KERN(K_SOFTPLUS), SOFTPLUS(x), {NULL, 0});
 ROW(softsign, "Softsign", 1, 0, x / (1 + fabs(x)), {NULL, 0});
 ROW(mish, "Mish", 18, OP_KERN(K_MISH), x *tanh(SOFTPLUS(x)), {NULL, 0});
-ROW(swish, "Swish", 24, 0, x *SIGMOID(ALPHA *x), {"alpha", 1.0f});
 
-LOOPS(quick_gelu, x *SIGMOID(ALPHA *x))
-ROW_OF(quick_gelu, "com.microsoft", "QuickGelu", 1, 0, {"alpha", 1.702f});
+/* Swish is x sigmoid(alpha x), and QuickGelu is it with another alpha by default; the kernel has alpha 1. */
+LOOPS(swish, x *SIGMOID(ALPHA *x))
+static enum op_status swish_run(struct op_ctx *ctx) {
+    const struct op_unary *row = (const struct op_unary *)ctx->node->desc;
+    const float param[OP_PARAM_MAX] = {op__attr_float(ctx->node, "alpha", row->param[0].dflt)};
+    k_unary_fn *kern = param[0] == 1 ? op__kern(ctx)->math->unary[K_SILU] : NULL;
+    if (ctx->out[0]) op__unary_apply(ctx, ctx->in[0]->dtype == OP_F64 ? swish_f64 : swish_f32, kern, param, ctx->out[0], ctx->in[0]);
+    return OP_OK;
+}
+#define SWISH(DOMAIN, NAME, SINCE, DEFAULT)                                                        \
+    {                                                                                              \
+        .desc = {.name = NAME, .domain = DOMAIN, .since = SINCE, .in_min = 1, .in_max = 1, .out_min = 1, .out_max = 1, .inplace = 1,               \
+                 .infer = op__unary_infer, .run = swish_run, .ref = op__unary_ref},                \
+        .fn = {[OP_F32] = swish_f32, [OP_F64] = swish_f64}, .param = {{"alpha", DEFAULT}},         \
+    }
+static const struct op_unary swish_row = SWISH("", "Swish", 24, 1.0f);
+OP_REGISTER_ROW(swish_row);
+static const struct op_unary quick_gelu_row = SWISH("com.microsoft", "QuickGelu", 1, 1.702f);
+OP_REGISTER_ROW(quick_gelu_row);
 
 /* --- Relu and Shrink take integers too --------------------------------------------------------- */
 

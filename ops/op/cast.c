@@ -140,6 +140,14 @@ struct cast_job {
 static void cast_piece(void *arg, int64_t first, int64_t n) {
     const struct cast_job *job = arg;
     const size_t from = op_type_size(job->from), to = op_type_size(job->to);
+    if (job->from == OP_F32 && op__is_half(job->to)) {
+        op__narrow(job->to, job->dst + (size_t)first * to, (const float *)(const void *)job->src + first, n);
+        return;
+    }
+    if (op__is_half(job->from) && job->to == OP_F32) {
+        op__widen(job->from, (float *)(void *)job->dst + first, job->src + (size_t)first * from, n);
+        return;
+    }
     for (int64_t i = first; i < first + n; i += OP_BLOCK) {
         union block b;
         int64_t m = first + n - i < OP_BLOCK ? first + n - i : OP_BLOCK;

@@ -282,26 +282,42 @@ static size_t einsum_scratch(const struct op_ctx *ctx) {
     return (size_t)(a + b + p.size[BATCH] * p.size[ROWS] * p.size[COLUMNS]) * sizeof(float);
 }
 
-/* Copies between a tensor in the equation's order and (parts[0], parts[1], parts[2]) in row-major order. operand -1: the output. */
-static void reorder(const struct einsum *e, const struct product *p, const enum part *parts, int operand, float *tensor, float *matrix) {
-    int64_t dims[LETTERS_MAX], stride[LETTERS_MAX], at[LETTERS_MAX] = {0}, where = 0, count = 1;
-    int n = 0;
+/* The letters of three parts, outermost first, with their sizes and their strides in a tensor: of operand k, or of the output (-1). */
+struct order {
+    int n;
+    int64_t dims[LETTERS_MAX], stride[LETTERS_MAX], count;
+    bool in_place; /* the tensor is in this order already */
+};
+
+static void order_of(const struct einsum *e, const struct product *p, const enum part *parts, int operand, struct order *o) {
+    o->n = 0;
+    o->count = 1;
     for (int part = 0; part < 3; part++)
         for (int i = 0; i < p->n[parts[part]]; i++) {
             const struct letter *l = &e->letter[p->letter[parts[part]][i]];
-            dims[n] = l->size;
-            stride[n++] = operand < 0 ? l->out_stride : l->stride[operand];
-            count *= l->size;
+            o->dims[o->n] = l->size;
+            o->stride[o->n++] = operand < 0 ? l->out_stride : l->stride[operand];
+            o->count *= l->size;
         }
-    for (int64_t i = 0; i < count; i++) {
-        if (operand < 0)
-            tensor[where] = matrix[i];
+    o->in_place = true;
+    int64_t step = 1;
+    for (int i = o->n - 1; i >= 0; step *= o->dims[i], i--) o->in_place = o->in_place && o->stride[i] == step;
+}
+
+/* Copies a tensor into this order, or back out of it. */
+static void reorder(const struct order *o, bool back, float *tensor, float *matrix) {
+    int64_t at[LETTERS_MAX] = {0}, where = 0;
+    const int inner = o->n - 1;
+    const int64_t n = o->n ? o->dims[inner] : 1, step = o->n ? o->stride[inner] : 1;
+    for (int64_t i = 0; i < o->count; i += n) {
+        if (back)
+            for (int64_t j = 0; j < n; j++) tensor[where + j * step] = matrix[i + j];
         else
-            matrix[i] = tensor[where];
-        for (int d = n - 1; d >= 0; d--) {
-            where += stride[d];
-            if (++at[d] < dims[d]) break;
-            where -= dims[d] * stride[d];
+            for (int64_t j = 0; j < n; j++) matrix[i + j] = tensor[where + j * step];
+        for (int d = inner - 1; d >= 0; d--) {
+            where += o->stride[d];
+            if (++at[d] < o->dims[d]) break;
+            where -= o->dims[d] * o->stride[d];
             at[d] = 0;
         }
     }
@@ -309,15 +325,26 @@ static void reorder(const struct einsum *e, const struct product *p, const enum 
 
 static void product_run(const struct op_ctx *ctx, const struct einsum *e, const struct product *p) {
     const int64_t m = p->size[ROWS], n = p->size[COLUMNS], k = p->size[SUMMED];
+    struct order a_order, b_order, c_order;
     float *a = ctx->scratch, *b = a + p->size[BATCH] * m * k, *c = b + p->size[BATCH] * k * n;
-    reorder(e, p, (enum part[]){BATCH, ROWS, SUMMED}, 0, ctx->in[0]->data, a);
-    reorder(e, p, (enum part[]){BATCH, SUMMED, COLUMNS}, 1, ctx->in[1]->data, b);
+    order_of(e, p, (enum part[]){BATCH, ROWS, SUMMED}, 0, &a_order);
+    order_of(e, p, (enum part[]){BATCH, SUMMED, COLUMNS}, 1, &b_order);
+    order_of(e, p, (enum part[]){BATCH, ROWS, COLUMNS}, -1, &c_order);
+    if (a_order.in_place)
+        a = ctx->in[0]->data;
+    else
+        reorder(&a_order, false, ctx->in[0]->data, a);
+    if (b_order.in_place)
+        b = ctx->in[1]->data;
+    else
+        reorder(&b_order, false, ctx->in[1]->data, b);
+    if (c_order.in_place) c = ctx->out[0]->data;
     for (int64_t i = 0; i < p->size[BATCH]; i++) {
         const struct k_product product = {.m = m, .n = n, .k = k, .a = a + i * m * k, .a_row = k, .a_k = 1, .b = b + i * k * n, .b_k = n,
                                           .c = c + i * m * n, .c_row = n, .then = {.act = K_COPY}};
         op__gemm(ctx, &product);
     }
-    reorder(e, p, (enum part[]){BATCH, ROWS, COLUMNS}, -1, ctx->out[0]->data, c);
+    if (!c_order.in_place) reorder(&c_order, true, ctx->out[0]->data, c);
 }
 
 static enum op_status einsum(struct op_ctx *ctx, bool plain) {

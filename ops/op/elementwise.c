@@ -12,6 +12,8 @@
 
 #include <string.h>
 
+OP_VECTOR_FILE
+
 #define OP_PIECE 16384
 
 /* --- walks ------------------------------------------------------------------------------------- */
@@ -119,20 +121,56 @@ void op__pieces(const struct op_ctx *ctx, int64_t total, void (*fn)(void *arg, i
 
 /* --- half precision ---------------------------------------------------------------------------- */
 
+/* Branch-free, so that they vectorise; the bits are those of op__f16_to_f32 and op__f32_to_f16, but for a NaN's payload. */
+
+static inline uint32_t bits_of(float f) {
+    union {
+        float f;
+        uint32_t u;
+    } v = {.f = f};
+    return v.u;
+}
+
+static inline float float_of(uint32_t u) {
+    union {
+        uint32_t u;
+        float f;
+    } v = {.u = u};
+    return v.f;
+}
+
 void op__widen(enum op_type type, float *dst, const void *src, int64_t n) {
     const uint16_t *s = src;
-    if (type == OP_F16)
-        for (int64_t i = 0; i < n; i++) dst[i] = op__f16_to_f32(s[i]);
-    else
+    if (type == OP_BF16) {
         for (int64_t i = 0; i < n; i++) dst[i] = op__bf16_to_f32(s[i]);
+        return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t magnitude = (uint32_t)(s[i] & 0x7fff) << 13, sign = (uint32_t)(s[i] & 0x8000) << 16;
+        const uint32_t finite = bits_of(float_of(magnitude) * 0x1p112f); /* moves the exponent, subnormals too */
+        dst[i] = float_of(finite | sign | (magnitude >= 0x7c00u << 13 ? 0x7f800000u : 0));
+    }
 }
 
 void op__narrow(enum op_type type, void *dst, const float *src, int64_t n) {
     uint16_t *d = dst;
-    if (type == OP_F16)
-        for (int64_t i = 0; i < n; i++) d[i] = op__f32_to_f16(src[i]);
-    else
-        for (int64_t i = 0; i < n; i++) d[i] = op__f32_to_bf16(src[i]);
+    if (type == OP_BF16) {
+        for (int64_t i = 0; i < n; i++) {
+            const uint32_t u = bits_of(src[i]), rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16;
+            d[i] = (uint16_t)((u & 0x7fffffff) > 0x7f800000 ? u >> 16 | 0x40 : rounded);
+        }
+        return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        /* signed: SSE2 compares no others */
+        const int32_t u = (int32_t)bits_of(src[i]), sign = u >> 16 & 0x8000, magnitude = u & 0x7fffffff;
+        /* Subnormals: the addition of 0.5 rounds to multiples of 2^-24. Others: the exponent is moved, half a unit added. */
+        const int32_t small = (int32_t)bits_of(float_of((uint32_t)magnitude) + 0.5f) - 0x3f000000;
+        const int32_t normal = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
+        const int32_t special = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
+        const int32_t is_small = -(magnitude < 0x38800000), is_special = -(magnitude >= 0x47800000);
+        d[i] = (uint16_t)(sign | (small & is_small) | (special & is_special) | (normal & ~is_small & ~is_special));
+    }
 }
 
 /* --- one input --------------------------------------------------------------------------------- */
@@ -326,6 +364,42 @@ static void binary_run_piece(void *arg, int64_t n, int64_t out_index, const int6
     }
 }
 
+/* A matrix of short rows and one row, (outer, inner) and (inner): the row is repeated in a block, so that the loops run over
+ * blocks and not over rows. `row` is the input whose outer stride is 0. */
+struct short_rows {
+    struct binary_job job;
+    int row;
+    int64_t block; /* elements, a multiple of the row's */
+};
+
+static void short_rows_piece(void *arg, int64_t first, int64_t n) {
+    struct short_rows *s = arg;
+    for (int64_t i = first * s->block; i < (first + n) * s->block; i += s->block)
+        binary_run_piece(&s->job, s->block, i, s->row ? (const int64_t[]){i, 0} : (const int64_t[]){0, i});
+}
+
+enum { SHORT_ROW = 64, SHORT_BLOCK = 1024 }; /* elements */
+
+static bool run_short_rows(const struct op_ctx *ctx, const struct op_walk *w, const struct binary_job *job) {
+    uint64_t block[SHORT_BLOCK];
+    const int64_t inner = w->dims[w->rank - 1];
+    const int row = w->stride[0][0] == 0 ? 0 : 1;
+    if (w->rank != 2 || inner > SHORT_ROW || w->total < 4 * SHORT_BLOCK || !job->a_step || !job->b_step || w->stride[row][0] != 0 ||
+        w->stride[!row][0] != inner)
+        return false;
+    struct short_rows s = {*job, row, SHORT_BLOCK / inner * inner};
+    const size_t size = row ? job->b_size : job->a_size;
+    if (size > sizeof *block) return false;
+    for (int64_t i = 0; i < s.block; i += inner) memcpy((char *)block + (size_t)i * size, row ? job->b : job->a, (size_t)inner * size);
+    *(row ? &s.job.b : &s.job.a) = (const char *)block;
+    const int64_t whole = w->total / s.block;
+    op__pieces(ctx, whole, short_rows_piece, &s);
+    if (whole * s.block < w->total)
+        binary_run_piece(&s.job, w->total - whole * s.block, whole * s.block,
+                         row ? (const int64_t[]){whole * s.block, 0} : (const int64_t[]){0, whole * s.block});
+    return true;
+}
+
 void op__binary_apply(const struct op_ctx *ctx, op_binary_fn fn, k_binary_fn *kern, struct op_tensor *dst, const struct op_tensor *a,
                       const struct op_tensor *b) {
     struct op_walk w;
@@ -345,7 +419,7 @@ void op__binary_apply(const struct op_ctx *ctx, op_binary_fn fn, k_binary_fn *ke
         .a = a->data,
         .b = b->data,
     };
-    op__walk(ctx, &w, binary_run_piece, &job);
+    if (!run_short_rows(ctx, &w, &job)) op__walk(ctx, &w, binary_run_piece, &job);
 }
 
 static enum op_status binary_run(struct op_ctx *ctx, bool plain) {

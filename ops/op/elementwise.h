@@ -14,12 +14,13 @@
     __attribute__((used, section("quern_ops"))) static const struct op_desc *const op__registered_##row = &row.desc
 
 /* Loops are written so that element i depends on elements i only, also where dst is one of the sources: the compiler
- * may vectorise without a check for overlap. gcc's -O2 vectorises no loop of unknown length, hence the level. */
+ * may vectorise without a check for overlap. gcc's -O2 vectorises no loop of unknown length, hence the level; nobody
+ * reads the floating-point exception flags, so comparisons may be computed where the source would have skipped them. */
 #ifdef __clang__
 #define OP_VECTOR_FILE
 #define OP_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #else
-#define OP_VECTOR_FILE _Pragma("GCC optimize(\"O3\")")
+#define OP_VECTOR_FILE _Pragma("GCC optimize(\"O3\", \"no-trapping-math\")")
 #define OP_INDEPENDENT _Pragma("GCC ivdep")
 #endif
 

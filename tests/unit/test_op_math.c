@@ -974,6 +974,72 @@ static void test_half_types_compute_in_f32(void **state) {
     }
 }
 
+/* The vectorised conversions against the scalar ones: every f16, and f32 around every rounding boundary. */
+static void test_half_conversions_of_every_value(void **state) {
+    static uint16_t half[65536];
+    static float wide[3 * 65536];
+    (void)state;
+    for (int i = 0; i < 65536; i++) half[i] = (uint16_t)i;
+    struct op_tensor in = vec(OP_F16, 65536, half);
+    struct ot m;
+    begin_node(&m, 13, "Cast", &in, 1, "y", OP_F32);
+    ot_int(&m, "to", OP_F32);
+    const float *y = run_node(&m, &in, 1)->data;
+    for (int i = 0; i < 65536; i++) {
+        const float want = op__f16_to_f32(half[i]);
+        if (want == want ? memcmp(&y[i], &want, 4) != 0 : y[i] == y[i]) fail_msg("f16 %04x is %g, not %g", i, y[i], want);
+    }
+    ot_end(&m);
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        const enum op_type type = bf16 ? OP_BF16 : OP_F16;
+        for (int i = 0; i < 65536; i++) { /* the middle above each value, and its two neighbours */
+            union {
+                float f;
+                uint32_t u;
+            } v = {.u = bf16 ? (uint32_t)i << 16 | 0x8000 : 0};
+            if (!bf16) v.f = (op__f16_to_f32((uint16_t)i) + op__f16_to_f32((uint16_t)((i & 0x7fff) < 0x7c00 ? i + 1 : i))) / 2;
+            wide[3 * i] = v.f;
+            v.u--;
+            wide[3 * i + 1] = v.f;
+            v.u += 2;
+            wide[3 * i + 2] = v.f;
+        }
+        in = vec(OP_F32, COUNT(wide), wide);
+        begin_node(&m, 13, "Cast", &in, 1, "y", type);
+        ot_int(&m, "to", type);
+        const uint16_t *h = run_node(&m, &in, 1)->data;
+        for (size_t i = 0; i < COUNT(wide); i++) {
+            const uint16_t want = bf16 ? op__f32_to_bf16(wide[i]) : op__f32_to_f16(wide[i]);
+            if (wide[i] == wide[i] && h[i] != want) fail_msg("%.9g is %04x, not %04x", wide[i], h[i], want);
+            if (wide[i] != wide[i]) assert_true(bf16 ? (h[i] & 0x7fff) > 0x7f80 : (h[i] & 0x7fff) > 0x7c00);
+        }
+        ot_end(&m);
+    }
+}
+
+static void test_short_rows_are_rows(void **state) {
+    static float x[50000], row[64];
+    (void)state;
+    random_state = 10;
+    fill(x, COUNT(x));
+    fill(row, COUNT(row));
+    for (int round = 0; round < 40; round++) {
+        const int64_t n = 1 + below(64), rows = 4096 / n + below(50000 / n - 4096 / n);
+        struct op_tensor in[2] = {{.dtype = OP_F32, .rank = 2, .dims = {rows, n}, .data = x}, vec(OP_F32, n, row)};
+        const bool swapped = below(2);
+        if (swapped) {
+            const struct op_tensor t = in[0];
+            in[0] = in[1];
+            in[1] = t;
+        }
+        struct ot m;
+        begin_node(&m, 14, "Sub", in, 2, "y", OP_F32);
+        const float *y = run_node(&m, in, 2)->data;
+        for (int64_t i = 0; i < rows * n; i++) assert_true(y[i] == (swapped ? row[i % n] - x[i] : x[i] - row[i % n]));
+        ot_end(&m);
+    }
+}
+
 static void test_seeded_random_numbers_are_those_of_the_reference(void **state) {
     (void)state;
     /* numpy.random.RandomState(0).random_sample(3) and .standard_normal(3) */
@@ -1047,6 +1113,8 @@ int main(void) {
         cmocka_unit_test(test_einsum_as_product_matches_the_plain_loop),
         cmocka_unit_test(test_activations_on_edge_values),
         cmocka_unit_test(test_half_types_compute_in_f32),
+        cmocka_unit_test(test_half_conversions_of_every_value),
+        cmocka_unit_test(test_short_rows_are_rows),
         cmocka_unit_test(test_seeded_random_numbers_are_those_of_the_reference),
         cmocka_unit_test(test_losses_refuse_labels_out_of_range),
         cmocka_unit_test(test_types_that_an_operator_does_not_take),
