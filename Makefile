@@ -15,7 +15,7 @@ VERSION  := 0.1.0
 PKGS     := libuv hiredis jansson openblas openssl libjpeg libpng
 PKGS_OPS := openblas libcrypto
 APT_BUILD := gcc make pkg-config libuv1-dev libhiredis-dev libjansson-dev libopenblas-dev libssl-dev libjpeg-dev libpng-dev redis-server redis-tools
-APT_TEST  := libcmocka-dev python3 python3-redis python3-numpy python3-pil python3-opencv libonnx-testdata openssl nodejs npm systemd valgrind
+APT_TEST  := libcmocka-dev python3 python3-redis python3-numpy python3-onnx python3-pil python3-opencv libonnx-testdata openssl nodejs npm systemd valgrind
 
 # --- what the compiler gets -------------------------------------------------------------------
 # -ffp-contract=off: a row has the same bits on every path; fused multiply-adds are written out.
