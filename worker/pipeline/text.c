@@ -5,7 +5,7 @@
  * float is written without its trailing zeros; six digits are enough to try first, for a shorter decimal that reads back is
  * the six-digit rounding too. Reading back is one multiplication or division of an integer below 2^53 by a power of
  * ten up to 10^22, which is exact to one rounding; where the double lies within a unit of the middle between two floats the
- * next precision is tried. Numbers outside 1e-12 … 1e21 go through printf. */
+ * next precision is tried, so a tie is never relied upon. Numbers outside 1e-12 … 1e21 go through printf. */
 #include "worker/pipeline/scan.h"
 
 #include <math.h>
@@ -138,7 +138,7 @@ static char *put_decimal(char *d, uint64_t m, int e) {
 }
 
 static char *put_float_slow(char *d, float v) {
-    for (int precision = 6; precision <= 9; precision++) {
+    for (int precision = 1; precision <= 9; precision++) { /* subnormal numbers have few digits */
         int n = sprintf(d, "%.*g", precision, (double)v);
         if (precision == 9 || strtof(d, NULL) == v) return d + n;
     }
