@@ -276,13 +276,14 @@ enum w_next w_pipeline_after(const struct w_pipeline *p, struct w_row *row, cons
     row->outputs = (struct op_tensor *)(uintptr_t)outputs;
     row->n_outputs = n_outputs;
     const struct w_step *run = p->n_steps ? &p->steps[f->at] : NULL;
+    const int64_t n_rows = row->n_rows; /* the next run sets its own */
     const bool has_answer = run && run->index < p->n_steps - 1;
     struct w_text answers = {.arena = &row->arena};
     struct w_geometry geo = f->current.geo;
-    row->value = n_outputs ? output_row(p, &outputs[0], 0, row->n_rows) : (struct w_value){.type = W_TENSOR};
-    for (int64_t r = 0; run && r < row->n_rows; r++) {
+    row->value = n_outputs ? output_row(p, &outputs[0], 0, n_rows) : (struct w_value){.type = W_TENSOR};
+    for (int64_t r = 0; run && r < n_rows; r++) {
         for (int i = 0, output; (output = w__run_output(run, i)) >= 0; i++) {
-            struct w_value v = output_row(p, &outputs[output], r, row->n_rows);
+            struct w_value v = output_row(p, &outputs[output], r, n_rows);
             v.geo = geo;
             if (i == 0) f->current = v;
             keep(f, p->sig.outputs[output]->name, &v);
@@ -293,8 +294,8 @@ enum w_next w_pipeline_after(const struct w_pipeline *p, struct w_row *row, cons
         if (!has_answer) continue;
         f->at++;
         enum w_next next = walk(p, f, err);
-        if (next == W_NEXT_RUN && row->n_rows > 1)
-            return w_fail(err, W_UNSUPPORTED, "a pipeline of several runs takes one row a job, %lld were sent", (long long)row->n_rows), W_NEXT_FAILED;
+        if (next == W_NEXT_RUN && n_rows > 1)
+            return w_fail(err, W_UNSUPPORTED, "a pipeline of several runs takes one row a job, %lld were sent", (long long)n_rows), W_NEXT_FAILED;
         if (next != W_NEXT_DONE) return next;
         if (r) w_text_puts(&answers, ",");
         if (!text_value(&answers, &f->current, row->b64, err)) return W_NEXT_FAILED;
