@@ -90,7 +90,7 @@ def test_man_page_renders():
     page = quern("help", "--man").stdout
     if not shutil.which("groff"):
         raise tap.SkipTest("groff is not installed")
-    out = subprocess.run(["groff", "-man", "-Tutf8", "-ww", "-z"], input=page, capture_output=True, text=True)
+    out = subprocess.run(["groff", "-Kutf8", "-man", "-Tutf8", "-ww", "-z"], input=page, capture_output=True, text=True)
     bad = [w for w in out.stderr.splitlines() if "warning" in w and "can't break" not in w and "cannot" not in w]
     assert out.returncode == 0 and not bad, out.stderr
 
