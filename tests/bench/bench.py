@@ -118,7 +118,7 @@ def bench_infer():
         for batch in batches:
             def ours():
                 return run(QUERN, "model", "bench", path, "--batch", str(batch), "--threads", "1", "--seconds", seconds, "--shape",
-                           shape.split(":")[0].replace("0x", f"{batch}x", 1), "--json")["items_per_s_median"]
+                           "x=" + shape.split(":")[0].replace("0x", f"{batch}x", 1), "--json")["items_per_s_median"]
 
             def theirs():
                 return run("node", os.path.join(HERE, "ort.mjs"), path, str(batch), "1", seconds, "x=" + shape)["items_per_s_median"]
@@ -141,7 +141,7 @@ def bench_e2e():
             return run("node", os.path.join(HERE, "bullmq_ort.mjs"), r.socket, path, "x", str(images // 3), "4")["items_per_s"]
 
     def engine():
-        return run(QUERN, "model", "bench", path, "--batch", "1", "--lanes", "2", "--seconds", "4", "--shape", "1x3x224x224", "--json")["items_per_s_median"]
+        return run(QUERN, "model", "bench", path, "--batch", "1", "--lanes", "2", "--seconds", "4", "--shape", "x=1x3x224x224", "--json")["items_per_s_median"]
 
     a, b = paired(lambda: ours("b64"), rival)
     table.row("base64 in the job", a, b, "BullMQ + ONNX Runtime")
