@@ -155,7 +155,6 @@ struct op_prepare {
     int n_in;
     const struct op_tensor *const *in; /* constant inputs, living as long as the model; NULL where not constant or absent */
     const char *cpu;                   /* the ISA level of this model */
-    bool reference;                    /* `ref` will run: pack nothing, set nothing in `consumed` */
     size_t packed_bytes;               /* prepare adds what it allocated */
     uint64_t consumed;                 /* prepare sets bit i when input i's data is not read any more (it was packed) */
     struct op_error *err;

@@ -39,6 +39,7 @@ enum k_level {
  * precision over inputs of all exponents and both signs, checked in tests/unit/test_kern_vmath.c.
  * X(NAME, ulp bound, formula) */
 #define K_UNARY_MAP(X)                                                                             \
+    X(COPY, 0, "x: first, so that a zeroed epilogue has no activation")                            \
     X(EXP, 1, "e^x; subnormal results are kept, overflow gives infinity")                          \
     X(LOG, 1, "ln x; -inf at 0, NaN below")                                                        \
     X(TANH, 2, "tanh x")                                                                           \
@@ -60,8 +61,7 @@ enum k_level {
     X(NEG, 0, "-x")                                                                                \
     X(ABS, 0, "|x|")                                                                               \
     X(SQUARE, 0, "x x")                                                                            \
-    X(LINEAR, 0, "a x + b, fused")                                                                 \
-    X(COPY, 0, "x")
+    X(LINEAR, 0, "a x + b, fused")
 
 enum k_unary {
 #define X(NAME, ulp, text) K_##NAME,

@@ -1,5 +1,5 @@
 /* Conv (opset 1, 11): Y[n, m, p] = B[m] + sum over c, kernel position q of W[m, c, q] X[n, group(m), c, stride p + dilation q - pad]. And
- * quern's FusedConv, which the passes make: + residual (input 3, of the output's shape), an activation.
+ * quern's FusedConv, which the pass fuse_epilogue makes: + another value (input 3), an activation.
  *
  * f32 with up to three spatial dimensions has three ways, NCHW in and out:
  *   product    the weights (packed at load, M output channels x K) times the input's columns (K x output positions). A 1 x 1 kernel
@@ -8,7 +8,8 @@
  *   depthwise  one channel a group: a kernel of its own over padded planes.
  *   ref        everything else (f64, f16, bf16, more dimensions): windows in plain C.
  * The unit of work is (image, group, panel, part of the rows); any division gives the same bits, as an element is one chain over
- * rising (channel, kernel position). */
+ * rising (channel, kernel position). Input 3 of the fused form is of the output's shape in practice and is added in registers; where
+ * it broadcasts, the convolution goes to scratch memory first. */
 #include "ops/kern/kern.h"
 #include "ops/op/nn.h"
 #include "ops/op/product.h"
@@ -42,7 +43,7 @@ static enum op_status conv_prepare(struct op_prepare *p) {
 
     const struct op_tensor *w = p->n_in > 1 ? p->in[1] : NULL;
     const struct k_kernels *kern = p->cpu ? k_find(p->cpu) : k_default();
-    if (p->reference || !kern || !w || w->dtype != OP_F32 || w->rank < 3 || w->rank > 5 || op_tensor_count(w) <= 0) return OP_OK;
+    if (!kern || !w || w->dtype != OP_F32 || w->rank < 3 || w->rank > 5 || op_tensor_count(w) <= 0) return OP_OK;
     if (w->dims[0] % s->group != 0 || (w->dims[1] == 1 && s->group > 1)) return OP_OK;
     s->packed_oc = w->dims[0] / s->group;
     s->packed_k = op_tensor_count(w) / w->dims[0];
@@ -71,6 +72,13 @@ static enum op_status conv_fit(const struct op_ctx *ctx, struct nn_fit *fit) {
     return op__nn_window_fit(ctx, &s->window, ctx->in[0]->rank - 2, ctx->in[0]->dims + 2, ctx->in[1]->dims + 2, fit);
 }
 
+/* The shape of the convolution itself. */
+static void convolved_dims(const struct op_ctx *ctx, const struct nn_fit *fit, int64_t *dims) {
+    dims[0] = ctx->in[0]->dims[0];
+    dims[1] = ctx->in[1]->dims[0];
+    memcpy(dims + 2, fit->out, (size_t)fit->rank * sizeof *dims);
+}
+
 static enum op_status conv_infer(struct op_ctx *ctx) {
     const struct conv_state *s = ctx->state;
     const struct op_tensor *x = ctx->in[0], *w = ctx->in[1], *b = nn_in(ctx, 2);
@@ -92,19 +100,32 @@ static enum op_status conv_infer(struct op_ctx *ctx) {
     struct nn_fit fit;
     status = conv_fit(ctx, &fit);
     if (status != OP_OK) return status;
-    int64_t dims[OP_RANK_MAX] = {x->dims[0], w->dims[0]};
-    memcpy(dims + 2, fit.out, (size_t)fit.rank * sizeof *dims);
+    int64_t dims[OP_RANK_MAX];
+    convolved_dims(ctx, &fit, dims);
     op__set(ctx, 0, x->dtype, x->rank, dims);
     return OP_OK;
 }
 
 static enum op_status fused_infer(struct op_ctx *ctx) {
-    const enum op_status status = conv_infer(ctx);
+    const struct op_tensor *x = ctx->in[0], *r = nn_in(ctx, 3);
+    enum op_status status = conv_infer(ctx);
     if (status != OP_OK) return status;
-    if (ctx->in[0]->dtype != OP_F32 || ctx->in[0]->rank > 5)
-        return op__fail(ctx, OP_UNSUPPORTED, "input X is %s of rank %d, expected f32 of rank 3 to 5", op_type_name(ctx->in[0]->dtype), ctx->in[0]->rank);
-    if (!nn_in(ctx, 3) || !ctx->out[0]) return OP_OK;
-    return op__nn_shape(ctx, 3, "residual", ctx->out[0]->rank, ctx->out[0]->dims);
+    if (x->dtype != OP_F32 || x->rank > 5)
+        return op__fail(ctx, OP_UNSUPPORTED, "input X is %s of rank %d, expected f32 of rank 3 to 5", op_type_name(x->dtype), x->rank);
+    if (!r) return OP_OK;
+    struct nn_fit fit;
+    int64_t dims[OP_RANK_MAX];
+    int rank;
+    status = op__nn_like(ctx, 3, "addend", OP_F32, -1);
+    if (status == OP_OK) status = conv_fit(ctx, &fit);
+    if (status != OP_OK) return status;
+    convolved_dims(ctx, &fit, dims);
+    if (!op__broadcast(x->rank, dims, r->rank, r->dims, &rank, dims)) {
+        char text[160];
+        return op__fail(ctx, OP_BAD_SHAPE, "input 3 (addend) is %s, which does not broadcast with the convolution", op_tensor_describe(r, text, sizeof text));
+    }
+    op__set(ctx, 0, OP_F32, rank, dims);
+    return OP_OK;
 }
 
 /* --- the fast ways --------------------------------------------------------------------------------------- */
@@ -117,6 +138,10 @@ struct plan {
     int64_t images, oc, k, in_size, out_size; /* oc: of a group; sizes of a plane */
     size_t packed_group;                      /* floats of one group's packed weights */
     int64_t panels, parts, part_rows;         /* of a group */
+    struct op_tensor y;                       /* the convolution: the output, or scratch memory where the addend broadcasts */
+    bool y_in_scratch;
+    const float *addend; /* NULL: none, or not here */
+    struct op__activation act;
 };
 
 static void set_geometry(const struct nn_fit *fit, int64_t channels, struct k_geometry *g) {
@@ -149,6 +174,18 @@ static bool make_pointwise(struct k_geometry *g) {
     return true;
 }
 
+static void set_output(const struct op_ctx *ctx, const struct nn_fit *fit, struct plan *p) {
+    const struct op_tensor *r = nn_in(ctx, 3), *out = ctx->out[0];
+    p->y = (struct op_tensor){.dtype = OP_F32, .rank = ctx->in[0]->rank};
+    convolved_dims(ctx, fit, p->y.dims);
+    const size_t bytes = (size_t)p->y.rank * sizeof *p->y.dims;
+    p->y_in_scratch = r && (r->rank != p->y.rank || memcmp(r->dims, p->y.dims, bytes) != 0 || (out && (out->rank != r->rank || memcmp(out->dims, r->dims, bytes) != 0)));
+    if (p->y_in_scratch) return;
+    p->y.data = out ? out->data : NULL;
+    p->addend = r ? r->data : NULL;
+    p->act = ((const struct conv_state *)ctx->state)->act;
+}
+
 static void make_plan(const struct op_ctx *ctx, struct plan *p) {
     const struct conv_state *s = ctx->state;
     const struct op_tensor *x = ctx->in[0], *w = ctx->in[1];
@@ -157,6 +194,7 @@ static void make_plan(const struct op_ctx *ctx, struct plan *p) {
     *p = (struct plan){.way = WAY_REF};
     if (x->dtype != OP_F32 || x->rank > 5 || conv_fit(ctx, &fit) != OP_OK) return;
     set_geometry(&fit, w->dims[1], &p->g);
+    set_output(ctx, &fit, p);
     p->images = x->dims[0];
     p->oc = w->dims[0] / s->group;
     p->k = w->dims[1] * p->g.kernel[0] * p->g.kernel[1] * p->g.kernel[2];
@@ -187,15 +225,20 @@ static size_t panel_floats(const struct op_ctx *ctx, const struct plan *p) {
     return p->way == WAY_PRODUCT ? (size_t)(rows * op__kern(ctx)->gemm->nr + VECTOR_SLACK) : 0;
 }
 
+/* Scratch memory: the convolution if it goes there, weights packed at run time, then a panel or a padded plane for each thread. */
+static size_t y_floats(const struct plan *p) {
+    return p->y_in_scratch ? ((size_t)op_tensor_count(&p->y) + 15) / 16 * 16 : 0;
+}
+
 static size_t conv_scratch(const struct op_ctx *ctx) {
     const struct conv_state *s = ctx->state;
     struct plan p;
     make_plan(ctx, &p);
     const size_t n_threads = (size_t)op__n_threads(ctx);
     if (p.way == WAY_REF) return 0;
-    if (p.way == WAY_DEPTHWISE) return n_threads * k_depthwise_floats(&p.g) * sizeof(float);
+    if (p.way == WAY_DEPTHWISE) return (y_floats(&p) + n_threads * k_depthwise_floats(&p.g)) * sizeof(float);
     const size_t weights = packs_weights_at_run(ctx, &p) ? (size_t)s->group * p.packed_group : 0;
-    return (weights + n_threads * panel_floats(ctx, &p)) * sizeof(float);
+    return (y_floats(&p) + weights + n_threads * panel_floats(ctx, &p)) * sizeof(float);
 }
 
 struct conv_job {
@@ -210,12 +253,12 @@ static struct k_product unit_product(const struct conv_job *job, int64_t image, 
     const struct op_ctx *ctx = job->ctx;
     const struct conv_state *s = ctx->state;
     const struct plan *p = job->plan;
-    const float *bias = nn_in(ctx, 2) ? ctx->in[2]->data : NULL, *residual = nn_in(ctx, 3) ? ctx->in[3]->data : NULL;
+    const float *bias = nn_in(ctx, 2) ? ctx->in[2]->data : NULL;
     const int64_t plane = (image * s->group + group) * p->oc * p->out_size;
     return (struct k_product){.m = p->oc, .n = p->out_size, .k = p->k, .a = job->weights + (size_t)group * p->packed_group, .a_packed = true,
-                              .c = (float *)ctx->out[0]->data + plane, .c_row = p->out_size,
-                              .then = {.bias_row = bias ? bias + group * p->oc : NULL, .residual = residual ? residual + plane : NULL,
-                                       .residual_row = p->out_size, .act = s->act.fn, .act_a = s->act.a, .act_b = s->act.b}};
+                              .c = (float *)p->y.data + plane, .c_row = p->out_size,
+                              .then = {.bias_row = bias ? bias + group * p->oc : NULL, .residual = p->addend ? p->addend + plane : NULL,
+                                       .residual_row = p->out_size, .act = p->act.fn, .act_a = p->act.a, .act_b = p->act.b}};
 }
 
 static void product_unit(const struct conv_job *job, int64_t unit, float *panel) {
@@ -252,18 +295,19 @@ static void depthwise_task(void *arg, int64_t task) {
     const struct k_kernels *kern = op__kern(ctx);
     const size_t floats = k_depthwise_floats(&p->g);
     float *padded = job->scratch + (size_t)task * floats;
-    const float *bias = nn_in(ctx, 2) ? ctx->in[2]->data : NULL, *residual = nn_in(ctx, 3) ? ctx->in[3]->data : NULL;
-    const bool is_clip = s->act.fn == K_RELU || s->act.fn == K_CLIP, in_kernel = !residual && is_clip;
-    const float lo = !in_kernel ? -INFINITY : s->act.fn == K_CLIP ? s->act.a : 0, hi = in_kernel && s->act.fn == K_CLIP ? s->act.b : INFINITY;
+    const float *bias = nn_in(ctx, 2) ? ctx->in[2]->data : NULL;
+    const struct op__activation *act = &p->act;
+    const bool in_kernel = !p->addend && (act->fn == K_RELU || act->fn == K_CLIP);
+    const float lo = !in_kernel ? -INFINITY : act->fn == K_CLIP ? act->a : 0, hi = in_kernel && act->fn == K_CLIP ? act->b : INFINITY;
 
     memset(padded, 0, floats * sizeof *padded);
     for (int64_t unit = task; unit < job->n_units; unit += job->n_tasks) { /* unit: image and output channel */
         const int64_t channels = s->group * p->oc, oc = unit % channels, image = unit / channels;
         const float *x = (const float *)ctx->in[0]->data + (image * s->group + oc / p->oc) * p->in_size;
-        float *y = (float *)ctx->out[0]->data + unit * p->out_size;
+        float *y = (float *)p->y.data + unit * p->out_size;
         kern->conv->depthwise(&p->g, x, (const float *)ctx->in[1]->data + oc * p->k, bias ? bias[oc] : 0, lo, hi, y, padded);
-        if (residual) kern->math->binary[K_ADD](p->out_size, y, false, residual + unit * p->out_size, false, y);
-        if (!in_kernel) kern->math->unary[s->act.fn](p->out_size, y, y, s->act.a, s->act.b);
+        if (p->addend) kern->math->binary[K_ADD](p->out_size, y, false, p->addend + unit * p->out_size, false, y);
+        if (!in_kernel) kern->math->unary[act->fn](p->out_size, y, y, act->a, act->b);
     }
 }
 
@@ -316,25 +360,52 @@ static enum op_status conv_ref(struct op_ctx *ctx) {
     return OP_OK;
 }
 
+static void convolve(const struct op_ctx *ctx, const struct plan *p, float *scratch) {
+    const struct conv_state *s = ctx->state;
+    struct conv_job job = {.ctx = ctx, .plan = p, .weights = s->packed, .scratch = scratch};
+    if (op_tensor_count(&p->y) == 0) return;
+    if (p->way == WAY_DEPTHWISE) {
+        run_parallel(&job, p->images * s->group * p->oc, depthwise_task);
+        return;
+    }
+    if (packs_weights_at_run(ctx, p)) {
+        for (int64_t i = 0; i < s->group; i++)
+            k_pack_a(op__kern(ctx)->gemm, p->oc, p->k, (const float *)ctx->in[1]->data + i * p->oc * p->k, p->k, 1, scratch + (size_t)i * p->packed_group);
+        job.weights = scratch;
+        job.scratch = scratch + (size_t)s->group * p->packed_group;
+    }
+    run_parallel(&job, p->images * s->group * p->panels * p->parts, product_task);
+}
+
+/* out = y + addend, both broadcast, element by element. */
+static void add_broadcast(const struct op_tensor *y, const struct op_tensor *r, const struct op_tensor *out) {
+    const struct op_tensor *const side[2] = {y, r};
+    int64_t step[2][OP_RANK_MAX], at[OP_RANK_MAX] = {0}, i = 0;
+    for (int k = 0; k < 2; k++) {
+        int64_t size = 1;
+        for (int a = out->rank - 1, b = side[k]->rank - 1; a >= 0; a--, b--) {
+            step[k][a] = b >= 0 && side[k]->dims[b] != 1 ? size : 0;
+            if (b >= 0) size *= side[k]->dims[b];
+        }
+    }
+    if (op_tensor_count(out) == 0) return;
+    do {
+        int64_t from[2] = {0, 0};
+        for (int a = 0; a < out->rank; a++) from[0] += at[a] * step[0][a], from[1] += at[a] * step[1][a];
+        ((float *)out->data)[i++] = ((const float *)y->data)[from[0]] + ((const float *)r->data)[from[1]];
+    } while (nn_next(at, out->dims, out->rank));
+}
+
 static enum op_status conv_run(struct op_ctx *ctx) {
     const struct conv_state *s = ctx->state;
     struct plan p;
     make_plan(ctx, &p);
     if (p.way == WAY_REF) return conv_ref(ctx);
-    if (op_tensor_count(ctx->out[0]) == 0) return OP_OK;
-    struct conv_job job = {.ctx = ctx, .plan = &p, .weights = s->packed, .scratch = ctx->scratch};
-    if (p.way == WAY_DEPTHWISE) {
-        run_parallel(&job, p.images * s->group * p.oc, depthwise_task);
-        return OP_OK;
-    }
-    if (packs_weights_at_run(ctx, &p)) {
-        float *weights = ctx->scratch;
-        for (int64_t i = 0; i < s->group; i++)
-            k_pack_a(op__kern(ctx)->gemm, p.oc, p.k, (const float *)ctx->in[1]->data + i * p.oc * p.k, p.k, 1, weights + (size_t)i * p.packed_group);
-        job.weights = weights;
-        job.scratch = weights + (size_t)s->group * p.packed_group;
-    }
-    run_parallel(&job, p.images * s->group * p.panels * p.parts, product_task);
+    if (p.y_in_scratch) p.y.data = ctx->scratch;
+    convolve(ctx, &p, ctx->scratch ? (float *)ctx->scratch + y_floats(&p) : NULL);
+    if (!p.y_in_scratch) return OP_OK;
+    add_broadcast(&p.y, ctx->in[3], ctx->out[0]);
+    op__kern(ctx)->math->unary[s->act.fn](op_tensor_count(ctx->out[0]), ctx->out[0]->data, ctx->out[0]->data, s->act.a, s->act.b);
     return OP_OK;
 }
 

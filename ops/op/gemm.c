@@ -1,5 +1,5 @@
 /* Gemm (opset 1 to 13): Y (M x N) = alpha A' B' + beta C, A' and B' transposed where transA and transB say so, C broadcast to (M, N).
- * And quern's FusedGemm, which fuse_product.c makes: an activation behind it.
+ * And quern's FusedGemm, which the pass fuse_epilogue makes: an activation behind it.
  *
  * f32 runs on k_gemm with B packed (at load where it is constant). With alpha = 1, as it is in practice, beta C is the epilogue's bias
  * or residual; else a second step scales the finished rows. Every other type is the plain form. */

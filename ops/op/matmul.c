@@ -1,5 +1,5 @@
 /* MatMul (opset 1, 9, 13): numpy's matmul of A (..., M, K) and B (..., K, N), batch dimensions broadcast, a vector side promoted. And
- * quern's FusedMatMul, which fuse_product.c makes: + bias (N), + residual (of the output's shape), an activation.
+ * quern's FusedMatMul, which the pass fuse_epilogue makes: + bias (N), an activation.
  *
  * f32 runs on k_gemm: a constant B is packed at load; one that is made at run time is packed into scratch memory when
  * enough rows use it, and else read as it lies. Where B has no batch and A's is not broadcast, the batch is more rows of one
@@ -93,14 +93,12 @@ static enum op_status fused_infer(struct op_ctx *ctx) {
     const enum op_status status = matmul_infer(ctx);
     if (status != OP_OK) return status;
     if (ctx->in[0]->dtype != OP_F32) return op__fail(ctx, OP_BAD_TYPE, "input A is %s, expected f32", op_type_name(ctx->in[0]->dtype));
-    const struct op_tensor *y = ctx->out[0], *bias = ctx->n_in > 2 ? ctx->in[2] : NULL, *residual = ctx->n_in > 3 ? ctx->in[3] : NULL;
+    const struct op_tensor *y = ctx->out[0], *bias = ctx->n_in > 2 ? ctx->in[2] : NULL;
     char text[160], text_y[160];
     if (!y) return OP_OK;
     op_tensor_describe(y, text_y, sizeof text_y);
     if (bias && (bias->dtype != OP_F32 || ctx->in[1]->rank < 2 || op_tensor_count(bias) != ctx->in[1]->dims[ctx->in[1]->rank - 1]))
         return op__fail(ctx, OP_BAD_SHAPE, "the bias is %s for an output of %s", op_tensor_describe(bias, text, sizeof text), text_y);
-    if (residual && (residual->dtype != OP_F32 || residual->rank != y->rank || memcmp(residual->dims, y->dims, (size_t)y->rank * sizeof *y->dims) != 0))
-        return op__fail(ctx, OP_BAD_SHAPE, "the residual is %s for an output of %s", op_tensor_describe(residual, text, sizeof text), text_y);
     return OP_OK;
 }
 
@@ -141,11 +139,10 @@ static void batch_at(const struct matmul_shape *s, int64_t at, int64_t *a, int64
 /* The product of one batch element but for B, which is set by the caller. */
 static struct k_product product_at(const struct op_ctx *ctx, const struct matmul_shape *s, int64_t at, int64_t a) {
     const struct matmul_state *state = ctx->state;
-    const struct op_tensor *bias = ctx->n_in > 2 ? ctx->in[2] : NULL, *residual = ctx->n_in > 3 ? ctx->in[3] : NULL;
+    const struct op_tensor *bias = ctx->n_in > 2 ? ctx->in[2] : NULL;
     return (struct k_product){.m = s->m, .n = s->n, .k = s->k, .a = (const float *)ctx->in[0]->data + a * s->m * s->k, .a_row = s->k, .a_k = 1,
                               .c = (float *)ctx->out[0]->data + at * s->m * s->n, .c_row = s->n,
-                              .then = {.bias_col = bias ? bias->data : NULL, .residual = residual ? (const float *)residual->data + at * s->m * s->n : NULL,
-                                       .residual_row = s->n, .act = state ? state->act.fn : K_COPY, .act_a = state ? state->act.a : 0,
+                              .then = {.bias_col = bias ? bias->data : NULL, .act = state ? state->act.fn : K_COPY, .act_a = state ? state->act.a : 0,
                                        .act_b = state ? state->act.b : 0}};
 }
 
@@ -241,7 +238,7 @@ static const struct op_desc fused_matmul = {
     .domain = "quern",
     .since = 1,
     .in_min = 2,
-    .in_max = 4,
+    .in_max = 3,
     .out_min = 1,
     .out_max = 1,
     .prepare = matmul_prepare,

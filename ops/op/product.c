@@ -97,7 +97,7 @@ enum op_status op__rhs_pack(struct op_prepare *p, int index, bool transposed, st
     *dst = (struct op__packed_rhs){0};
     const struct op_tensor *t = index < p->n_in ? p->in[index] : NULL;
     const struct k_kernels *kern = p->cpu ? k_find(p->cpu) : k_default();
-    if (p->reference || !kern || !t || t->kind != OP_KIND_TENSOR || t->dtype != OP_F32 || t->rank < 1 || op_tensor_count(t) <= 0) return OP_OK;
+    if (!kern || !t || t->kind != OP_KIND_TENSOR || t->dtype != OP_F32 || t->rank < 1 || op_tensor_count(t) <= 0) return OP_OK;
     const int64_t rows = t->rank == 1 ? t->dims[0] : t->dims[t->rank - 2], cols = t->rank == 1 ? 1 : t->dims[t->rank - 1];
     dst->k = transposed ? cols : rows;
     dst->n = transposed ? rows : cols;

@@ -89,7 +89,7 @@ static void teardown(struct fixture *f) {
 
 /* Runs at a level into fresh memory with canaries behind it, which it returns; constant says whether the weights are known at load. */
 static float *run(struct fixture *f, const char *cpu, bool constant, bool reference, int n_threads) {
-    struct op_prepare p = {.node = &f->node, .n_in = f->ctx.n_in, .cpu = cpu, .reference = reference, .err = &f->err};
+    struct op_prepare p = {.node = &f->node, .n_in = f->ctx.n_in, .cpu = cpu, .err = &f->err};
     const struct op_tensor *known[4] = {NULL, constant ? &f->w : NULL, &f->b, NULL};
     p.in = known;
     f->node.state = NULL;

@@ -50,6 +50,7 @@
     X(batch_bytes_max, INT, "67108864", 1024, 1LL << 40, "bytes", W_CONFIG_W | W_CONFIG_R, "input bytes of one micro-batch")               \
     X(batch_delay_ms, INT, "0", 0, 60000, "ms", W_CONFIG_W | W_CONFIG_R,                                                                   \
       "how long a free lane waits for a fuller micro-batch; 0: it takes what waits")                                                       \
+    X(claim_max, INT, "64", 1, 64, "jobs", W_CONFIG_W, "jobs that are taken from Redis in one round trip")                                   \
     X(job_bytes_max, INT, "67108864", 1024, 536870912, "bytes", W_CONFIG_W, "one job's JSON")                                              \
     X(job_timeout_ms, INT, "3600000", 1, 1LL << 40, "ms", W_CONFIG_W | W_CONFIG_R, "how long a job may run that sets no timeout_ms")       \
     X(result_ttl_ms, INT, "3600000", 1, 1LL << 40, "ms", W_CONFIG_W, "how long a result stays that sets no ttl_ms")           \

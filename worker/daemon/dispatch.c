@@ -134,8 +134,11 @@ static uint32_t wanted(const struct w_daemon *d) {
     size_t target = can > HOLD_MAX ? HOLD_MAX : (size_t)can;
     if (target < 2 * (size_t)d->lanes.n) target = 2 * (size_t)d->lanes.n;
     if (d->n_waiting >= target) return 0;
-    size_t want = target - d->n_waiting, room = W_TASKS_MAX - d->n_tasks;
-    return (uint32_t)(want < room ? want : room);
+    size_t want = target - d->n_waiting, room = W_TASKS_MAX - d->n_tasks, claim_max = (size_t)d->config->claim_max;
+    if (want > room) want = room;
+    /* At its default the library's own limit holds, and the next claim may be under way while jobs of the last are finished. */
+    if (claim_max < Q_BATCH_MAX && want > claim_max) want = claim_max;
+    return (uint32_t)want;
 }
 
 void w__want(struct w_daemon *d) {
