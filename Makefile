@@ -90,7 +90,7 @@ deps-test: ## deps-test: install what the tests need too
 # --- tests -------------------------------------------------------------------------------------
 .PHONY: check unit layers lint
 check: deps-test ## check: install what tests need, build, run every test [SAN=address,undefined | thread]
-	@$(MAKE) --no-print-directory -j$$(nproc) $(if $(SAN),SAN=$(SAN)) all unit layers
+	@$(MAKE) --no-print-directory -j$$(nproc) $(if $(SAN),SAN=$(SAN)) all unit lib layers
 	@QUERN_BUILD=$(O) SAN=$(SAN) $(PYTHON) tests/run.py
 
 unit: $(UNIT_BIN) $(REPLAY) ## unit: build the unit tests and the replay of the fuzz corpora
