@@ -27,6 +27,11 @@ uint64_t q__random(void) {
     return z ^ z >> 31;
 }
 
+uint64_t q__random_unique(void) {
+    uint64_t r;
+    return getrandom(&r, sizeof r, GRND_NONBLOCK) == (ssize_t)sizeof r ? r : q__random();
+}
+
 uint64_t q__random_below(uint64_t n) {
     return n ? (uint64_t)(((unsigned __int128)q__random() * n) >> 64) : 0;
 }

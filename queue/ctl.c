@@ -47,6 +47,7 @@ static void free_slots(struct q_ctl *c) {
 }
 
 void q__ctl_begin(struct q_ctl *c) {
+    uv_run(&c->loop, UV_RUN_NOWAIT); /* notices a connection that went while nobody looked */
     free_slots(c);
     c->n_sent = 0;
     q__args_reset(&c->args);

@@ -21,6 +21,7 @@ void q__ignore_sigpipe(void);
 
 /* --- backoff.c: randomness and the waits made of it */
 uint64_t q__random(void);                              /* not for secrets */
+uint64_t q__random_unique(void);                       /* the kernel's: not shared with a forked sister */
 uint64_t q__random_below(uint64_t n);                  /* 0 … n-1; n 0 gives 0 */
 /* Decorrelated jitter: between base and three times the last wait, at most cap. */
 uint32_t q__backoff_reconnect(uint32_t last_ms, uint32_t base_ms, uint32_t cap_ms);

@@ -104,7 +104,7 @@ size_t q_key(char *buf, size_t buf_len, const char *queue, const char *suffix) {
 void q_id_make(char id[Q_ID_MAX + 1]) {
     static const char set[] = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_";
     for (int half = 0; half < 2; half++) {
-        uint64_t r = q__random();
+        uint64_t r = q__random_unique();
         for (int i = 0; i < 11; i++, r >>= 6)
             id[half * 11 + i] = set[r & (i == 10 ? 15 : 63)];
     }

@@ -137,11 +137,14 @@ void q__queue_fenced(struct q__queue *q, const char *why) {
         q__job_free(item->job);
     }
     q->pending_end = &q->pending;
+    for (int k = 0; k < 3; k++) /* they land for the old wid; what lands all the same is found through T:gone */
+        if (q->park[k].parked)
+            q__conn_drop(q->park[k].conn, Q_FENCED, "the lease was lost");
     q__worker_log(w, 4, "fenced queue=%s wid=%s why=\"%s\"", q->name, old, why);
     if (w->opt.on.fenced)
         w->opt.on.fenced(w->opt.on.ctx, q->name, why);
-    if (w->connected)
-        setup(w);
+    if (q__conn_ready(w->cmd))
+        setup(w); /* enrolls the new wid */
     q__worker_check_drained(w);
 }
 
@@ -186,7 +189,6 @@ static void on_enrolled(void *ctx, redisReply *r, const struct q_error *err) {
         return;
     }
     if (q__reply_int(r, 0) == 0 && !fresh) {
-        w->setup_left--;
         q__queue_fenced(q, "another worker took over while this one was away");
         return;
     }
@@ -483,7 +485,7 @@ struct q_worker *q_worker_create(uv_loop_t *loop, const struct q_worker_options 
     pthread_mutex_init(&w->pulse.lock, NULL);
     q__args_init(&w->args);
     gethostname(w->host, sizeof w->host - 1);
-    snprintf(w->uuid, sizeof w->uuid, "%08x", (unsigned)(q__random() >> 32));
+    snprintf(w->uuid, sizeof w->uuid, "%08x", (unsigned)(q__random_unique() >> 32));
     char name[128];
     snprintf(name, sizeof name, "%s:%d", w->host, (int)getpid());
     w->name = strdup(opt->name ? opt->name : name);
