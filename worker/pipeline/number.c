@@ -3,8 +3,9 @@
  * Up to 19 digits are gathered into a 64-bit integer m, so the number is m·10^e. For |e| ≤ 27 both m and 10^|e| (= 5^|e|·2^|e|,
  * 5^27 < 2^64) are exact in the 64-bit significand of x86's long double, so one multiplication or division is
  * off by at most half a unit of bit 64. Rounding that to a double can go wrong only where the 11 bits cut off
- * are exactly a half: then, as for longer numbers and larger exponents, strtod decides. The usual fast path (m < 2^53,
- * |e| ≤ 22) is not enough: a float32 printed as a double, which is what Python's tolist() gives, has 17 digits. */
+ * are exactly a half: then, as for longer numbers and larger exponents, strtod decides. The usual fast path in doubles
+ * (m < 2^53, |e| ≤ 22) comes first, but is not enough: a float32 printed as a double, which is what Python's tolist()
+ * gives, has 17 digits. Eight digits at a time are read in one word. */
 #include "worker/pipeline/scan.h"
 
 #include <float.h>
@@ -32,14 +33,17 @@ static double slow(const char *p, size_t len) {
     return v;
 }
 
-#if LDBL_MANT_DIG == 64
-static const long double powers[28] = {1e0L,  1e1L,  1e2L,  1e3L,  1e4L,  1e5L,  1e6L,  1e7L,  1e8L,  1e9L,
-                                       1e10L, 1e11L, 1e12L, 1e13L, 1e14L, 1e15L, 1e16L, 1e17L, 1e18L, 1e19L,
-                                       1e20L, 1e21L, 1e22L, 1e23L, 1e24L, 1e25L, 1e26L, 1e27L};
+static const double powers[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
+                                1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
 
-static bool fast(uint64_t m, int64_t e, double *dst) {
+#if LDBL_MANT_DIG == 64
+static const long double long_powers[28] = {1e0L,  1e1L,  1e2L,  1e3L,  1e4L,  1e5L,  1e6L,  1e7L,  1e8L,  1e9L,
+                                            1e10L, 1e11L, 1e12L, 1e13L, 1e14L, 1e15L, 1e16L, 1e17L, 1e18L, 1e19L,
+                                            1e20L, 1e21L, 1e22L, 1e23L, 1e24L, 1e25L, 1e26L, 1e27L};
+
+static bool fast_long(uint64_t m, int64_t e, double *dst) {
     if (e < -27 || e > 27) return false;
-    long double x = e < 0 ? (long double)m / powers[-e] : (long double)m * powers[e];
+    long double x = e < 0 ? (long double)m / long_powers[-e] : (long double)m * long_powers[e];
     uint64_t significand;
     memcpy(&significand, &x, 8);
     if ((significand & 0x7ff) == 0x400) return false;
@@ -47,17 +51,39 @@ static bool fast(uint64_t m, int64_t e, double *dst) {
     return true;
 }
 #else
-static bool fast(uint64_t m, int64_t e, double *dst) {
-    static const double powers[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
-                                    1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
-    if (m >> 53 || e < -22 || e > 22) return false;
-    *dst = e < 0 ? (double)m / powers[-e] : (double)m * powers[e];
-    return true;
+static bool fast_long(uint64_t m, int64_t e, double *dst) {
+    (void)m, (void)e, (void)dst;
+    return false;
 }
 #endif
 
+static bool fast(uint64_t m, int64_t e, double *dst) {
+    if (m >> 53 || e < -22 || e > 22) return fast_long(m, e, dst);
+    *dst = e < 0 ? (double)m / powers[-e] : (double)m * powers[e];
+    return true;
+}
+
 static inline bool digit(const char *p, const char *end) {
     return p < end && (unsigned char)(*p - '0') < 10;
+}
+
+/* Gathers the digits at p into *m (which may wrap: the caller counts them). Returns behind the last. */
+static inline const char *digits(const char *p, const char *end, uint64_t *m) {
+    while (end - p >= 8) {
+        uint64_t v;
+        memcpy(&v, p, 8);
+        if (((v & 0xf0f0f0f0f0f0f0f0u) | ((v + 0x0606060606060606u) & 0xf0f0f0f0f0f0f0f0u) >> 4) != 0x3333333333333333u) break;
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+        v = __builtin_bswap64(v);
+#endif
+        v = (v & 0x0f0f0f0f0f0f0f0fu) * 2561 >> 8; /* pairs, then fours, then eight */
+        v = (v & 0x00ff00ff00ff00ffu) * 6553601 >> 16;
+        v = (v & 0x0000ffff0000ffffu) * 42949672960001u >> 32;
+        *m = *m * 100000000 + v;
+        p += 8;
+    }
+    while (digit(p, end)) *m = *m * 10 + (uint64_t)(*p++ - '0');
+    return p;
 }
 
 const char *w__number_read(const char *p, const char *end, struct w_number *dst) {
@@ -68,13 +94,13 @@ const char *w__number_read(const char *p, const char *end, struct w_number *dst)
     if (*p == '0' && digit(p + 1, end)) return NULL;
     uint64_t m = 0;
     const char *first = p;
-    while (digit(p, end)) m = m * 10 + (uint64_t)(*p++ - '0');
+    p = digits(p, end, &m);
     int64_t n_digits = p - first, exponent = 0;
     bool whole = true;
     if (p < end && *p == '.') {
         const char *point = ++p;
         if (!digit(p, end)) return NULL;
-        while (digit(p, end)) m = m * 10 + (uint64_t)(*p++ - '0');
+        p = digits(p, end, &m);
         exponent = point - p;
         n_digits += p - point;
         whole = false;

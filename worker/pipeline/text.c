@@ -111,30 +111,40 @@ static bool reads_back(uint64_t m, int e, float v) {
     return (cut < 0x0fffffff || cut > 0x10000001) && (float)x.d == v;
 }
 
-/* m·10^e, m > 0, as plain decimals or with an exponent. Returns behind the last character; at most 32. */
-static char *put_decimal(char *d, uint64_t m, int e) {
-    char digits[24];
-    int n = 0;
+static const char two_digits[] = "00010203040506070809101112131415161718192021222324252627282930313233343536373839404142434445464748"
+                                  "4950515253545556575859606162636465666768697071727374757677787980818283848586878889909192939495969798"
+                                  "99";
+
+/* m·10^e, 0 < m ≤ 10^9, as plain decimals or with an exponent. Returns behind the last character; at most 32. */
+static char *put_decimal(char *d, uint32_t m, int e) {
+    char text[10];
+    int n = 10;
     while (m % 10 == 0) m /= 10, e++;
-    for (; m; m /= 10) digits[n++] = (char)('0' + m % 10);
-    int point = n + e; /* digits before the point */
+    for (; m >= 10; m /= 100) memcpy(text + (n -= 2), two_digits + 2 * (m % 100), 2);
+    if (m) text[--n] = (char)('0' + m);
+    const char *digits = text + n;
+    n = 10 - n;
+    const int point = n + e; /* digits before the point */
     if (point > 16 || point < -4) {
-        *d++ = digits[--n];
-        if (n) *d++ = '.';
-        while (n) *d++ = digits[--n];
-        return d + sprintf(d, "e%+03d", point - 1);
+        *d++ = digits[0];
+        if (n > 1) *d++ = '.';
+        memcpy(d, digits + 1, (size_t)n - 1);
+        return d + n - 1 + sprintf(d + n - 1, "e%+03d", point - 1);
     }
     if (point <= 0) {
-        *d++ = '0';
-        *d++ = '.';
-        for (; point < 0; point++) *d++ = '0';
-        while (n) *d++ = digits[--n];
-        return d;
+        memcpy(d, "0.0000", 6);
+        memcpy(d + 2 - point, digits, (size_t)n);
+        return d + 2 - point + n;
     }
-    for (; point > 0; point--) *d++ = n ? digits[--n] : '0';
-    if (n) *d++ = '.';
-    while (n) *d++ = digits[--n];
-    return d;
+    if (point >= n) {
+        memcpy(d, digits, (size_t)n);
+        memset(d + n, '0', (size_t)(point - n));
+        return d + point;
+    }
+    memcpy(d, digits, (size_t)point);
+    d[point] = '.';
+    memcpy(d + point + 1, digits + point, (size_t)(n - point));
+    return d + n + 1;
 }
 
 static char *put_float_slow(char *d, float v) {
@@ -151,17 +161,20 @@ static char *put_float(char *d, float v) {
     if (v == 0) return signbit(v) ? (memcpy(d, "-0.0", 4), d + 4) : (*d = '0', d + 1);
     if (v < 0) *d++ = '-', v = -v;
     if (v < 1e-12f || v > 1e21f) return put_float_slow(d, v);
-    int e = (int)floor(log10((double)v)) - 8; /* v is about m·10^e with 9 digits */
-    double scaled = e < 0 ? (double)v * powers[-e] : (double)v / powers[e];
-    if (scaled >= 999999999.5) e++, scaled = e < 0 ? (double)v * powers[-e] : (double)v / powers[e];
-    uint64_t m = (uint64_t)(scaled + 0.5);
-    static const uint64_t units[] = {1000, 100, 10, 1};
+    union {
+        float f;
+        uint32_t u;
+    } bits = {v};
+    int k = (int)(((int)(bits.u >> 23) - 127) * 78913 >> 18); /* ⌊log10 v⌋ from ⌊log2 v⌋, or one less */
+    if (k >= -1 ? (double)v >= powers[k + 1] : (double)v * powers[-k - 1] >= 1) k++;
+    const int e = k - 8; /* v is about m·10^e with 9 digits */
+    const double scaled = e < 0 ? (double)v * powers[-e] : (double)v / powers[e];
+    static const double units[] = {1e-3, 1e-2, 1e-1, 1};
     for (int i = 0; i < 4; i++) {
-        uint64_t short_m = (uint64_t)(scaled / (double)units[i] + 0.5);
-        int short_e = e + 3 - i;
-        if (short_e <= 22 && short_e >= -22 && reads_back(short_m, short_e, v)) return put_decimal(d, short_m, short_e);
+        const uint32_t m = (uint32_t)(int64_t)(scaled * units[i] + 0.5);
+        if (reads_back(m, e + 3 - i, v)) return put_decimal(d, m, e + 3 - i);
     }
-    return m ? put_float_slow(d, v) : d;
+    return put_float_slow(d, v);
 }
 
 void w_text_float(struct w_text *t, float value) {
