@@ -4,10 +4,9 @@
  * count_include_pad by those inside the padded input (what hangs over the end with ceil_mode is never counted).
  * LpPool is (sum |x|^p)^(1/p).
  *
- * `ref` sums tap by tap in double precision, for every type and rank. `run` has a form for f32 in one or two dimensions
- * without dilation, which adds up the rows of the window first (contiguous whatever the stride) and then across. */
-#include "ops/op/nn.h"
-#include "ops/kern/kern.h"
+ * `ref` sums tap by tap in double precision, for every type and rank. `run` takes the window's sums of f32 in one or two
+ * dimensions from pool_f32.c and multiplies rows whose windows count all their rows by a row of factors. */
+#include "ops/op/pool_f32.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -115,44 +114,42 @@ static enum op_status ref(struct op_ctx *ctx) {
 
 /* --- one or two dimensions, f32 ------------------------------------------------------------------- */
 
-#define SPAN 512 /* input columns of a strip: the buffer of the row sums is on the stack */
-
-/* Outputs [o, o + n) of one row, from rows [row, row + n_rows) of the plane, of which `high` are counted. */
-static void strip(const struct k_vmath *math, const struct nn_fit *f, bool pads, const float *src, int64_t row, int64_t n_rows, int64_t high, int64_t o, int64_t n,
-                  float *dst) {
-    int w = f->rank - 1;
-    float buf[SPAN] = {0};
-    int64_t s = f->stride[w], kw = f->kernel[w], width = f->in[w], base = o * s - f->begin[w], span = (n - 1) * s + kw;
-    int64_t lo = base < 0 ? -base : 0, hi = width - base < span ? width - base : span;
-    for (int64_t r = row; hi > lo && r < row + n_rows; r++)
-        math->binary[K_ADD](hi - lo, buf + lo, false, src + r * width + base + lo, false, buf + lo);
-    for (int64_t i = 0; i < n; i++) {
-        const float *b = buf + i * s;
-        float sum = b[0];
-        for (int64_t k = 1; k < kw; k++) sum += b[k];
-        int64_t count = high * counted(f, w, o + i, pads);
-        dst[i] = count > 0 ? sum / (float)count : 0;
-    }
+/* Scratch memory: for each column of the output, one over the taps that count where all rows of the window do. */
+static size_t scratch(const struct op_ctx *ctx) {
+    struct nn_fit f;
+    if (ctx->in[0]->dtype != OP_F32 || fit(ctx, &f) != OP_OK || f.rank > 2) return 0;
+    return (size_t)f.out[f.rank - 1] * sizeof(float);
 }
 
 static void plane_f32(void *arg, int64_t plane) {
     const struct job *job = arg;
     const struct nn_fit *f = &job->f;
     const struct average_pool *s = job->ctx->state;
+    const struct k_vmath *math = op__kern(job->ctx)->math;
     int w = f->rank - 1;
-    const float *src = (const float *)job->ctx->in[0]->data + plane * f->in_size;
-    float *dst = (float *)job->ctx->out[0]->data + plane * f->out_size;
-    int64_t rows = w ? f->out[0] : 1, step = (SPAN - f->kernel[w]) / f->stride[w] + 1;
-    for (int64_t y = 0; y < rows; y++) {
-        int64_t first, n_rows = 1, row = 0, high = 1;
-        if (w) {
-            nn_taps(f, 0, y, &first, &n_rows, &row);
-            high = counted(f, 0, y, s->count_include_pad);
-        }
-        for (int64_t o = 0; o < f->out[w]; o += step) {
-            int64_t n = f->out[w] - o < step ? f->out[w] - o : step;
-            strip(op__kern(job->ctx)->math, f, s->count_include_pad, src, row, n_rows, high, o, n, dst + y * f->out[w] + o);
-        }
+    int64_t width = f->out[w];
+    const float *src = job->ctx->in[0]->data;
+    float *row = (float *)job->ctx->out[0]->data + plane * f->out_size;
+    op__pool_f32_plane(math, f, K_ADD, src + plane * f->in_size, row);
+    for (int64_t y = 0; y < f->out_size / width; y++, row += width) {
+        int64_t high = w ? counted(f, 0, y, s->count_include_pad) : 1;
+        if (!w || high == f->kernel[0]) math->binary[K_MUL](width, row, false, job->ctx->scratch, false, row);
+        else
+            for (int64_t i = 0; i < width; i++) {
+                int64_t count = high * counted(f, w, i, s->count_include_pad);
+                row[i] = count > 0 ? row[i] / (float)count : 0;
+            }
+    }
+}
+
+/* Before the planes: what they share. */
+static void fill_factors(const struct op_ctx *ctx, const struct nn_fit *f) {
+    const struct average_pool *s = ctx->state;
+    int w = f->rank - 1;
+    float *factor = ctx->scratch;
+    for (int64_t i = 0; i < f->out[w]; i++) {
+        int64_t count = (w ? f->kernel[0] : 1) * counted(f, w, i, s->count_include_pad);
+        factor[i] = count > 0 ? 1 / (float)count : 0;
     }
 }
 
@@ -161,8 +158,8 @@ static enum op_status run(struct op_ctx *ctx) {
     struct nn_fit f;
     enum op_status st = fit(ctx, &f);
     if (st != OP_OK) return st;
-    bool plain = s->p == 0 && f.rank <= 2 && ctx->in[0]->dtype == OP_F32 && f.kernel[f.rank - 1] <= SPAN;
-    for (int a = 0; a < f.rank; a++) plain = plain && f.dilation[a] == 1;
+    bool plain = s->p == 0 && ctx->in[0]->dtype == OP_F32 && op__pool_f32_fits(&f);
+    if (plain) fill_factors(ctx, &f);
     return run_with(ctx, plain ? plane_f32 : ref_plane);
 }
 
@@ -187,6 +184,7 @@ static void cost(const struct op_ctx *ctx, double *flops, double *bytes) {
         .prepare = op_prepare,                                                                     \
         .release = free,                                                                           \
         .infer = infer,                                                                            \
+        .scratch = scratch,                                                                        \
         .run = run,                                                                                \
         .ref = ref,                                                                                \
         .cost = cost,                                                                              \

@@ -33,16 +33,29 @@ static enum op_status infer(struct op_ctx *ctx) {
 
 struct job {
     const struct op_ctx *ctx;
-    int64_t size;
+    int64_t n, size; /* planes, elements of one */
     double (*reduce)(const struct op_ctx *ctx, int64_t start, int64_t n, int64_t p);
     int64_t p;
 };
+
+/* Small planes, the usual case at the end of a network, are over before the kernel's 64 partial sums pay. */
+static float sum_small(int64_t n, const float *x) {
+    float part[8] = {0};
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int j = 0; j < 8; j++) part[j] += x[i + j];
+    for (int j = 0; i + j < n; j++) part[j] += x[i + j];
+    return ((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7]));
+}
 
 static double average(const struct op_ctx *ctx, int64_t start, int64_t n, int64_t p) {
     const struct op_tensor *x = ctx->in[0];
     (void)p;
     double sum = 0;
-    if (x->dtype == OP_F32) return (double)op__kern(ctx)->math->sum(n, (const float *)x->data + start) / (double)n;
+    if (x->dtype == OP_F32) {
+        const float *v = (const float *)x->data + start;
+        return (double)(n < 256 ? sum_small(n, v) : op__kern(ctx)->math->sum(n, v)) / (double)n;
+    }
     for (int64_t i = 0; i < n; i++) sum += nn_load(x, start + i);
     return sum / (double)n; /* no elements: NaN, the mean of nothing */
 }
@@ -70,18 +83,21 @@ static double lp(const struct op_ctx *ctx, int64_t start, int64_t n, int64_t p) 
     return p == 1 ? sum : p == 2 ? sqrt(sum) : pow(sum, 1.0 / (double)p);
 }
 
-static void plane(void *arg, int64_t i) {
+#define PLANES_A_TASK 64
+
+static void planes(void *arg, int64_t task) {
     const struct job *job = arg;
-    nn_store(job->ctx->out[0], i, job->reduce(job->ctx, i * job->size, job->size, job->p));
+    for (int64_t i = task * PLANES_A_TASK; i < job->n && i < (task + 1) * PLANES_A_TASK; i++)
+        nn_store(job->ctx->out[0], i, job->reduce(job->ctx, i * job->size, job->size, job->p));
 }
 
 static enum op_status run_with(struct op_ctx *ctx, struct job job) {
     const struct op_tensor *x = ctx->in[0];
-    int64_t planes = x->dims[0] * x->dims[1];
+    job.n = x->dims[0] * x->dims[1];
     job.ctx = ctx;
-    if (!planes) return OP_OK;
-    job.size = op_tensor_count(x) / planes;
-    op__parallel(ctx, planes, plane, &job);
+    if (!job.n) return OP_OK;
+    job.size = op_tensor_count(x) / job.n;
+    op__parallel(ctx, (job.n + PLANES_A_TASK - 1) / PLANES_A_TASK, planes, &job);
     return OP_OK;
 }
 

@@ -1,14 +1,13 @@
 /* max_pool.c: MaxPool.
  *
- * Two forms. `ref` walks outputs and taps one by one in double precision, for every type, any number of spatial
- * dimensions, dilation, and the Indices output. `run` takes it for all but the common case: one or two spatial
- * dimensions, no dilation, values only, f32, u8 or i8. There a row of outputs is made in two steps, first the
- * maximum down the rows of the window (contiguous whatever the stride), then across; a window of kh x kw costs kh + kw
- * steps an output instead of kh * kw.
+ * `ref` walks outputs and taps one by one in double precision, for every type, any number of spatial dimensions, dilation, and the
+ * Indices output. `run` takes it for all but the common cases, one or two spatial dimensions and values only: f32 goes
+ * to pool_f32.c; u8 and i8 without dilation make a row of outputs in two steps, first the maximum down the rows
+ * of the window (contiguous whatever the stride), then across, so that a window of kh x kw costs kh + kw steps an output.
  *
- * NaN: ignored, as in the specification's reference (a window of NaN only, or of padding only, gives -infinity).
- * Maxima do not depend on order, so both forms give the same bits. Planes (n, c) are split over the threads. */
-#include "ops/op/nn.h"
+ * NaN goes through; a window of padding only gives -infinity. Maxima do not depend on order, so all forms give the
+ * same bits. Planes (n, c) are split over the threads. */
+#include "ops/op/pool_f32.h"
 
 #include <float.h>
 #include <math.h>
@@ -89,8 +88,8 @@ static void ref_output(const struct job *job, int64_t plane, const int64_t *o, i
                 at = at * f->in[a] + pos[a];
             }
             double v = nn_load(ctx->in[0], plane * f->in_size + at);
-            if (v > best || !any) {
-                if (v > best) best = v;
+            if (v > best || v != v || !any) {
+                if (v > best || v != v) best = v;
                 best_place = place_of(f, pos, s->column_major);
                 any = true;
             }
@@ -119,7 +118,14 @@ static enum op_status ref(struct op_ctx *ctx) {
     return run_with(ctx, ref_plane);
 }
 
-/* --- one or two dimensions, f32, u8 and i8 -------------------------------------------------------- */
+/* --- one or two dimensions -------------------------------------------------------------------------- */
+
+static void plane_f32(void *arg, int64_t plane) {
+    const struct job *job = arg;
+    const struct nn_fit *f = &job->f;
+    const float *src = job->ctx->in[0]->data;
+    op__pool_f32_plane(op__kern(job->ctx)->math, f, K_MAX, src + plane * f->in_size, (float *)job->ctx->out[0]->data + plane * f->out_size);
+}
 
 #define SPAN 512 /* input columns of a strip: the buffer of the row maxima is on the stack */
 #define BLOCK 16
@@ -169,7 +175,6 @@ static enum op_status ref(struct op_ctx *ctx) {
         }                                                                                                                                   \
     }
 
-DEFINE_PLANE(float, -INFINITY)
 DEFINE_PLANE(uint8_t, 0)
 DEFINE_PLANE(int8_t, INT8_MIN)
 
@@ -177,9 +182,10 @@ static enum op_status run(struct op_ctx *ctx) {
     struct nn_fit f;
     enum op_status st = fit(ctx, &f);
     if (st != OP_OK) return st;
-    bool plain = f.rank <= 2 && !nn_out(ctx, 1) && f.kernel[f.rank - 1] <= SPAN;
+    if (nn_out(ctx, 1) || f.rank > 2) return ref(ctx);
+    if (ctx->in[0]->dtype == OP_F32 && op__pool_f32_fits(&f)) return run_with(ctx, plane_f32);
+    bool plain = f.kernel[f.rank - 1] <= SPAN;
     for (int a = 0; a < f.rank; a++) plain = plain && f.dilation[a] == 1;
-    if (plain && ctx->in[0]->dtype == OP_F32) return run_with(ctx, plane_float);
     if (plain && ctx->in[0]->dtype == OP_U8) return run_with(ctx, plane_uint8_t);
     if (plain && ctx->in[0]->dtype == OP_I8) return run_with(ctx, plane_int8_t);
     return ref(ctx);
