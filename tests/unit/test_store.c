@@ -42,8 +42,9 @@ static void wait_change(unsigned *seen) {
 /* Asks until there is an answer. */
 static enum w_store_answer get(struct w_store *s, const char *spec, struct w_model **m, struct w_error *err) {
     unsigned seen = n_changes;
+    uint64_t asked = 0;
     enum w_store_answer a;
-    while ((a = w_store_get(s, spec, m, err)) == W_STORE_LOADING) wait_change(&seen);
+    while ((a = w_store_get(s, spec, &asked, m, err)) == W_STORE_LOADING) wait_change(&seen);
     return a;
 }
 
@@ -202,12 +203,12 @@ static void test_a_model_is_loaded_when_it_is_asked_for(void **state) {
     struct w_model *m, *again;
     (void)state;
     assert_non_null(s);
-    assert_int_equal(w_store_get(s, "net@2", &m, &err), W_STORE_LOADING);
+    assert_int_equal(w_store_get(s, "net@2", NULL, &m, &err), W_STORE_LOADING);
     assert_int_equal(get(s, "net@2", &m, &err), W_STORE_READY);
     assert_true(shift_of(m) == 2);
     assert_string_equal(m->version_text, "2");
     assert_non_null(strstr(m->manifest, m->info.sha256));
-    assert_int_equal(w_store_get(s, "net@prod", &again, &err), W_STORE_READY);
+    assert_int_equal(w_store_get(s, "net@prod", NULL, &again, &err), W_STORE_READY);
     assert_ptr_equal(again, m);
     w_model_release(again);
     w_store_destroy(s);
@@ -232,6 +233,18 @@ static void test_what_a_job_may_not_name_is_unknown(void **state) {
     w_store_destroy(s);
 }
 
+static void test_a_model_put_there_a_moment_ago_is_found(void **state) {
+    struct w_error err = {0};
+    struct w_store_options o = {.folder = folder, .poll_ms = 3600000, .changed = changed}; /* no poll comes to help */
+    struct w_store *s = w_store_create(&o, &err);
+    struct w_model *m;
+    (void)state;
+    put_model("late/1/model.onnx", 4, 0);
+    assert_int_equal(get(s, "late", &m, &err), W_STORE_READY);
+    w_model_release(m);
+    w_store_destroy(s);
+}
+
 static void test_a_new_version_replaces_the_loaded_one_and_the_old_one_ends_in_peace(void **state) {
     struct w_error err = {0};
     put_model("grow/1/model.onnx", 1, 0);
@@ -242,7 +255,7 @@ static void test_a_new_version_replaces_the_loaded_one_and_the_old_one_ends_in_p
     assert_int_equal(get(s, "grow", &old, &err), W_STORE_READY);
     put_model("grow/2/model.onnx", 2, 0);
     for (;;) { /* without being asked for: a poll finds it, the old one answers until it is loaded */
-        assert_int_equal(w_store_get(s, "grow", &m, &err), W_STORE_READY);
+        assert_int_equal(w_store_get(s, "grow", NULL, &m, &err), W_STORE_READY);
         if (m->version == 2) break;
         assert_true(m == old);
         w_model_release(m);
@@ -269,7 +282,7 @@ static void test_a_changed_file_is_loaded_anew_even_if_it_was_overwritten_in_pla
     assert_true(shift_of(old) == 1);
     put_model("edit/1/model.onnx", 7, 5000);
     for (;;) {
-        enum w_store_answer a = w_store_get(s, "edit", &m, &err);
+        enum w_store_answer a = w_store_get(s, "edit", NULL, &m, &err);
         if (a == W_STORE_READY && m != old) break;
         if (a == W_STORE_READY) w_model_release(m);
         wait_change(&seen);
@@ -353,6 +366,7 @@ int main(void) {
         cmocka_unit_test(test_a_store_is_listed),
         cmocka_unit_test(test_a_model_is_loaded_when_it_is_asked_for),
         cmocka_unit_test(test_what_a_job_may_not_name_is_unknown),
+        cmocka_unit_test(test_a_model_put_there_a_moment_ago_is_found),
         cmocka_unit_test(test_a_new_version_replaces_the_loaded_one_and_the_old_one_ends_in_peace),
         cmocka_unit_test(test_a_changed_file_is_loaded_anew_even_if_it_was_overwritten_in_place),
         cmocka_unit_test(test_a_broken_version_is_not_served_and_says_why),

@@ -43,7 +43,7 @@ void w__drain_tick(struct w_daemon *d) {
     if (d->life != W_DRAINING) return;
     uint64_t now = w__now_ms(d);
     if (now >= d->drain_until_ms) w__tasks_stop_all(d, W_STOP_HANDBACK, true, NULL, NULL);
-    if (now >= d->exit_at_ms) leave_behind(d);
+    if (now >= d->exit_at_ms || w__only_lost_lanes(d)) leave_behind(d);
 }
 
 /* --- settings ------------------------------------------------------------------------------------ */

@@ -59,7 +59,7 @@ struct w_daemon {
     bool queue_drained;
     bool preloading;
     uint64_t born_ns, card_ms, notified_ms;
-    bool ready_logged;
+    bool connected, ready_logged;        /* connected: once at least */
 };
 
 static inline uint64_t w__now_ms(const struct w_daemon *d) {
@@ -84,6 +84,7 @@ void w__arrival_seen(struct w_daemon *d, const struct w_task *t);
 bool w__watchdog_init(void);
 void w__watchdog_tick(struct w_daemon *d);
 bool w__lanes_healthy(const struct w_daemon *d);
+bool w__only_lost_lanes(const struct w_daemon *d); /* nothing is left here but the jobs of lanes that do not come back */
 /* drain.c */
 void w__drain_begin(struct w_daemon *d);
 void w__drain_tick(struct w_daemon *d);

@@ -45,11 +45,9 @@ static void on_hold(void *ctx, bool stop) {
 static void on_connected(void *ctx, const char *where) {
     struct w_daemon *d = ctx;
     char url[600];
-    w_log_url(where, url, sizeof url);
-    if (!d->ready_logged) w_log(W_NOTICE, "worker_ready", "redis=%s lanes=%d ms=%.1f", url, d->lanes.n, (double)(uv_hrtime() - d->born_ns) / 1e6);
-    else w_log(W_NOTICE, "redis_connected", "redis=%s", url);
-    d->ready_logged = true;
-    w_notify("STATUS=serving");
+    d->connected = true;
+    w_log(W_NOTICE, "redis_connected", "redis=%s", w_log_url(where, url, sizeof url));
+    if (d->ready_logged) w_notify("STATUS=serving");
 }
 
 static void on_lost(void *ctx, const struct q_error *why, uint32_t retry_in_ms) {
@@ -126,7 +124,7 @@ static bool all_preloaded(struct w_daemon *d) {
     for (size_t i = 0; i < list->n; i++) {
         struct w_model *m;
         struct w_error err;
-        if (w_store_get(d->store, list->items[i], &m, &err) == W_STORE_LOADING) all = false;
+        if (w_store_get(d->store, list->items[i], NULL, &m, &err) == W_STORE_LOADING) all = false;
         w_model_release(m);
     }
     return all;
@@ -138,6 +136,14 @@ static void start_serving(struct w_daemon *d) {
     w_log(W_INFO, "worker_started", "version=%s pid=%d isa=%s lanes=%d ms=%.1f", QUERN_VERSION, (int)getpid(), op_isa(), d->lanes.n,
           (double)(uv_hrtime() - d->born_ns) / 1e6);
     w_notify("READY=1\nSTATUS=connecting to Redis");
+}
+
+/* The line that scripts wait for: models are loaded and jobs can come. */
+static void say_ready(struct w_daemon *d) {
+    if (d->ready_logged || d->life != W_RUNNING || !d->connected) return;
+    d->ready_logged = true;
+    w_log(W_NOTICE, "worker_ready", "lanes=%d ms=%.1f", d->lanes.n, (double)(uv_hrtime() - d->born_ns) / 1e6);
+    w_notify("STATUS=serving");
 }
 
 static void closed_queue(void *ctx) {
@@ -188,6 +194,7 @@ static void turn(uv_check_t *handle) {
             w_lanes_trim(&d->lanes);
         }
         start_serving(d);
+        say_ready(d);
         more = w_timers_run(&d->timers, w__now_ms(d), TIMERS_A_TURN) == TIMERS_A_TURN;
         more |= w__tasks_start(d, W_TURN_TASKS_MAX) == W_TURN_TASKS_MAX;
         w__dispatch(d);

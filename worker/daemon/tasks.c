@@ -129,7 +129,7 @@ static void unlink_from_model(struct w_task *t) {
 static void ask_model(struct w_task *t) {
     struct w_daemon *d = t->daemon;
     struct w_error err = {0};
-    switch (w_store_get(d->store, t->spec, &t->model, &err)) {
+    switch (w_store_get(d->store, t->spec, &t->asked, &t->model, &err)) {
     case W_STORE_READY:
         move_to(t, W_IN_HAND);
         t->then(t);
@@ -150,6 +150,7 @@ void w_task_with_model(struct w_task *t, const char *spec, w_task_fn *then) {
     assert(t->place == W_IN_HAND && !t->model);
     snprintf(t->spec, sizeof t->spec, "%s", spec);
     t->then = then;
+    t->asked = 0;
     ask_model(t);
 }
 

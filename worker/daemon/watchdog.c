@@ -54,6 +54,18 @@ static void report_stack(struct w_lane *lane) {
     w_log(W_ERROR, "lane_stack", "lane=%d stack=\"%s\"", lane->index, text);
 }
 
+bool w__only_lost_lanes(const struct w_daemon *d) {
+    struct q_worker_stats stats;
+    size_t n = 0;
+    for (int i = 0; i < d->lanes.n; i++) {
+        const struct w_lane *lane = &d->lanes.lanes[i];
+        if (lane->busy && lane->alarm < 3) return false;
+        n += lane->busy ? lane->n_tasks : 0;
+    }
+    q_worker_stats(d->queue, &stats);
+    return n > 0 && d->n_tasks == n && stats.pending == 0;
+}
+
 /* The jobs of a lane for a log line. */
 static void name_jobs(const struct w_lane *lane, char *dst, size_t size) {
     size_t n = 0;
@@ -73,7 +85,7 @@ static void give_up(struct w_daemon *d, struct w_lane *lane) {
     lane->alarm = 3;
     w__drain_begin(d);
     d->drain_until_ms = w__now_ms(d);
-    d->exit_at_ms = w__now_ms(d) + 3000; /* for what is finished to reach Redis */
+    d->exit_at_ms = w__now_ms(d) + 3000; /* at the latest: what is finished is to reach Redis */
     d->exit_code = EXIT_STUCK;
 }
 
@@ -83,6 +95,7 @@ static void look(struct w_daemon *d, struct w_lane *lane) {
     if (!lane->busy || beats != lane->beats_seen) {
         lane->beats_seen = beats;
         lane->beats_seen_ms = now;
+        report_stack(lane); /* it came back before the last look */
         if (lane->alarm && lane->alarm < 3) lane->alarm = 0;
         return;
     }

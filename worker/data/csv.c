@@ -1,7 +1,8 @@
 /* csv.c: tables of text (RFC 4180): fields in double quotes may hold delimiters, line ends and doubled quotes.
  *
  * What is not said is found out: the delimiter from the first line, whether it is a header (a field of it is no number), and from the
- * first SAMPLE_ROWS rows which columns are numbers, so that every shard sees the same types. If every chosen column
+ * first SAMPLE_ROWS rows which columns are numbers (nine fields in ten, so that a bad one among them is a bad row and
+ * not another kind of table), so that every shard sees the same types. If every chosen column
  * is a number, a row is a flat tensor of f64, with NaN where a field is missing (empty, NA, NaN, null, ?); else it is a JSON object by
  * column names, with null there. A later field of a number column that is no number makes a bad row, told by row, line and column. */
 #include "worker/data/format.h"
@@ -22,6 +23,7 @@ struct csv {
     size_t n_fields; /* of a record */
     char **names;    /* of each field; "0", "1", … without a header */
     bool *numbers;   /* by field */
+    size_t *n_numbers, n_sampled; /* fields of the sample that are numbers, of how many rows */
     size_t *chosen, n_chosen;
 };
 
@@ -176,13 +178,13 @@ static bool read_first(struct found *f, struct w_span record, struct w_error *er
     for (size_t i = 0; i < c->n_fields && o->header < 0; i++) c->header |= !number(f->fields[i], &v);
     c->names = calloc(c->n_fields, sizeof *c->names);
     c->numbers = calloc(c->n_fields, sizeof *c->numbers);
-    if (!c->names || !c->numbers) return w_fail(err, W_NO_MEMORY, "out of memory");
+    c->n_numbers = calloc(c->n_fields, sizeof *c->n_numbers);
+    if (!c->names || !c->numbers || !c->n_numbers) return w_fail(err, W_NO_MEMORY, "out of memory");
     for (size_t i = 0; i < c->n_fields; i++) {
         char digits[24];
         struct w_span name = c->header ? trim(unquote(f->fields[i], f->quoted[i], &f->arena)) : (struct w_span){digits, (size_t)snprintf(digits, sizeof digits, "%zu", i)};
         c->names[i] = strndup(name.ptr, name.len);
         if (!c->names[i]) return w_fail(err, W_NO_MEMORY, "out of memory");
-        c->numbers[i] = true;
     }
     return true;
 }
@@ -191,7 +193,8 @@ static void sample(struct found *f, struct w_span record) {
     struct csv *c = f->csv;
     double v;
     if (split(record, c->delimiter, f->fields, f->quoted, c->n_fields) != (int64_t)c->n_fields) return;
-    for (size_t i = 0; i < c->n_fields; i++) c->numbers[i] &= number(f->fields[i], &v);
+    for (size_t i = 0; i < c->n_fields; i++) c->n_numbers[i] += number(f->fields[i], &v);
+    c->n_sampled++;
 }
 
 /* Reads the first records and finds out what is not said; *offset and *line are where the rows begin. */
@@ -211,6 +214,7 @@ static bool find_out(struct found *f, struct w_lines *lines, uint64_t *offset, u
         if (read == W_READ_ROW) sample(f, record);
     }
     if (!begins) *offset = f->source->bytes; /* a header alone: no rows */
+    for (size_t i = 0; i < f->csv->n_fields; i++) f->csv->numbers[i] = f->csv->n_numbers[i] * 10 >= f->csv->n_sampled * 9;
     return true;
 }
 
@@ -237,6 +241,7 @@ static void close_source(struct w_source *s) {
     for (size_t i = 0; c->names && i < c->n_fields; i++) free(c->names[i]);
     free(c->names);
     free(c->numbers);
+    free(c->n_numbers);
     free(c->chosen);
     free(c);
 }

@@ -52,7 +52,7 @@ struct w_store {
     struct slot *slots; /* aliases too; by name ascending, version descending */
     size_t n_slots;
     struct w__scan scan; /* the last one, for labels and messages */
-    uint64_t scanned_ms;
+    uint64_t scanned_ms, scan_begun, scan_done; /* the last two count scans */
     bool scan_wanted, unsettled, stop;
 };
 
@@ -171,11 +171,15 @@ static struct w_model **merge(struct w_store *s, struct w__scan *scan) {
 static void rescan(struct w_store *s) {
     struct w__scan scan = {0};
     struct w_model **gone = NULL;
+    pthread_mutex_lock(&s->mutex);
+    s->scan_wanted = false; /* what is wanted from here on, this scan may have missed */
+    uint64_t number = ++s->scan_begun;
+    pthread_mutex_unlock(&s->mutex);
     bool ok = !s->folder[0] || w__scan(s->folder, &scan, NULL);
     pthread_mutex_lock(&s->mutex);
+    s->scan_done = number;
     if (ok) gone = merge(s, &scan);
     s->scanned_ms = now_ms();
-    s->scan_wanted = false;
     pthread_mutex_unlock(&s->mutex);
     for (size_t i = 0; gone && gone[i]; i++) {
         if (s->o.event) s->o.event(s->o.ctx, gone[i]->name, gone[i]->version, NULL, NULL);
@@ -337,7 +341,17 @@ static enum w_store_answer answer(struct w_store *s, struct slot *slot, struct w
     return W_STORE_LOADING;
 }
 
-enum w_store_answer w_store_get(struct w_store *s, const char *spec_text, struct w_model **model, struct w_error *err) {
+/* mutex held. Whether the name may have been put there since the last look: asks for another one. */
+static bool may_be_new(struct w_store *s, uint64_t *asked) {
+    if (!asked || !s->folder[0]) return false;
+    if (*asked == 0) *asked = s->scan_begun + 1;
+    if (s->scan_done >= *asked) return false;
+    s->scan_wanted = true;
+    pthread_cond_signal(&s->cond);
+    return true;
+}
+
+enum w_store_answer w_store_get(struct w_store *s, const char *spec_text, uint64_t *asked, struct w_model **model, struct w_error *err) {
     struct w__spec spec;
     struct slot *slot = NULL, *newest = NULL;
     enum w_store_answer a;
@@ -354,9 +368,7 @@ enum w_store_answer w_store_get(struct w_store *s, const char *spec_text, struct
     }
     if (slot) {
         a = answer(s, slot, model, err);
-    } else if (s->folder[0] && now_ms() - s->scanned_ms >= RESCAN_MS) {
-        s->scan_wanted = true; /* it may have been put there a moment ago */
-        pthread_cond_signal(&s->cond);
+    } else if (may_be_new(s, asked)) {
         a = W_STORE_LOADING;
     } else {
         w__fail_unknown(&s->scan, &spec, s->folder, err);

@@ -12,7 +12,7 @@
  *   w_model_release(m);
  *
  *   struct w_store *s = w_store_create(&options, &err);                          // the daemon
- *   switch (w_store_get(s, "resnet", &m, &err)) { … }                            // never blocks
+ *   switch (w_store_get(s, "resnet", &asked, &m, &err)) { … }                            // never blocks
  *
  * A struct w_model is immutable after load (but what is marked as the loop's), shared by all threads, and counted: whoever holds it keeps that version
  * in memory, whatever happens on the disk. So a new version is picked up while the jobs on the old one end in peace. */
@@ -114,8 +114,9 @@ void w_store_tune(struct w_store *s, uint32_t poll_ms, uint64_t bytes_max);
 enum w_store_answer { W_STORE_READY, W_STORE_LOADING, W_STORE_FAILED };
 /* READY: *model is retained for the caller. LOADING: `changed` will come; ask again then. FAILED: err (unknown_model, bad_model,
  * …). Never blocks on the disk: any thread may call. Without a version or label it is the newest that loads; while a newer one is
- * still being loaded, the one before it. */
-enum w_store_answer w_store_get(struct w_store *s, const char *spec, struct w_model **model, struct w_error *err);
+ * still being loaded, the one before it. *asked is the caller's, 0 at first: an unknown name fails only after a look at
+ * the folder that began after the first asking, since it may have been put there a moment ago; NULL: by the last look. */
+enum w_store_answer w_store_get(struct w_store *s, const char *spec, uint64_t *asked, struct w_model **model, struct w_error *err);
 /* The loaded models as a JSON array text for the worker's card; returns its length, 0 if it does not fit. */
 size_t w_store_card(struct w_store *s, char *dst, size_t dst_bytes);
 

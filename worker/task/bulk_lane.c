@@ -437,14 +437,19 @@ void w__bulk_lane_range(struct w_lane *lane, struct w_task **tasks, size_t n) {
 
 /* --- the output ---------------------------------------------------------------------------------------------- */
 
-/* Our own files of the parts' folder. */
+static bool ends_with(const char *text, const char *end) {
+    size_t n = strlen(text), k = strlen(end);
+    return n >= k && strcmp(text + n - k, end) == 0;
+}
+
+/* Our own files of the parts' folder, and what writers that died left half done: all that is needed is in place. */
 static void remove_notes(const struct w_dataset *s) {
     char path[700];
     snprintf(path, sizeof path, "%s.parts", s->output_path);
     DIR *d = opendir(path);
     for (struct dirent *e; d && (e = readdir(d)) != NULL;) {
-        size_t n = strlen(e->d_name);
-        if (strncmp(e->d_name, "job.json", 8) == 0 || (n > 3 && strcmp(e->d_name + n - 3, ".at") == 0)) unlinkat(dirfd(d), e->d_name, 0);
+        bool half = strstr(e->d_name, ".part.") || strstr(e->d_name, ".errors.");
+        if (half || strncmp(e->d_name, "job.json", 8) == 0 || ends_with(e->d_name, ".at")) unlinkat(dirfd(d), e->d_name, 0);
     }
     if (d) closedir(d);
 }

@@ -85,6 +85,7 @@ struct w_task {
     struct w_lane *lane;   /* AT_LANE */
     bool armed;            /* the deadline is set */
     char spec[Q_MODEL_MAX + 1];
+    uint64_t asked;        /* of the store */
     _Alignas(16) unsigned char state_memory[W_TASK_STATE_MAX];
 };
 
