@@ -24,7 +24,7 @@ PKG_LIBS   := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
 WARN     := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wundef $(if $(CI),-Werror)
 CFLAGS   ?= -O2 -g
 CPPFLAGS += -D_GNU_SOURCE -DQUERN_VERSION='"$(VERSION)"' -I. -I$(O)/gen $(PKG_CFLAGS)
-SANFLAGS := $(if $(FUZZING),-fsanitize=fuzzer-no-link,)$(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)
+SANFLAGS := $(if $(FUZZING),-fsanitize=fuzzer-no-link,) $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)
 ALL_CFLAGS = -std=gnu11 $(WARN) -ffp-contract=off -fno-math-errno -fvisibility=hidden -pthread $(CFLAGS) $(SANFLAGS)
 LDLIBS   += $(PKG_LIBS) -lm -ldl -pthread
 

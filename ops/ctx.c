@@ -71,9 +71,9 @@ struct op_buf *op__buf_create(struct op_exec *x, size_t bytes) {
     bool fits = bytes <= x->bytes_max && x->bytes <= x->bytes_max - bytes;
     struct op_buf *b = fits ? op__aligned_alloc(sizeof *b + bytes) : NULL;
     if (b) {
-        *b = (struct op_buf){.exec = x, .bytes = bytes, .refs = 1, .prev = &x->bufs, .next = x->bufs.next};
-        b->next->prev = b;
-        x->bufs.next = b;
+        *b = (struct op_buf){.exec = x, .bytes = bytes, .refs = 1, .link = {&x->bufs, x->bufs.next}};
+        b->link.next->prev = &b->link;
+        x->bufs.next = &b->link;
         x->bytes += bytes;
         if (x->bytes > x->bytes_peak) x->bytes_peak = x->bytes;
     }
@@ -88,8 +88,8 @@ void op__buf_retain(struct op_buf *b) {
 
 void op__buf_release(struct op_buf *b) {
     if (!b || --b->refs) return;
-    b->prev->next = b->next;
-    b->next->prev = b->prev;
+    b->link.prev->next = b->link.next;
+    b->link.next->prev = b->link.prev;
     b->exec->bytes -= b->bytes;
     free(b);
 }
@@ -273,7 +273,7 @@ void op__exec_init(struct op_exec *x, const struct op_model *m, struct op_error 
 
 void op__exec_reset(struct op_exec *x) {
     while (x->bufs.next != &x->bufs) {
-        struct op_buf *b = x->bufs.next;
+        struct op_buf *b = (struct op_buf *)x->bufs.next;
         b->refs = 1;
         op__buf_release(b);
     }

@@ -14,8 +14,12 @@
 #include "ops/model.h"
 #include "ops/pool.h"
 
+struct op_link {
+    struct op_link *prev, *next;
+};
+
 struct op_buf { /* 64 bytes; the data follows */
-    struct op_buf *prev, *next;
+    struct op_link link; /* first: a link of a list of buffers is its buffer */
     struct op_exec *exec;
     size_t bytes;
     int refs;
@@ -33,7 +37,7 @@ struct op_exec {
     struct op_pool *pool;
     struct op_error *err;
     struct op_session *session; /* NULL while folding */
-    struct op_buf bufs;         /* head of the list of live buffers */
+    struct op_link bufs;        /* head of the list of live buffers */
     struct op_arena heap;
     pthread_mutex_t lock; /* of the heap: tasks of op__parallel may allocate */
     size_t bytes, bytes_max, bytes_peak;

@@ -38,10 +38,11 @@ int64_t op__model_opset(const struct op_model *m, const char *domain) {
 
 /* --- memory of constants ----------------------------------------------------------------------- */
 
-/* Gives the whole pages of a mapped range back; they are read again from the file if somebody looks. */
-static void give_back(const char *data, size_t bytes) {
+void op__mapped_give_back(const struct op_model *m, const char *data, size_t bytes) {
+    const struct op_mapping *file = m->mappings; /* memory that the caller lent is not ours to drop */
+    while (file && (data < file->data || data >= file->data + file->bytes)) file = file->next;
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = ((uintptr_t)data + page - 1) & ~(page - 1), to = ((uintptr_t)data + bytes) & ~(page - 1);
-    if (to > from) madvise((void *)from, to - from, MADV_DONTNEED);
+    if (file && to > from) madvise((void *)from, to - from, MADV_DONTNEED);
 }
 
 struct marks {
@@ -143,7 +144,7 @@ static void release_consumed(const struct op_node *n) {
     for (int i = 0; i < n->n_in; i++)
         for (struct op_const *c = n->in[i] >= 0 ? n->graph->values[n->in[i]].constant : NULL; c; c = c->base) {
             if (!c->n_consumed || c->n_consumed != c->n_uses) break;
-            if (c->mapped && !c->owned) give_back(c->mapped, c->mapped_bytes);
+            if (c->mapped && !c->owned) op__mapped_give_back(n->graph->model, c->mapped, c->mapped_bytes);
             else if (op_tensor_count(&c->t)) c->t.data = NULL;
             free(c->owned);
             c->owned = NULL;
@@ -262,8 +263,6 @@ static enum op_status describe_ios(struct op_model *m, struct op_error *err) {
 static enum op_status build(struct op_model *m, struct op_error *err) {
     enum op_status st = op__onnx_read(m, m->bytes, m->n_bytes, err);
     if (st != OP_OK) return st;
-    for (const struct op_const *c = m->constants; c; c = c->next)
-        if (c->owned && c->mapped) give_back(c->mapped, c->mapped_bytes);
     st = describe_ios(m, err);
     if (st == OP_OK && !m->options.reference) st = op__passes_run(m->graph, err);
     op__graph_each(m->graph, settle_graph, NULL); /* no gaps, also where a pass failed: release walks the nodes */
@@ -373,12 +372,21 @@ const char *op_model_metadata(const struct op_model *m, const char *key) {
     return NULL;
 }
 
+/* Piece by piece, so that the file need not be in memory whole. */
 static void hash_file(struct op_model *m) {
+    enum { PIECE = 4 << 20 };
     unsigned char digest[EVP_MAX_MD_SIZE];
     unsigned len = 0;
-    if (EVP_Digest(m->bytes, m->n_bytes, digest, &len, EVP_sha256(), NULL) != 1 || len != 32) return;
-    for (unsigned i = 0; i < len; i++) snprintf(m->sha256 + 2 * i, 3, "%02x", digest[i]);
-    if (m->mappings) give_back(m->bytes, m->n_bytes);
+    EVP_MD_CTX *ctx = EVP_MD_CTX_new();
+    bool good = ctx && EVP_DigestInit_ex(ctx, EVP_sha256(), NULL) == 1;
+    for (size_t at = 0; good && at < m->n_bytes; at += PIECE) {
+        size_t n = m->n_bytes - at < PIECE ? m->n_bytes - at : PIECE;
+        good = EVP_DigestUpdate(ctx, m->bytes + at, n) == 1;
+        op__mapped_give_back(m, m->bytes + at, n);
+    }
+    if (good && EVP_DigestFinal_ex(ctx, digest, &len) == 1 && len == 32)
+        for (unsigned i = 0; i < len; i++) snprintf(m->sha256 + 2 * i, 3, "%02x", digest[i]);
+    EVP_MD_CTX_free(ctx);
 }
 
 void op_model_describe(struct op_model *m, struct op_model_info *dst) {

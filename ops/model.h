@@ -81,6 +81,8 @@ enum op_status op__model_fail(const struct op_model *m, struct op_error *err, en
 int64_t op__model_opset(const struct op_model *m, const char *domain); /* 0 if not imported */
 /* The variant of m whose initialized inputs can be overridden; lives as long as m. NULL on error. */
 struct op_model *op__model_open(struct op_model *m, struct op_error *err);
+/* Gives the whole pages of a range of m's mapped files back; they are read again from the file if somebody looks. */
+void op__mapped_give_back(const struct op_model *m, const char *data, size_t bytes);
 /* external.c: a mapped piece of a file in the model's folder. */
 enum op_status op__external_map(struct op_model *m, const char *location, uint64_t offset, uint64_t length, const char **data, size_t *bytes,
                                 struct op_error *err);

@@ -246,6 +246,7 @@ static enum op_status read_constant(struct reader *r, const struct wire_field *f
     c->owned = p.owned ? p.t.data : NULL;
     c->mapped = p.mapped;
     c->mapped_bytes = p.mapped_bytes;
+    if (c->owned && c->mapped) op__mapped_give_back(r->m, c->mapped, c->mapped_bytes); /* the copy is enough */
     c->next = r->m->constants;
     r->m->constants = c;
     *dst = c;
