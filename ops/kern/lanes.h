@@ -5,8 +5,9 @@
  *
  *   vf      VW floats, vi, vu  VW 32-bit integers, signed and not (sums that may wrap are done in vu),
  *   vm    a mask of VW truth values, vp    the first n lanes (v_part), made once
- *   v_load_range reads lanes [lo, hi) of a vector and has zeros in the others; memory outside the range is not touched
- *   v_even, v_odd  every second element of a and b, one after the other
+ *   vr is lanes [lo, hi) (v_range); v_loadr reads those and has zeros in the others; memory outside the range is not touched
+ *   v_even, v_odd   every second element of a and b, one after the other; v_zip_low, v_zip_high are the way back
+ *   v_next          lane i gets lane i + 1, the last one the first
  *   v_max(a, b) is a > b ? a : b, v_min(a, b) is a < b ? a : b: the second operand wins where one is NaN. */
 #ifndef QUERN_KERN_LANES_H
 #define QUERN_KERN_LANES_H
@@ -40,9 +41,19 @@ K_INLINE vf v_load(const float *p) { return _mm512_loadu_ps(p); }
 K_INLINE void v_store(float *p, vf x) { _mm512_storeu_ps(p, x); }
 K_INLINE vf v_loadn(const float *p, int64_t n) { return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
 K_INLINE void v_storen(float *p, vf x, int64_t n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), x); }
-K_INLINE vf v_load_range(const float *p, int64_t lo, int64_t hi) {
+typedef __mmask16 vr;
+
+K_INLINE vr v_range(int64_t lo, int64_t hi) {
     const uint32_t below_hi = hi >= 16 ? 0xffffu : hi <= 0 ? 0 : (1u << hi) - 1, below_lo = lo >= 16 ? 0xffffu : lo <= 0 ? 0 : (1u << lo) - 1;
-    return _mm512_maskz_loadu_ps((__mmask16)(below_hi & ~below_lo), p);
+    return (__mmask16)(below_hi & ~below_lo);
+}
+K_INLINE vf v_loadr(const float *p, vr r) { return _mm512_maskz_loadu_ps(r, p); }
+K_INLINE vf v_next(vf a) { return (vf)_mm512_alignr_epi32((__m512i)a, (__m512i)a, 1); }
+K_INLINE vf v_zip_low(vf a, vf b) {
+    return _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), b);
+}
+K_INLINE vf v_zip_high(vf a, vf b) {
+    return _mm512_permutex2var_ps(a, _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), b);
 }
 K_INLINE vf v_even(vf a, vf b) {
     return _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30), b);
@@ -82,10 +93,16 @@ K_INLINE vf v_load(const float *p) { return _mm256_loadu_ps(p); }
 K_INLINE void v_store(float *p, vf x) { _mm256_storeu_ps(p, x); }
 K_INLINE vf v_loadn(const float *p, int64_t n) { return _mm256_maskload_ps(p, v__first(n)); }
 K_INLINE void v_storen(float *p, vf x, int64_t n) { _mm256_maskstore_ps(p, v__first(n), x); }
-K_INLINE vf v_load_range(const float *p, int64_t lo, int64_t hi) {
+typedef __m256i vr;
+
+K_INLINE vr v_range(int64_t lo, int64_t hi) {
     const int below_hi = hi >= 8 ? 8 : hi <= 0 ? 0 : (int)hi, below_lo = lo >= 8 ? 8 : lo <= 0 ? 0 : (int)lo;
-    return _mm256_maskload_ps(p, _mm256_andnot_si256(v__first(below_lo), v__first(below_hi)));
+    return _mm256_andnot_si256(v__first(below_lo), v__first(below_hi));
 }
+K_INLINE vf v_loadr(const float *p, vr r) { return _mm256_maskload_ps(p, r); }
+K_INLINE vf v_next(vf a) { return _mm256_permutevar8x32_ps(a, _mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 0)); }
+K_INLINE vf v_zip_low(vf a, vf b) { return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20); }
+K_INLINE vf v_zip_high(vf a, vf b) { return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31); }
 K_INLINE vf v__in_order(vf x) { return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(x), 0xd8)); }
 K_INLINE vf v_even(vf a, vf b) { return v__in_order(_mm256_shuffle_ps(a, b, 0x88)); }
 K_INLINE vf v_odd(vf a, vf b) { return v__in_order(_mm256_shuffle_ps(a, b, 0xdd)); }
@@ -132,11 +149,19 @@ K_INLINE void v_storep(float *p, vf x, vp m) {
     else
         v_storen(p, x, m);
 }
-K_INLINE vf v_load_range(const float *p, int64_t lo, int64_t hi) {
+typedef struct {
+    int64_t lo, hi;
+} vr;
+
+K_INLINE vr v_range(int64_t lo, int64_t hi) { return (vr){lo > 0 ? lo : 0, hi < VW ? hi : VW}; }
+K_INLINE vf v_loadr(const float *p, vr r) {
     vf x = {0, 0, 0, 0};
-    for (int64_t i = lo > 0 ? lo : 0; i < VW && i < hi; i++) x[i] = p[i];
+    for (int64_t i = r.lo; i < r.hi; i++) x[i] = p[i];
     return x;
 }
+K_INLINE vf v_next(vf a) { return (vf){a[1], a[2], a[3], a[0]}; }
+K_INLINE vf v_zip_low(vf a, vf b) { return (vf){a[0], b[0], a[1], b[1]}; }
+K_INLINE vf v_zip_high(vf a, vf b) { return (vf){a[2], b[2], a[3], b[3]}; }
 K_INLINE vf v_even(vf a, vf b) { return (vf){a[0], a[2], b[0], b[2]}; }
 K_INLINE vf v_odd(vf a, vf b) { return (vf){a[1], a[3], b[1], b[3]}; }
 K_INLINE vf v_fma(vf a, vf b, vf c) {
@@ -158,6 +183,7 @@ K_INLINE vf v_sqrt(vf a) { return (vf){sqrtf(a[0]), sqrtf(a[1]), sqrtf(a[2]), sq
 #define K_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+K_INLINE vf v_load_range(const float *p, int64_t lo, int64_t hi) { return v_loadr(p, v_range(lo, hi)); }
 K_INLINE vf v_abs(vf a) { return (vf)((vi)a & v_seti(0x7fffffff)); }
 K_INLINE vf v_copysign(vf magnitude, vf sign) { return (vf)(((vi)magnitude & v_seti(0x7fffffff)) | ((vi)sign & v_seti(INT32_MIN))); }
 

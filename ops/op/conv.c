@@ -1,14 +1,15 @@
 /* Conv (opset 1, 11): Y[n, m, p] = B[m] + sum over c, kernel position q of W[m, c, q] X[n, group(m), c, stride p + dilation q - pad]. And
  * quern's FusedConv, which the pass fuse_epilogue makes: + another value (input 3), an activation.
  *
- * f32 with up to three spatial dimensions has three ways, NCHW in and out:
+ * f32 with up to three spatial dimensions has these ways, NCHW in and out:
  *   product    the weights (packed at load, M output channels x K) times the input's columns (K x output positions). A 1 x 1 kernel
  *              of stride 1 reads the input as it lies if few rows of weights use it; else each panel of 64 positions is
  *              packed block by block of K into cache and used by all rows at once, so the columns never exist in memory.
+ *   winograd   3 x 3 of stride 1 with constant weights: minimal filtering, see kern/winograd.c and winograd_m below.
  *   depthwise  one channel a group: a kernel of its own over padded planes.
  *   ref        everything else (f64, f16, bf16, more dimensions): windows in plain C.
  * The unit of work is (image, group, panel, part of the rows); any division gives the same bits, as an element is one chain over
- * rising (channel, kernel position). Input 3 of the fused form is of the output's shape in practice and is added in registers; where
+ * rising (channel, kernel position), or one column of Winograd's products. Input 3 of the fused form is of the output's shape in practice and is added in registers; where
  * it broadcasts, the convolution goes to scratch memory first. */
 #include "ops/kern/kern.h"
 #include "ops/op/nn.h"
@@ -28,8 +29,23 @@ struct conv_state {
     int64_t group;
     float *packed; /* weights of each group in k_pack_a's form, one after the other; NULL: not constant */
     int64_t packed_oc, packed_k; /* of a group */
+    int winograd_m;              /* 2 or 4: packed is k_winograd_pack's form; 0: it is not */
     struct op__activation act;
 };
+
+/* Which of Winograd's forms a constant kernel takes, by its size alone, as shapes are not known at load: the transformed weights of
+ * F(4, 3) are 4 times as large, of F(2, 3) 1.8 times. Beyond these limits, reading them costs more than the products saved (one
+ * image: 512 x 512 channels would be 17 MB), and a model must not outgrow its file by much. */
+static int winograd_m(const struct conv_state *s, const struct op_tensor *w) {
+    enum { CHANNELS_MIN = 16, F4_MAX = 20000, F2_MAX = 70000 }; /* F4: 128 x 128 channels, F2: 256 x 256 */
+    const int64_t *d = w->dims;
+    if (w->rank != 4 || d[2] != 3 || d[3] != 3 || s->group != 1 || d[0] < CHANNELS_MIN || d[1] < CHANNELS_MIN) return 0;
+    for (int i = 0; i < s->window.n_stride; i++)
+        if (s->window.stride[i] != 1) return 0;
+    for (int i = 0; i < s->window.n_dilation; i++)
+        if (s->window.dilation[i] != 1) return 0;
+    return d[0] * d[1] <= F4_MAX ? 4 : d[0] * d[1] <= F2_MAX ? 2 : 0;
+}
 
 static enum op_status conv_prepare(struct op_prepare *p) {
     struct conv_state *s = calloc(1, sizeof *s);
@@ -47,12 +63,14 @@ static enum op_status conv_prepare(struct op_prepare *p) {
     if (w->dims[0] % s->group != 0 || (w->dims[1] == 1 && s->group > 1)) return OP_OK;
     s->packed_oc = w->dims[0] / s->group;
     s->packed_k = op_tensor_count(w) / w->dims[0];
-    const size_t floats = k_pack_a_floats(kern->gemm, s->packed_oc, s->packed_k);
+    s->winograd_m = winograd_m(s, w);
+    const size_t floats = s->winograd_m ? k_winograd_floats(kern, s->winograd_m, w->dims[0], w->dims[1]) : k_pack_a_floats(kern->gemm, s->packed_oc, s->packed_k);
     int64_t bytes;
     if (!op__mul(s->group, (int64_t)(floats * sizeof(float)), &bytes)) return op__node_fail(p->err, p->node, OP_LIMIT, "the weights are too large");
     s->packed = aligned_alloc(64, ((size_t)bytes + 63) / 64 * 64);
     if (!s->packed) return op__node_fail(p->err, p->node, OP_NOMEM, "no memory to pack weights of %lld bytes", (long long)bytes);
-    for (int64_t i = 0; i < s->group; i++)
+    if (s->winograd_m) k_winograd_pack(kern, s->winograd_m, w->dims[0], w->dims[1], w->data, s->packed);
+    for (int64_t i = 0; i < s->group && !s->winograd_m; i++)
         k_pack_a(kern->gemm, s->packed_oc, s->packed_k, (const float *)w->data + i * s->packed_oc * s->packed_k, s->packed_k, 1, s->packed + (size_t)i * floats);
     p->packed_bytes += (size_t)bytes;
     p->consumed |= 1u << 1;
@@ -130,7 +148,7 @@ static enum op_status fused_infer(struct op_ctx *ctx) {
 
 /* --- the fast ways --------------------------------------------------------------------------------------- */
 
-enum way { WAY_REF, WAY_DEPTHWISE, WAY_PRODUCT, WAY_POINTWISE };
+enum way { WAY_REF, WAY_DEPTHWISE, WAY_PRODUCT, WAY_POINTWISE, WAY_WINOGRAD };
 
 struct plan {
     struct k_geometry g;
@@ -186,6 +204,18 @@ static void set_output(const struct op_ctx *ctx, const struct nn_fit *fit, struc
     p->act = ((const struct conv_state *)ctx->state)->act;
 }
 
+static bool packs_weights_at_run(const struct op_ctx *ctx, const struct plan *p) {
+    const struct conv_state *s = ctx->state;
+    return !(s->packed && s->packed_oc == p->oc && s->packed_k == p->k);
+}
+
+static struct k_winograd_job winograd_job(const struct op_ctx *ctx, const struct plan *p) {
+    const struct conv_state *s = ctx->state;
+    return (struct k_winograd_job){.g = &p->g, .m = s->winograd_m, .images = p->images, .oc = p->oc, .x = ctx->in[0]->data, .u = s->packed, .y = p->y.data,
+                                   .bias = nn_in(ctx, 2) ? ctx->in[2]->data : NULL, .addend = p->addend, .act = p->act.fn, .act_a = p->act.a,
+                                   .act_b = p->act.b};
+}
+
 static void make_plan(const struct op_ctx *ctx, struct plan *p) {
     const struct conv_state *s = ctx->state;
     const struct op_tensor *x = ctx->in[0], *w = ctx->in[1];
@@ -205,22 +235,23 @@ static void make_plan(const struct op_ctx *ctx, struct plan *p) {
         return;
     }
     const bool pointwise = make_pointwise(&p->g);
-    p->way = pointwise && p->oc < ROWS_TO_PACK ? WAY_POINTWISE : WAY_PRODUCT;
+    p->way = s->winograd_m && !packs_weights_at_run(ctx, p) ? WAY_WINOGRAD : pointwise && p->oc < ROWS_TO_PACK ? WAY_POINTWISE : WAY_PRODUCT;
     p->packed_group = k_pack_a_floats(gemm, p->oc, p->k);
     p->panels = (p->out_size + gemm->nr - 1) / gemm->nr;
+    int64_t units = p->images * s->group * p->panels;
+    if (p->way == WAY_WINOGRAD) {
+        const struct k_winograd_job job = winograd_job(ctx, p);
+        units = p->panels = k_winograd_blocks(op__kern(ctx), &job);
+    }
     /* Rows are divided only where panels are too few for the threads: each part packs its panel again. */
-    const int64_t units = p->images * s->group * p->panels, tiles = (p->oc + gemm->mr - 1) / gemm->mr, wanted = op__n_threads(ctx);
+    const int64_t tiles = (p->oc + gemm->mr - 1) / gemm->mr, wanted = op__n_threads(ctx);
     p->parts = units >= wanted || units == 0 ? 1 : (wanted + units - 1) / units;
     if (p->parts > tiles) p->parts = tiles > 0 ? tiles : 1;
     p->part_rows = (tiles + p->parts - 1) / p->parts * gemm->mr;
 }
 
-static bool packs_weights_at_run(const struct op_ctx *ctx, const struct plan *p) {
-    const struct conv_state *s = ctx->state;
-    return !(s->packed && s->packed_oc == p->oc && s->packed_k == p->k);
-}
-
 static size_t panel_floats(const struct op_ctx *ctx, const struct plan *p) {
+    if (p->way == WAY_WINOGRAD) return k_winograd_scratch_floats(op__kern(ctx), ((const struct conv_state *)ctx->state)->winograd_m, p->g.channels);
     const int64_t rows = p->k < K_GEMM_BLOCK ? p->k : K_GEMM_BLOCK;
     return p->way == WAY_PRODUCT ? (size_t)(rows * op__kern(ctx)->gemm->nr + VECTOR_SLACK) : 0;
 }
@@ -285,6 +316,17 @@ static void product_task(void *arg, int64_t task) {
     const struct conv_job *job = arg;
     float *panel = job->scratch + (size_t)task * panel_floats(job->ctx, job->plan);
     for (int64_t unit = task; unit < job->n_units; unit += job->n_tasks) product_unit(job, unit, panel);
+}
+
+static void winograd_task(void *arg, int64_t task) {
+    const struct conv_job *job = arg;
+    const struct plan *p = job->plan;
+    const struct k_winograd_job w = winograd_job(job->ctx, p);
+    float *scratch = job->scratch + (size_t)task * panel_floats(job->ctx, p);
+    for (int64_t unit = task; unit < job->n_units; unit += job->n_tasks) {
+        const int64_t m0 = unit % p->parts * p->part_rows, m1 = m0 + p->part_rows < p->oc ? m0 + p->part_rows : p->oc;
+        if (m0 < m1) k_winograd_block(op__kern(job->ctx), &w, unit / p->parts, m0, m1, scratch);
+    }
 }
 
 static void depthwise_task(void *arg, int64_t task) {
@@ -366,6 +408,10 @@ static void convolve(const struct op_ctx *ctx, const struct plan *p, float *scra
     if (op_tensor_count(&p->y) == 0) return;
     if (p->way == WAY_DEPTHWISE) {
         run_parallel(&job, p->images * s->group * p->oc, depthwise_task);
+        return;
+    }
+    if (p->way == WAY_WINOGRAD) {
+        run_parallel(&job, p->panels * p->parts, winograd_task);
         return;
     }
     if (packs_weights_at_run(ctx, p)) {
