@@ -118,11 +118,15 @@ def test_fits():
         canvas = Image.new("RGB", (64, 40), (114, 3, 200))
         canvas.paste(image.resize(to, Image.BILINEAR), ((64 - to[0]) // 2, (40 - to[1]) // 2))
         same(ours, canvas, ("letterbox", w, h, scale))
-        ours = run([{"decode_image": {}}, {"resize": {"w": 64, "h": 40, "fit": "cover", "round": "ceil"}}], file)
-        scale = max(64 / w, 40 / h)
+        for name, number in FILTERS.items():
+            for anchor, centering in (("center", (0.5, 0.5)), ("top_left", (0, 0)), ("bottom_right", (1, 1))):
+                ours = run([{"decode_image": {}}, {"resize": {"w": 64, "h": 40, "fit": "cover", "filter": "pil." + name, "anchor": anchor}}], file)
+                same(ours, ImageOps.fit(image, (64, 40), number, centering=centering), ("cover", w, h, name, anchor))
+        ours = run([{"decode_image": {}}, {"resize": {"w": 64, "h": 40, "fit": "cover", "round": "ceil", "filter": "cv.cubic"}}], file)
         to = (64, -(-64 * h // w)) if 64 * h >= w * 40 else (-(-40 * w // h), 40)
-        x, y = -((to[0] - 64 + 1) // 2), -((to[1] - 40 + 1) // 2)
-        same(ours, image.resize(to, Image.BILINEAR).crop((-x, -y, -x + 64, -y + 40)), ("cover", w, h, scale))
+        x, y = (to[0] - 64 + 1) // 2, (to[1] - 40 + 1) // 2
+        theirs = cv2.resize(np.asarray(image), to, interpolation=cv2.INTER_CUBIC)[y:y + 40, x:x + 64]
+        assert np.abs(ours.astype(int) - theirs).max() <= 1, ("cover", w, h)
 
 
 def test_crop_and_pad():
@@ -132,6 +136,8 @@ def test_crop_and_pad():
     same(run([{"decode_image": {}}, {"crop": {"w": 30, "h": 20, "round": "half_even"}}], file), array[14:34, 16:46], "centre, half to even")
     same(run([{"decode_image": {}}, {"crop": {"w": 30, "h": 20, "at": "bottom_right"}}], file), array[27:, 31:], "corner")
     same(run([{"decode_image": {}}, {"crop": {"box": [3, 4, 10, 40]}}], file), array[4:40, 3:10], "box")
+    same(run([{"decode_image": {}}, {"crop": {"ratio": 1}}], file), array[:, 7:54], "square")
+    same(run([{"decode_image": {}}, {"crop": {"ratio": 2, "at": "top_left"}}], file), array[:30], "twice as wide")
     padded = np.full((64, 64, 3), 9, np.uint8)
     padded[:47, :61] = array
     same(run([{"decode_image": {}}, {"pad": {"multiple": 32, "value": 9}}], file), padded, "multiple")

@@ -47,9 +47,9 @@ enum w_filter {
     W_CV_CUBIC
 };
 /* The part box = {x0, y0, x1, y1} of src (NULL: all; Pillow's filters only) to w×h. Pillow's filters give Pillow's bits; OpenCV's
- * are within one level of its. */
+ * are within one level of its. The box is in single precision, as Pillow's. */
 bool w__image_resize(struct w_arena *a, const struct w_image *src, int32_t w, int32_t h, enum w_filter filter,
-                     const double *box, struct w_image *dst, struct w_error *err);
+                     const float *box, struct w_image *dst, struct w_error *err);
 
 /* src into the w×h canvas at (x, y) (may be negative: that cuts), the rest is value[channel]. */
 bool w__image_place(struct w_arena *a, const struct w_image *src, int32_t w, int32_t h, int32_t x, int32_t y,

@@ -46,9 +46,9 @@ static const struct {
 } filters[] = {[W_PIL_BOX] = {box_filter, 0.5}, [W_PIL_BILINEAR] = {triangle, 1}, [W_PIL_BICUBIC] = {cubic, 2}, [W_PIL_LANCZOS] = {lanczos, 3}};
 
 /* The weights from [in0, in1) of in_size samples to out_size. */
-static bool axis_make(struct w_arena *a, enum w_filter filter, int32_t in_size, double in0, double in1, int32_t out_size, struct w_axis *axis,
+static bool axis_make(struct w_arena *a, enum w_filter filter, int32_t in_size, float in0, float in1, int32_t out_size, struct w_axis *axis,
                       struct w_error *err) {
-    const double scale = (in1 - in0) / out_size, filter_scale = scale < 1.0 ? 1.0 : scale;
+    const double scale = (double)(in1 - in0) / out_size, filter_scale = scale < 1.0 ? 1.0 : scale;
     const double support = filters[filter].support * filter_scale, inverse = 1.0 / filter_scale;
     axis->taps = (int32_t)ceil(support) * 2 + 1;
     axis->first = w_arena_array(a, (size_t)out_size, sizeof *axis->first);
@@ -82,8 +82,8 @@ static const struct w_resample *level(void) {
     return &w__resample_generic;
 }
 
-static bool nearest(struct w_arena *a, const struct w_image *src, const double *box, struct w_image *dst, struct w_error *err) {
-    const double step_x = (box[2] - box[0]) / dst->w, step_y = (box[3] - box[1]) / dst->h;
+static bool nearest(struct w_arena *a, const struct w_image *src, const float *box, struct w_image *dst, struct w_error *err) {
+    const double step_x = (double)(box[2] - box[0]) / dst->w, step_y = (double)(box[3] - box[1]) / dst->h;
     int32_t *at = w_arena_array(a, (size_t)dst->w, sizeof *at);
     if (!at) return w_fail(err, W_NO_MEMORY, "no memory for a row of %d pixels", dst->w);
     double x = box[0] + step_x * 0.5, y = box[1] + step_y * 0.5;
@@ -102,8 +102,8 @@ static bool nearest(struct w_arena *a, const struct w_image *src, const double *
     return true;
 }
 
-static bool resample(struct w_arena *a, const struct w_image *src, enum w_filter filter, const double *box, struct w_image *dst, struct w_error *err) {
-    const bool across = dst->w != src->w || box[0] != 0 || box[2] != dst->w, down = dst->h != src->h || box[1] != 0 || box[3] != dst->h;
+static bool resample(struct w_arena *a, const struct w_image *src, enum w_filter filter, const float *box, struct w_image *dst, struct w_error *err) {
+    const bool across = dst->w != src->w || box[0] != 0 || box[2] != (float)dst->w, down = dst->h != src->h || box[1] != 0 || box[3] != (float)dst->h;
     const struct w_resample *r = level();
     const size_t c = (size_t)src->channels;
     struct w_axis x_axis, y_axis;
@@ -126,11 +126,11 @@ static bool resample(struct w_arena *a, const struct w_image *src, enum w_filter
 }
 
 bool w__image_resize(struct w_arena *a, const struct w_image *src, int32_t w, int32_t h, enum w_filter filter,
-                     const double *box, struct w_image *dst, struct w_error *err) {
-    const double all[4] = {0, 0, src->w, src->h};
+                     const float *box, struct w_image *dst, struct w_error *err) {
+    const float all[4] = {0, 0, (float)src->w, (float)src->h};
     if (!box) box = all;
-    if (!(box[0] >= 0 && box[1] >= 0 && box[2] <= src->w && box[3] <= src->h && box[0] < box[2] && box[1] < box[3]))
-        return w_fail(err, W_BAD_INPUT, "the box %g,%g,%g,%g is not inside an image of %d×%d", box[0], box[1], box[2], box[3], src->w, src->h);
+    if (!(box[0] >= 0 && box[1] >= 0 && box[2] <= (float)src->w && box[3] <= (float)src->h && box[0] < box[2] && box[1] < box[3]))
+        return w_fail(err, W_BAD_INPUT, "the box %g,%g,%g,%g is not inside an image of %d×%d", (double)box[0], (double)box[1], (double)box[2], (double)box[3], src->w, src->h);
     if (!w__image_alloc(a, w, h, src->channels, src->color, dst, err)) return false;
     if (filter >= W_CV_LINEAR) return w__resize_cv(a, src, filter, dst, err);
     return filter == W_PIL_NEAREST ? nearest(a, src, box, dst, err) : resample(a, src, filter, box, dst, err);

@@ -3,13 +3,16 @@
  *   stretch    w×h whatever the proportions
  *   shortest   the shorter side becomes `size`, the proportions stay (torchvision's Resize with one number)
  *   longest    the picture fits into size×size or w×h, the proportions stay
- *   cover      the smallest size with the same proportions that covers w×h, then cut to w×h
+ *   cover      fills w×h with the largest part of those proportions: with Pillow's filters that part alone is resampled, in
+ *              fractions of pixels (ImageOps.fit); with OpenCV's the whole is resampled to cover w×h, then cut
  *   letterbox  as longest, then filled up to w×h with `value`
  *
  * The side that follows is a quotient: `round` says what becomes of its fraction (floor is torchvision's). */
 #include "worker/pipeline/anchor.h"
 #include "worker/pipeline/image.h"
 #include "worker/pipeline/step.h"
+
+#include <math.h>
 
 enum fit { STRETCH, SHORTEST, LONGEST, COVER, LETTERBOX };
 enum rounding { FLOOR, HALF_UP, CEIL };
@@ -77,11 +80,33 @@ static bool check(struct w_step *s, const struct w_spec *in, struct w_spec *out,
     return true;
 }
 
+/* The part of an image of w×h that has the proportions of the target, at the anchor. */
+static void covered(const struct resize *r, int32_t w, int32_t h, float box[4]) {
+    const double has = (double)w / h, wants = (double)r->w / r->h;
+    const double part_w = has > wants ? wants * h : w, part_h = has < wants ? w / wants : h;
+    int32_t x, y;
+    w__anchor(r->anchor, 2, 2, W_HALF_FLOOR, &x, &y); /* 0, 1 or 2 halves of what is left over */
+    const double left = (w - part_w) * x / 2, top = (h - part_h) * y / 2;
+    box[0] = (float)left;
+    box[1] = (float)top;
+    box[2] = (float)fmin(left + part_w, w);
+    box[3] = (float)fmin(top + part_h, h);
+}
+
+static bool cover(const struct resize *r, struct w_row *row, const struct w_image *src, struct w_value *out, struct w_error *err) {
+    float box[4];
+    covered(r, src->w, src->h, box);
+    const double sx = r->w / (double)(box[2] - box[0]), sy = r->h / (double)(box[3] - box[1]);
+    w__geometry_push(&out->geo, sx, sy, -(double)box[0] * sx, -(double)box[1] * sy);
+    return w__image_resize(&row->arena, src, r->w, r->h, (enum w_filter)r->filter, box, &out->image, err);
+}
+
 static bool apply(const struct w_step *s, struct w_row *row, const struct w_value *in, struct w_value *out, struct w_error *err) {
     const struct resize *r = s->state;
     const struct w_image *src = &in->image;
     struct w_image sized;
     int32_t w, h, x, y;
+    if (r->fit == COVER && r->filter < W_CV_LINEAR) return cover(r, row, src, out, err);
     target(r, src->w, src->h, &w, &h);
     if (!w__image_resize(&row->arena, src, w, h, (enum w_filter)r->filter, NULL, &sized, err)) return false;
     w__geometry_push(&out->geo, (double)w / src->w, (double)h / src->h, 0, 0);
