@@ -310,6 +310,11 @@ static void test_folder_of_pictures(void **unused) {
     assert_int_equal(rec.value.span.len, 3);
     assert_int_equal(row_at(s, 2, &rec, &err), W_READ_ROW);
     assert_string_equal(rec.name, "c.JPG");
+    assert_int_equal(symlink(path("pics"), path("by-link")), 0);
+    struct w_source *linked = source(path("by-link"), &(struct w_source_options){.name = "pictures", .header = -1});
+    assert_int_equal(w_source_rows(linked), 3);
+    w_source_close(linked);
+    refuses(path("by-no-link"), &(struct w_source_options){.name = "what people know"}, "what people know cannot be opened");
     unlink(path("pics/c.JPG"));
     assert_int_equal(row_at(s, 2, &rec, &err), W_READ_BAD);
     w_source_close(s);

@@ -171,8 +171,8 @@ static bool read_first(struct found *f, struct w_span record, struct w_error *er
     f->quoted = calloc(COLUMNS_MAX, sizeof *f->quoted);
     if (!f->fields || !f->quoted) return w_fail(err, W_NO_MEMORY, "out of memory");
     int64_t n = split(record, c->delimiter, f->fields, f->quoted, COLUMNS_MAX);
-    if (n < 0) return w_fail(err, W_BAD_INPUT, "%s: line 1: a quote is out of place", f->source->path);
-    if (n > COLUMNS_MAX) return w_fail(err, W_TOO_LARGE, "%s has %lld columns, at most %d are allowed", f->source->path, (long long)n, COLUMNS_MAX);
+    if (n < 0) return w_fail(err, W_BAD_INPUT, "%s: line 1: a quote is out of place", f->source->name);
+    if (n > COLUMNS_MAX) return w_fail(err, W_TOO_LARGE, "%s has %lld columns, at most %d are allowed", f->source->name, (long long)n, COLUMNS_MAX);
     c->n_fields = (size_t)n;
     c->header = o->header == 1;
     for (size_t i = 0; i < c->n_fields && o->header < 0; i++) c->header |= !number(f->fields[i], &v);
@@ -202,7 +202,7 @@ static bool find_out(struct found *f, struct w_lines *lines, uint64_t *offset, u
     struct w_span record;
     uint64_t at, number_of;
     enum w_read read = w__lines_next(lines, &record, offset, line, err);
-    if (read == W_READ_END) return w_fail(err, W_BAD_INPUT, "%s is empty", f->source->path);
+    if (read == W_READ_END) return w_fail(err, W_BAD_INPUT, "%s is empty", f->source->name);
     if (read != W_READ_ROW || !read_first(f, record, err)) return false;
     bool begins = !f->csv->header; /* *offset is the first row's already */
     if (begins) sample(f, record);
@@ -296,7 +296,7 @@ static enum w_read next(struct w_cursor *cursor, struct w_arena *arena, struct w
     uint64_t offset;
     *rec = (struct w_record){.row = cursor->row, .value = {.type = W_JSON}};
     enum w_read read = w__lines_next(cursor->lines, &line, &offset, &rec->line, err);
-    if (read == W_READ_END) return w_fail(err, W_BAD_INPUT, "%s ends before row %llu: it was cut since it was opened", cursor->source->path, (unsigned long long)cursor->row), W_READ_FAILED;
+    if (read == W_READ_END) return w_fail(err, W_BAD_INPUT, "%s ends before row %llu: it was cut since it was opened", cursor->source->name, (unsigned long long)cursor->row), W_READ_FAILED;
     if (read == W_READ_FAILED) return read;
     cursor->row++;
     if (read == W_READ_BAD) return read;

@@ -29,6 +29,7 @@ struct w_source;
 struct w_cursor;
 
 struct w_source_options {
+    const char *name;           /* for messages, where path is not what people know it by; NULL: path */
     const char *format;         /* "npy", "csv", "jsonl", "images"; NULL: by content and extension */
     char delimiter;             /* CSV; 0: , or ; or tab, whichever the first line has most of */
     int header;                 /* CSV: 1 yes, 0 no, -1: yes if the first line has a field that is no number */

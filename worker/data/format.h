@@ -14,6 +14,7 @@ struct w_format;
 struct w_source {
     const struct w_format *format;
     char *path;
+    const char *name; /* for messages */
     int fd;           /* -1: a folder */
     uint64_t bytes;   /* of the file */
     uint64_t n_rows;

@@ -1,5 +1,6 @@
 /* images.c: a folder of pictures as rows, in the order of their paths (compared byte by byte), or one picture as one row. A row is the
- * file's bytes; its name is the path relative to the folder. Links are not followed, hidden files are left out. */
+ * file's bytes; its name is the path relative to the folder. Links are not followed (but the
+ * folder itself may be one), hidden files are left out. */
 #include "worker/data/format.h"
 
 #include <errno.h>
@@ -38,11 +39,11 @@ static int by_path(const void *a, const void *b) {
 }
 
 static bool add(struct w_source *s, struct images *im, const char *name, struct w_error *err) {
-    if (s->n_rows == FILES_MAX) return w_fail(err, W_TOO_LARGE, "%s holds more than %d pictures", s->path, FILES_MAX);
+    if (s->n_rows == FILES_MAX) return w_fail(err, W_TOO_LARGE, "%s holds more than %d pictures", s->name, FILES_MAX);
     if (s->n_rows == im->room) {
         size_t room = im->room ? 2 * im->room : 256;
         char **names = realloc(im->names, room * sizeof *names);
-        if (!names) return w_fail(err, W_NO_MEMORY, "no memory for the names of %s", s->path);
+        if (!names) return w_fail(err, W_NO_MEMORY, "no memory for the names of %s", s->name);
         im->names = names;
         im->room = room;
     }
@@ -52,8 +53,8 @@ static bool add(struct w_source *s, struct images *im, const char *name, struct 
 
 static bool walk(struct w_source *s, struct images *im, struct w_error *err) {
     char *roots[2] = {s->path, NULL};
-    FTS *fts = fts_open(roots, FTS_PHYSICAL | FTS_NOCHDIR, NULL);
-    bool good = fts || w_fail(err, W_REF_FAILED, "%s cannot be read: %s", s->path, strerror(errno));
+    FTS *fts = fts_open(roots, FTS_PHYSICAL | FTS_COMFOLLOW | FTS_NOCHDIR, NULL);
+    bool good = fts || w_fail(err, W_REF_FAILED, "%s cannot be read: %s", s->name, strerror(errno));
     size_t skip = strlen(s->path);
     while (skip > 1 && s->path[skip - 1] == '/') skip--;
     for (FTSENT *e; good && (e = fts_read(fts));) {
@@ -77,11 +78,11 @@ static bool open_source(struct w_source *s, struct w_error *err) {
     if (!im) return w_fail(err, W_NO_MEMORY, "out of memory");
     im->folder = -1;
     if (s->fd >= 0) {
-        const char *slash = strrchr(s->path, '/');
-        return add(s, im, slash ? slash + 1 : s->path, err);
+        const char *slash = strrchr(s->name, '/');
+        return add(s, im, slash ? slash + 1 : s->name, err);
     }
     im->folder = open(s->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    return (im->folder >= 0 || w_fail(err, W_REF_FAILED, "%s cannot be opened: %s", s->path, strerror(errno))) && walk(s, im, err);
+    return (im->folder >= 0 || w_fail(err, W_REF_FAILED, "%s cannot be opened: %s", s->name, strerror(errno))) && walk(s, im, err);
 }
 
 static void close_source(struct w_source *s) {

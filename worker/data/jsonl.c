@@ -55,7 +55,7 @@ static enum w_read next(struct w_cursor *c, struct w_arena *arena, struct w_reco
     uint64_t offset;
     *rec = (struct w_record){.row = c->row, .value = {.type = W_JSON}};
     enum w_read read = w__lines_next(c->lines, &line, &offset, &rec->line, err);
-    if (read == W_READ_END) return w_fail(err, W_BAD_INPUT, "%s ends before row %llu: it was cut since it was opened", c->source->path, (unsigned long long)c->row), W_READ_FAILED;
+    if (read == W_READ_END) return w_fail(err, W_BAD_INPUT, "%s ends before row %llu: it was cut since it was opened", c->source->name, (unsigned long long)c->row), W_READ_FAILED;
     if (read == W_READ_FAILED) return read;
     c->row++;
     if (read == W_READ_BAD) return read;

@@ -134,7 +134,7 @@ bool w__lines_index(struct w_source *s, bool quotes, uint64_t offset, uint64_t l
                 room = room ? 2 * room : 64;
                 struct w_mark *marks = realloc(s->marks, room * sizeof *marks);
                 if (!marks) {
-                    w_fail(err, W_NO_MEMORY, "no memory for the index of %s", s->path);
+                    w_fail(err, W_NO_MEMORY, "no memory for the index of %s", s->name);
                     read = W_READ_FAILED;
                     break;
                 }

@@ -256,11 +256,11 @@ static bool open_source(struct w_source *s, struct w_error *err) {
     good = good && w__source_read(s, 0, head, n, err) && read_header(head, n, npy, err);
     free(head);
     if (!good) return false;
-    if (npy->t.rank < 1) return w_fail(err, W_BAD_SHAPE, "%s holds a single number: there are no rows in it", s->path);
+    if (npy->t.rank < 1) return w_fail(err, W_BAD_SHAPE, "%s holds a single number: there are no rows in it", s->name);
     if (npy->fortran && npy->t.rank > 1)
-        return w_fail(err, W_UNSUPPORTED, "%s is in fortran_order: its rows are not in one piece. Save it again with numpy.ascontiguousarray", s->path);
+        return w_fail(err, W_UNSUPPORTED, "%s is in fortran_order: its rows are not in one piece. Save it again with numpy.ascontiguousarray", s->name);
     if (s->bytes - npy->data_at < (uint64_t)op_tensor_bytes(&npy->t))
-        return w_fail(err, W_BAD_INPUT, "%s is cut off: it needs %lld bytes behind its header, there are %llu", s->path, (long long)op_tensor_bytes(&npy->t),
+        return w_fail(err, W_BAD_INPUT, "%s is cut off: it needs %lld bytes behind its header, there are %llu", s->name, (long long)op_tensor_bytes(&npy->t),
                       (unsigned long long)(s->bytes - npy->data_at));
     s->n_rows = (uint64_t)npy->t.dims[0];
     return true;
@@ -276,7 +276,7 @@ static enum w_read next(struct w_cursor *c, struct w_arena *arena, struct w_reco
     struct op_tensor t = n->t;
     *rec = (struct w_record){.row = c->row, .value = {.type = W_TENSOR}};
     t.data = w_arena_alloc(arena, n->row_bytes);
-    if (!t.data) return w_fail(err, W_TOO_LARGE, "row %llu of %s has %zu bytes, more than a row's memory", (unsigned long long)c->row, c->source->path, n->row_bytes), W_READ_FAILED;
+    if (!t.data) return w_fail(err, W_TOO_LARGE, "row %llu of %s has %zu bytes, more than a row's memory", (unsigned long long)c->row, c->source->name, n->row_bytes), W_READ_FAILED;
     if (!w__source_read(c->source, n->data_at + c->row * n->row_bytes, t.data, n->row_bytes, err)) return W_READ_FAILED;
     c->row++;
     memmove(t.dims, t.dims + 1, (size_t)(t.rank - 1) * sizeof *t.dims);

@@ -51,9 +51,10 @@ bool w__copy(FILE *to, FILE *from, struct w_error *err) {
 }
 
 bool w__row_tensor(const struct w_row *row, struct op_tensor *dst, struct w_error *err) {
-    if (row->value.type != W_TENSOR || !row->value.tensor.dtype)
-        return w_fail(err, W_UNSUPPORTED, "the answer is %s, which is no table of numbers: write it as jsonl", w_type_name(row->value.type));
-    *dst = row->value.tensor;
+    if (row->value.type == W_TENSOR && row->value.tensor.dtype) return *dst = row->value.tensor, true;
+    if (!row->n_outputs) return w_fail(err, W_UNSUPPORTED, "the answer is %s, which is no array of numbers: write it as jsonl", w_type_name(row->value.type));
+    *dst = row->outputs[0];
+    if (dst->rank > 0 && dst->dims[0] == 1) memmove(dst->dims, dst->dims + 1, (size_t)--dst->rank * sizeof *dst->dims);
     return true;
 }
 

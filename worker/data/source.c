@@ -35,7 +35,7 @@ static const struct w_format *by_name(const char *name, struct w_error *err) {
 static const struct w_format *sniff(const struct w_source *s, struct w_error *err) {
     uint8_t head[64];
     ssize_t n = s->fd < 0 ? 0 : pread(s->fd, head, sizeof head, 0);
-    const char *slash = strrchr(s->path, '/'), *dot = strrchr(slash ? slash : s->path, '.');
+    const char *slash = strrchr(s->name, '/'), *dot = strrchr(slash ? slash : s->name, '.');
     char extension[16] = "";
     if (dot) snprintf(extension, sizeof extension, " %.10s ", dot + 1);
     for (char *p = extension; *p; p++) *p = (char)(*p >= 'A' && *p <= 'Z' ? *p + 32 : *p);
@@ -45,17 +45,17 @@ static const struct w_format *sniff(const struct w_source *s, struct w_error *er
     }
     for (size_t i = 0; i < n_formats() && n > 0; i++)
         if (__start_quern_formats[i]->is && __start_quern_formats[i]->is(head, (size_t)n)) return __start_quern_formats[i];
-    w_fail(err, W_BAD_INPUT, "%s: neither the name nor the content says what format it is; say it (npy, csv, jsonl, images)", s->path);
+    w_fail(err, W_BAD_INPUT, "%s: neither the name nor the content says what format it is; say it (npy, csv, jsonl, images)", s->name);
     return NULL;
 }
 
-static bool open_file(struct w_source *s, const char *path, struct w_error *err) {
+static bool open_file(struct w_source *s, struct w_error *err) {
     struct stat st;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) return w_fail(err, errno == ENOENT ? W_REF_NOT_FOUND : W_REF_FAILED, "%s cannot be opened: %s", path, strerror(errno));
+    int fd = open(s->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) return w_fail(err, errno == ENOENT ? W_REF_NOT_FOUND : W_REF_FAILED, "%s cannot be opened: %s", s->name, strerror(errno));
     if (fstat(fd, &st) || !(S_ISREG(st.st_mode) || S_ISDIR(st.st_mode))) {
         close(fd);
-        return w_fail(err, W_BAD_INPUT, "%s is neither a file nor a folder", path);
+        return w_fail(err, W_BAD_INPUT, "%s is neither a file nor a folder", s->name);
     }
     if (S_ISDIR(st.st_mode)) close(fd);
     else s->fd = fd, s->bytes = (uint64_t)st.st_size;
@@ -68,6 +68,7 @@ static bool copy_options(struct w_source *s, const struct w_source_options *o, s
         return true;
     }
     s->options = *o;
+    s->options.name = NULL; /* the source keeps a copy */
     s->options.target = o->target ? strdup(o->target) : NULL;
     s->options.n_columns = 0;
     char **columns = o->n_columns ? calloc(o->n_columns, sizeof *columns) : NULL;
@@ -83,10 +84,11 @@ struct w_source *w_source_open(const char *path, const struct w_source_options *
     if (!s) return w_fail(err, W_NO_MEMORY, "out of memory"), NULL;
     s->fd = -1;
     s->path = strdup(path);
-    if (!s->path) w_fail(err, W_NO_MEMORY, "out of memory");
-    else if (copy_options(s, options, err) && open_file(s, path, err)) {
+    s->name = options && options->name ? strdup(options->name) : s->path;
+    if (!s->path || !s->name) w_fail(err, W_NO_MEMORY, "out of memory");
+    else if (copy_options(s, options, err) && open_file(s, err)) {
         s->format = s->options.format ? by_name(s->options.format, err) : sniff(s, err);
-        if (s->format && s->fd < 0 && !s->format->folder) w_fail(err, W_BAD_INPUT, "%s is a folder, a file of format %s was expected", path, s->format->name);
+        if (s->format && s->fd < 0 && !s->format->folder) w_fail(err, W_BAD_INPUT, "%s is a folder, a file of format %s was expected", s->name, s->format->name);
         else if (s->format && s->format->open(s, err)) return s;
     }
     w_source_close(s);
@@ -101,6 +103,7 @@ void w_source_close(struct w_source *s) {
     free((void *)(uintptr_t)s->options.columns);
     free((char *)(uintptr_t)s->options.target);
     free(s->marks);
+    if (s->name != s->path) free((char *)(uintptr_t)s->name);
     free(s->path);
     free(s);
 }
@@ -116,15 +119,15 @@ bool w__source_read(const struct w_source *s, uint64_t offset, void *dst, size_t
     for (size_t got = 0; got < n;) {
         ssize_t m = pread(s->fd, (char *)dst + got, n - got, (off_t)(offset + got));
         if (m < 0 && errno == EINTR) continue;
-        if (m < 0) return w_fail(err, W_REF_FAILED, "%s cannot be read: %s", s->path, strerror(errno));
-        if (m == 0) return w_fail(err, W_BAD_INPUT, "%s ends at byte %llu: it was cut since it was opened, or is cut off", s->path, (unsigned long long)(offset + got));
+        if (m < 0) return w_fail(err, W_REF_FAILED, "%s cannot be read: %s", s->name, strerror(errno));
+        if (m == 0) return w_fail(err, W_BAD_INPUT, "%s ends at byte %llu: it was cut since it was opened, or is cut off", s->name, (unsigned long long)(offset + got));
         got += (size_t)m;
     }
     return true;
 }
 
 struct w_cursor *w_cursor_open(const struct w_source *s, uint64_t first, struct w_error *err) {
-    if (first > s->n_rows) return w_fail(err, W_BAD_INPUT, "%s has %llu rows, row %llu was asked for", s->path, (unsigned long long)s->n_rows, (unsigned long long)first), NULL;
+    if (first > s->n_rows) return w_fail(err, W_BAD_INPUT, "%s has %llu rows, row %llu was asked for", s->name, (unsigned long long)s->n_rows, (unsigned long long)first), NULL;
     struct w_cursor *c = calloc(1, sizeof *c);
     if (!c) return w_fail(err, W_NO_MEMORY, "out of memory"), NULL;
     *c = (struct w_cursor){.source = s, .row = first};

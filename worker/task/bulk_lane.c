@@ -132,6 +132,7 @@ static bool open_source(struct w_dataset *s, const struct q_job *job, const stru
         ok = o.format || !err->code;
         if (!o.format) o.format = format_of(s->input, is_folder);
     }
+    o.name = s->input;
     if (ok) s->source = w_source_open(s->input_path, &o, err);
     free((void *)o.columns);
     json_decref(params);
