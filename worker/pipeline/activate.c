@@ -14,7 +14,7 @@ struct activate {
 };
 
 static const struct w_param params[] = {
-    {.name = "kind", .kind = W_PARAM_CHOICE, .offset = offsetof(struct activate, kind), .choices = "none softmax sigmoid", .required = true, .help = "softmax, sigmoid or none"}, {0}};
+    {.name = "kind", .kind = W_PARAM_CHOICE, .offset = offsetof(struct activate, kind), .choices = "none softmax sigmoid", .required = true, .help = "softmax goes along the last dimension"}, {0}};
 
 static bool check(struct w_step *s, const struct w_spec *in, struct w_spec *out, struct w_error *err) {
     const struct activate *a = s->state;

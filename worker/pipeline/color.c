@@ -7,7 +7,7 @@ struct color {
 };
 
 static const struct w_param params[] = {
-    {.name = "to", .kind = W_PARAM_CHOICE, .offset = offsetof(struct color, to), .choices = W_COLOR_CHOICES, .required = true, .help = W_COLOR_CHOICES}, {0}};
+    {.name = "to", .kind = W_PARAM_CHOICE, .offset = offsetof(struct color, to), .choices = W_COLOR_CHOICES, .required = true, .help = "ycbcr is JFIF's, as Pillow has it"}, {0}};
 
 static bool check(struct w_step *s, const struct w_spec *in, struct w_spec *out, struct w_error *err) {
     const struct color *c = s->state;
