@@ -51,6 +51,7 @@ static enum op_status gemm_infer(struct op_ctx *ctx) {
     const struct gemm_state *s = ctx->state;
     const struct op_tensor *a = ctx->in[0], *b = ctx->in[1], *c = ctx->n_in > 2 ? ctx->in[2] : NULL;
     char text_a[160], text_b[160];
+    if (!a || !b) return op__fail(ctx, OP_BAD_MODEL, "input %c is absent", a ? 'B' : 'A');
     if (!op__product_type(a->dtype)) return op__fail(ctx, OP_BAD_TYPE, "input A is %s, expected f16, bf16, f32, f64, i32, u32, i64 or u64", op_type_name(a->dtype));
     if (a->dtype != b->dtype || (c && c->dtype != a->dtype))
         return op__fail(ctx, OP_BAD_TYPE, "input A is %s, B is %s, C is %s, expected one type", op_type_name(a->dtype), op_type_name(b->dtype),

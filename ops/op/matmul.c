@@ -70,6 +70,7 @@ static void shape_of(const struct op_ctx *ctx, struct matmul_shape *s) {
 static enum op_status matmul_infer(struct op_ctx *ctx) {
     const struct op_tensor *a = ctx->in[0], *b = ctx->in[1];
     char text_a[160], text_b[160];
+    if (!a || !b) return op__fail(ctx, OP_BAD_MODEL, "input %c is absent", a ? 'B' : 'A');
     if (!op__product_type(a->dtype)) return op__fail(ctx, OP_BAD_TYPE, "input A is %s, expected f16, bf16, f32, f64, i32, u32, i64 or u64", op_type_name(a->dtype));
     if (a->dtype != b->dtype) return op__fail(ctx, OP_BAD_TYPE, "input A is %s and B is %s, expected one type", op_type_name(a->dtype), op_type_name(b->dtype));
     op_tensor_describe(a, text_a, sizeof text_a);
