@@ -32,6 +32,7 @@ static enum op_status concat_infer(struct op_ctx *ctx) {
 static enum op_status concat_run(struct op_ctx *ctx) {
     struct op_tensor *y = ctx->out[0];
     size_t elem = op_type_size(y->dtype);
+    if (op_tensor_count(y) == 0) return OP_OK;
     int axis = op__axis(op__attr_int(ctx->node, "axis", 0), y->rank);
     int64_t n_outer = op__product(y->dims, 0, axis), row = op__product(y->dims, axis, y->rank), at = 0;
     for (int i = 0; i < ctx->n_in; i++) {

@@ -44,11 +44,12 @@ static inline void op__copy_elem(void *dst, const void *src, size_t elem_bytes) 
 /* The value of an absent element: zero, or the empty string. */
 void op__zero_elem(enum op_type type, void *dst);
 
-/* The product of dims [from, to), all of a tensor that exists. */
+/* The product of dims [from, to), of a tensor that exists. One without elements may have any other dims: then a product
+ * that leaves its zero out may wrap around, and means nothing. */
 static inline int64_t op__product(const int64_t *dims, int from, int to) {
-    int64_t n = 1;
-    for (int i = from; i < to; i++) n *= dims[i];
-    return n;
+    uint64_t n = 1;
+    for (int i = from; i < to; i++) n *= (uint64_t)dims[i];
+    return (int64_t)n;
 }
 
 /* --- inputs -------------------------------------------------------------------------------------- */

@@ -55,9 +55,10 @@ static enum op_status split_run(struct op_ctx *ctx) {
         dims[axis] = size;
         if (!keep) memmove(dims + axis, dims + axis + 1, (size_t)(x->rank - axis - 1) * sizeof *dims);
         st = op__item(ctx, &ctx->out[0]->items[i], x->dtype, x->rank - !keep, dims);
-        struct op__move m = {.rank = 2, .dims = {outer, size * inner}, .dst = {size * inner, 1}, .src = {dim * inner, 1}};
-        if (st == OP_OK && outer * size * inner > 0)
+        if (st == OP_OK && op_tensor_count(&ctx->out[0]->items[i]) > 0) {
+            struct op__move m = {.rank = 2, .dims = {outer, size * inner}, .dst = {size * inner, 1}, .src = {dim * inner, 1}};
             op__move_run(ctx, &m, ctx->out[0]->items[i].data, (const char *)x->data + (size_t)(at * inner) * elem, elem);
+        }
         at += size;
     }
     return st;
@@ -113,11 +114,11 @@ static enum op_status concat_run(struct op_ctx *ctx) {
     enum op_status st = op__axis_attr(ctx, "axis", 0, s->items[0].rank + stack, &axis);
     if (st == OP_OK) st = concat_dims(ctx, axis, stack, &rank, dims);
     if (st == OP_OK) st = op__output(ctx, 0, s->items[0].dtype, rank, dims);
-    if (st != OP_OK) return st;
+    if (st != OP_OK || !ctx->out[0] || op_tensor_count(ctx->out[0]) == 0) return st;
     struct op_tensor *y = ctx->out[0];
     size_t elem = op_type_size(y->dtype);
     int64_t outer = op__product(dims, 0, axis), row = op__product(dims, axis, rank);
-    for (int64_t i = 0; outer && row && i < s->n_items; i++) {
+    for (int64_t i = 0; i < s->n_items; i++) {
         int64_t piece = op_tensor_count(&s->items[i]) / outer;
         struct op__move m = {.rank = 2, .dims = {outer, piece}, .dst = {row, 1}, .src = {piece, 1}};
         if (piece) op__move_run(ctx, &m, (char *)y->data + (size_t)at * elem, s->items[i].data, elem);

@@ -56,6 +56,7 @@ static enum op_status split_infer(struct op_ctx *ctx) {
 static enum op_status split_run(struct op_ctx *ctx) {
     const struct op_tensor *x = ctx->in[0];
     size_t elem = op_type_size(x->dtype);
+    if (op_tensor_count(x) == 0) return OP_OK;
     int axis = op__axis(op__attr_int(ctx->node, "axis", 0), x->rank);
     int64_t n_outer = op__product(x->dims, 0, axis), inner = op__product(x->dims, axis + 1, x->rank), row = inner * x->dims[axis], at = 0;
     for (int i = 0; i < ctx->n_out; i++) {
