@@ -107,7 +107,8 @@ struct op_tensor {
 OP_API size_t op_type_size(enum op_type type);       /* bytes an element, 0 if unknown */
 OP_API const char *op_type_name(enum op_type type);  /* "f32" */
 OP_API enum op_type op_type_parse(const char *name); /* OP_UNDEFINED if unknown */
-/* Elements; -1 when a dimension is negative or the product overflows. */
+/* Elements; -1 when a dimension is negative or the product overflows. Zeros are left out of that product, as numpy does it: so no
+ * product of some of the dims overflows where there is a count. */
 OP_API int64_t op_tensor_count(const struct op_tensor *t);
 OP_API int64_t op_tensor_bytes(const struct op_tensor *t);
 /* "f32[1,3,224,224]" into dst; returns dst. */

@@ -45,16 +45,13 @@ enum op_type op_type_parse(const char *name) {
 
 int64_t op_tensor_count(const struct op_tensor *t) {
     int64_t n = 1;
-    bool zero = false; /* a zero dimension makes the count 0 even where the others overflow */
+    bool zero = false;
     if (t->rank < 0 || t->rank > OP_RANK_MAX) return -1;
     for (int i = 0; i < t->rank; i++) {
-        if (t->dims[i] < 0) return -1;
-        if (t->dims[i] == 0) zero = true;
+        if (t->dims[i] < 0 || (t->dims[i] && !op__mul(n, t->dims[i], &n))) return -1;
+        zero |= t->dims[i] == 0;
     }
-    if (zero) return 0;
-    for (int i = 0; i < t->rank; i++)
-        if (!op__mul(n, t->dims[i], &n)) return -1;
-    return n;
+    return zero ? 0 : n;
 }
 
 int64_t op_tensor_bytes(const struct op_tensor *t) {

@@ -238,9 +238,8 @@ static void run_task(void *arg, int64_t task) {
 void op__move_run(const struct op_ctx *ctx, const struct op__move *move, void *dst, const void *src, size_t elem_bytes) {
     struct nest n = {.m = *move, .elem = elem_bytes, .dst = dst, .src = src, .n_tasks = 1};
     int64_t bytes = (int64_t)elem_bytes;
-    for (int i = 0; i < n.m.rank; i++)
-        if (n.m.dims[i] <= 0) return;
     for (int i = 0; i < n.m.rank; i++) {
+        if (n.m.dims[i] <= 0) return;
         bytes *= n.m.dims[i]; /* the bytes of a tensor that exists: no overflow */
         n.m.dst[i] *= (int64_t)elem_bytes;
         n.m.src[i] *= (int64_t)elem_bytes;
@@ -284,10 +283,10 @@ void op__fill(void *dst, int64_t n, const void *value, size_t elem_bytes) {
 }
 
 void op__strides(int rank, const int64_t *dims, int64_t *strides) {
-    uint64_t s = 1; /* may wrap around where there are no elements, as op__product */
+    int64_t s = 1;
     for (int i = rank - 1; i >= 0; i--) {
-        strides[i] = (int64_t)s;
-        s *= dims[i] > 0 ? (uint64_t)dims[i] : 1;
+        strides[i] = s;
+        s *= dims[i] > 0 ? dims[i] : 1;
     }
 }
 

@@ -44,12 +44,11 @@ static inline void op__copy_elem(void *dst, const void *src, size_t elem_bytes) 
 /* The value of an absent element: zero, or the empty string. */
 void op__zero_elem(enum op_type type, void *dst);
 
-/* The product of dims [from, to), of a tensor that exists. One without elements may have any other dims: then a product
- * that leaves its zero out may wrap around, and means nothing. */
+/* The product of dims [from, to) of a tensor that has a count: it cannot overflow (op_tensor_count). */
 static inline int64_t op__product(const int64_t *dims, int from, int to) {
-    uint64_t n = 1;
-    for (int i = from; i < to; i++) n *= (uint64_t)dims[i];
-    return (int64_t)n;
+    int64_t n = 1;
+    for (int i = from; i < to; i++) n *= dims[i];
+    return n;
 }
 
 /* --- inputs -------------------------------------------------------------------------------------- */

@@ -17,7 +17,9 @@ static void test_count_refuses_what_overflows(void **state) {
     assert_int_equal(op_tensor_bytes(&t), 96);
     t.dims[0] = INT64_MAX / 2;
     assert_int_equal(op_tensor_count(&t), -1);
-    t.dims[2] = 0; /* no elements, whatever the others are */
+    t.dims[2] = 0; /* no elements, but strides that overflow */
+    assert_int_equal(op_tensor_count(&t), -1);
+    t.dims[0] = 2;
     assert_int_equal(op_tensor_count(&t), 0);
     t.dims[1] = -1;
     assert_int_equal(op_tensor_count(&t), -1);
