@@ -18,10 +18,14 @@ static struct w_pipeline *load(const char *steps) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static struct w_pipeline *pipelines[2];
     if (!pipelines[0]) {
-        pipelines[0] = load("{\"quern\":1,\"pipeline\":[{\"decode_image\":{\"max_pixels\":1000000,\"alpha\":\"white\"}},{\"resize\":{\"w\":24,\"h\":16,\"fit\":\"letterbox\","
-                            "\"filter\":\"pil.lanczos\"}},{\"color\":{\"to\":\"ycbcr\"}}]}");
-        pipelines[1] = load("{\"quern\":1,\"pipeline\":[{\"decode_image\":{\"max_pixels\":1000000,\"color\":\"gray\"}},{\"resize\":{\"size\":9,\"fit\":\"cover\",\"filter\":\"cv.area\"}},"
-                            "{\"pad\":{\"multiple\":8}},{\"crop\":{\"w\":7,\"h\":5}}]}");
+        pipelines[0] =
+            load("{\"quern\":1,\"pipeline\":[{\"decode_image\":{\"max_pixels\":1000000,\"alpha\":"
+                 "\"white\"}},{\"resize\":{\"w\":24,\"h\":16,\"fit\":\"letterbox\","
+                 "\"filter\":\"pil.lanczos\"}},{\"color\":{\"to\":\"ycbcr\"}}]}");
+        pipelines[1] =
+            load("{\"quern\":1,\"pipeline\":[{\"decode_image\":{\"max_pixels\":1000000,\"color\":"
+                 "\"gray\"}},{\"resize\":{\"size\":9,\"fit\":\"cover\",\"filter\":\"cv.area\"}},"
+                 "{\"pad\":{\"multiple\":8}},{\"crop\":{\"w\":7,\"h\":5}}]}");
     }
     for (int i = 0; i < 2; i++) {
         struct w_error err;

@@ -1,5 +1,5 @@
-/* Tables: the first byte picks NPY, CSV or JSONL and a row to begin at; the rest is the file. Every row is read from the beginning and
- * from the middle; both must see the same rows. */
+/* Tables: the first byte picks NPY, CSV or JSONL and a row to begin at; the rest is the file. Every
+ * row is read from the beginning and from the middle; both must see the same rows. */
 #include <assert.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -22,7 +22,10 @@ static uint64_t walk(const struct w_source *s, uint64_t first, struct w_arena *a
     while ((read = w_cursor_next(c, arena, &rec, &err)) == W_READ_ROW || read == W_READ_BAD) {
         assert(rec.row == n);
         n++;
-        sum = sum * 31 + rec.line + (read == W_READ_BAD ? 7 : rec.value.type == W_TENSOR ? (uint64_t)op_tensor_count(&rec.value.tensor) : rec.value.span.len);
+        sum = sum * 31 + rec.line +
+              (read == W_READ_BAD           ? 7
+               : rec.value.type == W_TENSOR ? (uint64_t)op_tensor_count(&rec.value.tensor)
+                                            : rec.value.span.len);
         w_arena_reset(arena);
     }
     assert(read == W_READ_END && n == w_source_rows(s));
@@ -43,7 +46,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         char text[128];
         op_tensor_describe(&t, text, sizeof text);
         uint8_t sum = 0; /* every byte of it must be there */
-        for (int64_t i = 0, n = op_tensor_bytes(&t); i < n; i++) sum = (uint8_t)(sum + ((const uint8_t *)t.data)[i]);
+        for (int64_t i = 0, n = op_tensor_bytes(&t); i < n; i++)
+            sum = (uint8_t)(sum + ((const uint8_t *)t.data)[i]);
         (void)sum;
     }
     int fd = memfd_create("table", MFD_CLOEXEC);

@@ -1,4 +1,5 @@
-/* Sources and sinks: NPY, CSV, JSONL, folders; shards that begin anywhere; parts joined in order; hostile files. */
+/* Sources and sinks: NPY, CSV, JSONL, folders; shards that begin anywhere; parts joined in order;
+ * hostile files. */
 #include <fcntl.h>
 #include <math.h>
 #include <setjmp.h>
@@ -66,7 +67,8 @@ static void refuses(const char *file, const struct w_source_options *o, const ch
 }
 
 /* Reads row n; the record's data is in the arena. */
-static enum w_read row_at(const struct w_source *s, uint64_t n, struct w_record *rec, struct w_error *err) {
+static enum w_read row_at(const struct w_source *s, uint64_t n, struct w_record *rec,
+                          struct w_error *err) {
     struct w_cursor *c = w_cursor_open(s, n, err);
     assert_non_null(c);
     enum w_read read = w_cursor_next(c, &arena, rec, err);
@@ -79,10 +81,11 @@ static void json_is(const struct w_source *s, uint64_t n, const char *json) {
     struct w_error err;
     if (row_at(s, n, &rec, &err) != W_READ_ROW) fail_msg("row %d: %s", (int)n, err.text);
     assert_int_equal(rec.value.type, W_JSON);
-    if (strlen(json) != rec.value.span.len || memcmp(json, rec.value.span.ptr, rec.value.span.len)) fail_msg("row %d is %.*s", (int)n, (int)rec.value.span.len, rec.value.span.ptr);
+    if (strlen(json) != rec.value.span.len || memcmp(json, rec.value.span.ptr, rec.value.span.len))
+        fail_msg("row %d is %.*s", (int)n, (int)rec.value.span.len, rec.value.span.ptr);
 }
 
-/* --- NPY --------------------------------------------------------------------------------------- */
+/* --- NPY -------------------------------------------------------------------------------------- */
 
 static size_t npy(char *dst, int version, const char *dict, const void *data, size_t n) {
     size_t len = strlen(dict), at = version == 1 ? 10 : 12;
@@ -105,15 +108,19 @@ static void test_npy_orders_and_versions(void **unused) {
     struct w_error err;
     (void)unused;
     for (int version = 1; version <= 3; version++) {
-        size_t n = npy(bytes, version, "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }", c_order, sizeof c_order);
+        size_t n =
+            npy(bytes, version, "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }",
+                c_order, sizeof c_order);
         assert_true(w_npy_parse(bytes, n, &arena, &t, &err));
         assert_int_equal(t.rank, 2);
         assert_memory_equal(t.data, c_order, sizeof c_order);
-        n = npy(bytes, version, "{'descr': '<f4', 'fortran_order': True, 'shape': (2, 3), }", f_order, sizeof f_order);
+        n = npy(bytes, version, "{'descr': '<f4', 'fortran_order': True, 'shape': (2, 3), }",
+                f_order, sizeof f_order);
         assert_true(w_npy_parse(bytes, n, &arena, &t, &err));
         assert_memory_equal(t.data, c_order, sizeof c_order);
     }
-    size_t n = npy(bytes, 1, "{'shape': (2,), \"descr\": \">f4\", 'fortran_order': False}", big, sizeof big);
+    size_t n = npy(bytes, 1, "{'shape': (2,), \"descr\": \">f4\", 'fortran_order': False}", big,
+                   sizeof big);
     assert_true(w_npy_parse(bytes, n, &arena, &t, &err));
     assert_true(((float *)t.data)[0] == 1 && ((float *)t.data)[1] == 2);
     n = npy(bytes, 1, "{'descr': '<f4', 'fortran_order': False, 'shape': ()}", big, 4);
@@ -124,18 +131,21 @@ static void test_npy_orders_and_versions(void **unused) {
 static void test_npy_mistakes(void **unused) {
     static const struct {
         const char *dict, *text;
-    } cases[] = {{"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }", "cut off"},
-                 {"{'descr': '<c8', 'fortran_order': False, 'shape': (1,), }", "is of <c8"},
-                 {"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", "are supported"},
-                 {"{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,), }", "structured"},
-                 {"{'descr': '<f4', 'fortran_order': False}", "no shape"},
-                 {"{'descr': '<f4', 'shape': (1,)}", "fortran_order"},
-                 {"{'descr': '<f4', 'fortran_order': False, 'shape': (1,", "no end"},
-                 {"{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}", "0x2d"},
-                 {"{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904, 4)}", "beyond 2^63"},
-                 {"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999,)}", "beyond 2^63"},
-                 {"{'descr': '<f4', 'fortran_order': False, 'shape': (1,1,1,1,1,1,1,1,1)}", "more than 8"},
-                 {"{'descr': '|b1', 'fortran_order': False, 'shape': (4,)}", "truth values"}};
+    } cases[] = {
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }", "cut off"},
+        {"{'descr': '<c8', 'fortran_order': False, 'shape': (1,), }", "is of <c8"},
+        {"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", "are supported"},
+        {"{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,), }", "structured"},
+        {"{'descr': '<f4', 'fortran_order': False}", "no shape"},
+        {"{'descr': '<f4', 'shape': (1,)}", "fortran_order"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (1,", "no end"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}", "0x2d"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904, 4)}",
+         "beyond 2^63"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999,)}",
+         "beyond 2^63"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (1,1,1,1,1,1,1,1,1)}", "more than 8"},
+        {"{'descr': '|b1', 'fortran_order': False, 'shape': (4,)}", "truth values"}};
     char bytes[256];
     struct op_tensor t;
     struct w_error err;
@@ -176,10 +186,11 @@ static void test_npy_rows(void **unused) {
     refuses(file, NULL, "cut off");
 }
 
-/* --- CSV --------------------------------------------------------------------------------------- */
+/* --- CSV -------------------------------------------------------------------------------------- */
 
 static void test_csv_numbers(void **unused) {
-    const char *file = put_text("n.csv", "a,b,label\r\n1,2.5,3\r\n-1e3,,4\r\n\r\n.5, +7 ,NA\r\n1,x,2\r\n1,2\r\n");
+    const char *file =
+        put_text("n.csv", "a,b,label\r\n1,2.5,3\r\n-1e3,,4\r\n\r\n.5, +7 ,NA\r\n1,x,2\r\n1,2\r\n");
     struct w_source_options o = {.header = -1, .target = "label"};
     struct w_record rec;
     struct w_error err;
@@ -190,21 +201,26 @@ static void test_csv_numbers(void **unused) {
     assert_true(rec.value.flat && rec.value.tensor.dims[0] == 2);
     assert_true(((double *)rec.value.tensor.data)[1] == 4);
     w_source_close(s);
-    refuses(file, &(struct w_source_options){.header = -1, .target = "labl"}, "did you mean \"label\"");
-    s = source(put_text("o.csv", "a,b,label\r\n1,2.5,3\r\n-1e3,,4\r\n\r\n.5, +7 ,NA\r\n1,2\r\n"), &o);
+    refuses(file, &(struct w_source_options){.header = -1, .target = "labl"},
+            "did you mean \"label\"");
+    s = source(put_text("o.csv", "a,b,label\r\n1,2.5,3\r\n-1e3,,4\r\n\r\n.5, +7 ,NA\r\n1,2\r\n"),
+               &o);
     assert_int_equal(w_source_rows(s), 4);
     assert_int_equal(row_at(s, 2, &rec, &err), W_READ_ROW);
     assert_int_equal(rec.line, 5);
     assert_int_equal(rec.value.tensor.dims[0], 2);
-    assert_true(((double *)rec.value.tensor.data)[0] == 0.5 && ((double *)rec.value.tensor.data)[1] == 7);
+    assert_true(((double *)rec.value.tensor.data)[0] == 0.5 &&
+                ((double *)rec.value.tensor.data)[1] == 7);
     assert_int_equal(row_at(s, 1, &rec, &err), W_READ_ROW);
     assert_true(isnan(((double *)rec.value.tensor.data)[1]));
     assert_int_equal(row_at(s, 3, &rec, &err), W_READ_BAD);
     assert_non_null(strstr(err.text, "2 fields, the table has 3 columns"));
     w_source_close(s);
-    s = source(file, &(struct w_source_options){.header = -1, .columns = (const char *const[]){"2", "a"}, .n_columns = 2});
+    s = source(file, &(struct w_source_options){
+                         .header = -1, .columns = (const char *const[]){"2", "a"}, .n_columns = 2});
     assert_int_equal(row_at(s, 0, &rec, &err), W_READ_ROW);
-    assert_true(((double *)rec.value.tensor.data)[0] == 3 && ((double *)rec.value.tensor.data)[1] == 1);
+    assert_true(((double *)rec.value.tensor.data)[0] == 3 &&
+                ((double *)rec.value.tensor.data)[1] == 1);
     w_source_close(s);
 }
 
@@ -212,7 +228,10 @@ static void test_csv_text(void **unused) {
     struct w_record rec;
     struct w_error err;
     (void)unused;
-    struct w_source *s = source(put_text("t.csv", "\xef\xbb\xbfid,text\n1,\"a, \"\"b\"\"\nc\"\n2,\"\"\n3,\"un\"quoted\n4,plain \"q\"\n5,\xff\n"), NULL);
+    struct w_source *s =
+        source(put_text("t.csv", "\xef\xbb\xbfid,text\n1,\"a, "
+                                 "\"\"b\"\"\nc\"\n2,\"\"\n3,\"un\"quoted\n4,plain \"q\"\n5,\xff\n"),
+               NULL);
     assert_int_equal(w_source_rows(s), 5);
     json_is(s, 0, "{\"id\":1,\"text\":\"a, \\\"b\\\"\\nc\"}");
     json_is(s, 1, "{\"id\":2,\"text\":\"\"}");
@@ -221,7 +240,9 @@ static void test_csv_text(void **unused) {
     json_is(s, 3, "{\"id\":4,\"text\":\"plain \\\"q\\\"\"}");
     json_is(s, 4, "{\"id\":5,\"text\":\"\xef\xbf\xbd\"}");
     w_source_close(s);
-    s = source(put_text("u.csv", "id,text\n1,x\n"), &(struct w_source_options){.header = 1, .columns = (const char *const[]){"text"}, .n_columns = 1});
+    s = source(put_text("u.csv", "id,text\n1,x\n"),
+               &(struct w_source_options){
+                   .header = 1, .columns = (const char *const[]){"text"}, .n_columns = 1});
     json_is(s, 0, "\"x\"");
     w_source_close(s);
     s = source(put_text("h.csv", "only,a,header\n"), NULL);
@@ -238,7 +259,8 @@ static void test_shards_begin_anywhere(void **unused) {
     struct w_error err;
     (void)unused;
     for (int i = 0; i < ROWS; i++) p += sprintf(p, i % 7 ? "%d,word\n" : "%d,\"two\nlines\"\n", i);
-    struct w_source *s = source(put("big.csv", text, (size_t)(p - text)), &(struct w_source_options){.header = 0});
+    struct w_source *s =
+        source(put("big.csv", text, (size_t)(p - text)), &(struct w_source_options){.header = 0});
     assert_int_equal(w_source_rows(s), ROWS);
     for (int first = 0; first < ROWS; first += 337) {
         struct w_cursor *c = w_cursor_open(s, (uint64_t)first, &err);
@@ -255,13 +277,14 @@ static void test_shards_begin_anywhere(void **unused) {
     free(text);
 }
 
-/* --- JSONL and folders --------------------------------------------------------------------------- */
+/* --- JSONL and folders ------------------------------------------------------------------------ */
 
 static void test_jsonl(void **unused) {
     struct w_record rec;
     struct w_error err;
     (void)unused;
-    struct w_source *s = source(put_text("a.jsonl", "{\"x\":[1,2]}\n\n  [3] \n{\"x\":}\n{\"x\":1} 2\n\"last\""), NULL);
+    struct w_source *s = source(
+        put_text("a.jsonl", "{\"x\":[1,2]}\n\n  [3] \n{\"x\":}\n{\"x\":1} 2\n\"last\""), NULL);
     assert_int_equal(w_source_rows(s), 5);
     json_is(s, 0, "{\"x\":[1,2]}");
     json_is(s, 1, "[3]");
@@ -270,7 +293,8 @@ static void test_jsonl(void **unused) {
     assert_int_equal(row_at(s, 3, &rec, &err), W_READ_BAD);
     json_is(s, 4, "\"last\"");
     w_source_close(s);
-    struct w_source_options o = {.columns = (const char *const[]){"x"}, .n_columns = 1, .line_bytes_max = 64};
+    struct w_source_options o = {
+        .columns = (const char *const[]){"x"}, .n_columns = 1, .line_bytes_max = 64};
     char text[200] = "{\"y\":0,\"x\":{\"ref\":\"a\"}}\n{\"y\":1}\n\"";
     memset(text + strlen(text), 'z', 100);
     strcat(text, "\"\n{\"x\":9}\n");
@@ -285,8 +309,10 @@ static void test_jsonl(void **unused) {
     w_source_close(s);
     refuses(path("none.jsonl"), NULL, "cannot be opened");
     refuses(put_text("what", "hello"), NULL, "neither the name nor the content");
-    refuses(path("a.jsonl"), &(struct w_source_options){.format = "jsnol"}, "did you mean \"jsonl\"");
-    refuses("/dev/zero", &(struct w_source_options){.format = "csv"}, "neither a file nor a folder");
+    refuses(path("a.jsonl"), &(struct w_source_options){.format = "jsnol"},
+            "did you mean \"jsonl\"");
+    refuses("/dev/zero", &(struct w_source_options){.format = "csv"},
+            "neither a file nor a folder");
 }
 
 static void test_folder_of_pictures(void **unused) {
@@ -311,19 +337,26 @@ static void test_folder_of_pictures(void **unused) {
     assert_int_equal(row_at(s, 2, &rec, &err), W_READ_ROW);
     assert_string_equal(rec.name, "c.JPG");
     assert_int_equal(symlink(path("pics"), path("by-link")), 0);
-    struct w_source *linked = source(path("by-link"), &(struct w_source_options){.name = "pictures", .header = -1});
+    struct w_source *linked =
+        source(path("by-link"), &(struct w_source_options){.name = "pictures", .header = -1});
     assert_int_equal(w_source_rows(linked), 3);
     w_source_close(linked);
-    refuses(path("by-no-link"), &(struct w_source_options){.name = "what people know"}, "what people know cannot be opened");
+    refuses(path("by-no-link"), &(struct w_source_options){.name = "what people know"},
+            "what people know cannot be opened");
     unlink(path("pics/c.JPG"));
     assert_int_equal(row_at(s, 2, &rec, &err), W_READ_BAD);
     w_source_close(s);
 }
 
-/* --- sinks ------------------------------------------------------------------------------------- */
+/* --- sinks ------------------------------------------------------------------------------------ */
 
 static const struct op_io io = {.name = "y,z", .dtype = OP_F32, .rank = 2, .dims = {-1, 2}};
-static const struct w_signature sig = {.model = "m", .batching = W_BATCH_ROWS, .n_inputs = 1, .n_outputs = 1, .inputs = {&io}, .outputs = {&io}};
+static const struct w_signature sig = {.model = "m",
+                                       .batching = W_BATCH_ROWS,
+                                       .n_inputs = 1,
+                                       .n_outputs = 1,
+                                       .inputs = {&io},
+                                       .outputs = {&io}};
 
 /* Writes rows first … first+n-1 as a part; every third fails. */
 static void write_part(const char *output, const char *format, uint64_t first, uint64_t n) {
@@ -336,7 +369,8 @@ static void write_part(const char *output, const char *format, uint64_t first, u
         float y[2] = {(float)i, 0.5f};
         struct op_tensor t = {.dtype = OP_F32, .rank = 2, .dims = {1, 2}, .data = y};
         struct w_record rec = {.row = i, .name = i == 1 ? "a,b.png" : NULL, .line = i + 1};
-        struct w_value v = {.type = W_TENSOR, .tensor = {.dtype = OP_F32, .rank = 1, .dims = {2}, .data = y}};
+        struct w_value v = {.type = W_TENSOR,
+                            .tensor = {.dtype = OP_F32, .rank = 1, .dims = {2}, .data = y}};
         struct w_input input = {.kind = W_INPUT_VALUE, .value = &v};
         w_row_reset(row);
         if (i % 3 == 0) {
@@ -390,16 +424,22 @@ static void test_jsonl_parts(void **unused) {
     assemble(path("out.jsonl"), "jsonl", &sum);
     assert_int_equal(sum.rows, 4);
     assert_int_equal(sum.failed, 2);
-    text_is(path("out.jsonl"), "{\"row\":1,\"file\":\"a,b.png\",\"outputs\":{\"y,z\":{\"dtype\":\"f32\",\"shape\":[1,2],\"data\":[1,0.5]}}}\n"
-                               "{\"row\":2,\"outputs\":{\"y,z\":{\"dtype\":\"f32\",\"shape\":[1,2],\"data\":[2,0.5]}}}\n"
-                               "{\"row\":4,\"outputs\":{\"y,z\":{\"dtype\":\"f32\",\"shape\":[1,2],\"data\":[4,0.5]}}}\n"
-                               "{\"row\":5,\"outputs\":{\"y,z\":{\"dtype\":\"f32\",\"shape\":[1,2],\"data\":[5,0.5]}}}\n");
-    text_is(path("out.jsonl.errors.jsonl"), "{\"row\":0,\"line\":1,\"code\":\"bad_input\",\"message\":\"it is \\\"bad\\\"\"}\n"
-                                            "{\"row\":3,\"line\":4,\"code\":\"bad_input\",\"message\":\"it is \\\"bad\\\"\"}\n");
+    text_is(
+        path("out.jsonl"),
+        "{\"row\":1,\"file\":\"a,b.png\",\"outputs\":{\"y,z\":{\"dtype\":\"f32\",\"shape\":[1,2],"
+        "\"data\":[1,0.5]}}}\n"
+        "{\"row\":2,\"outputs\":{\"y,z\":{\"dtype\":\"f32\",\"shape\":[1,2],\"data\":[2,0.5]}}}\n"
+        "{\"row\":4,\"outputs\":{\"y,z\":{\"dtype\":\"f32\",\"shape\":[1,2],\"data\":[4,0.5]}}}\n"
+        "{\"row\":5,\"outputs\":{\"y,z\":{\"dtype\":\"f32\",\"shape\":[1,2],\"data\":[5,0.5]}}}\n");
+    text_is(path("out.jsonl.errors.jsonl"),
+            "{\"row\":0,\"line\":1,\"code\":\"bad_input\",\"message\":\"it is \\\"bad\\\"\"}\n"
+            "{\"row\":3,\"line\":4,\"code\":\"bad_input\",\"message\":\"it is \\\"bad\\\"\"}\n");
     assert_int_equal(stat(path("out.jsonl.parts"), &st), -1);
     /* a finaliser that comes after the first has ended finds nothing to do */
-    assert_true(w_sink_assemble(path("out.jsonl"), "jsonl", (const uint64_t[]){0, 3, 4}, 3, &sum, &err));
-    assert_false(w_sink_assemble(path("never.jsonl"), "jsonl", (const uint64_t[]){0}, 1, &sum, &err));
+    assert_true(
+        w_sink_assemble(path("out.jsonl"), "jsonl", (const uint64_t[]){0, 3, 4}, 3, &sum, &err));
+    assert_false(
+        w_sink_assemble(path("never.jsonl"), "jsonl", (const uint64_t[]){0}, 1, &sum, &err));
     assert_int_equal(stat(path("never.jsonl"), &st), -1);
 }
 
@@ -423,8 +463,10 @@ static void test_npy_parts_keep_places(void **unused) {
     assert_int_equal(t.dims[0], 6);
     for (int i = 0; i < 6; i++) {
         float v = ((float *)t.data)[2 * i];
-        if (i % 3) assert_true(v == (float)i);
-        else assert_true(isnan(v));
+        if (i % 3)
+            assert_true(v == (float)i);
+        else
+            assert_true(isnan(v));
     }
 }
 
@@ -443,9 +485,17 @@ static void test_output_that_cannot_be_written(void **unused) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_npy_orders_and_versions), cmocka_unit_test(test_npy_mistakes), cmocka_unit_test(test_npy_rows),
-                                       cmocka_unit_test(test_csv_numbers),             cmocka_unit_test(test_csv_text),     cmocka_unit_test(test_shards_begin_anywhere),
-                                       cmocka_unit_test(test_jsonl),                   cmocka_unit_test(test_folder_of_pictures), cmocka_unit_test(test_jsonl_parts),
-                                       cmocka_unit_test(test_csv_parts),               cmocka_unit_test(test_npy_parts_keep_places), cmocka_unit_test(test_output_that_cannot_be_written)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_npy_orders_and_versions),
+                                       cmocka_unit_test(test_npy_mistakes),
+                                       cmocka_unit_test(test_npy_rows),
+                                       cmocka_unit_test(test_csv_numbers),
+                                       cmocka_unit_test(test_csv_text),
+                                       cmocka_unit_test(test_shards_begin_anywhere),
+                                       cmocka_unit_test(test_jsonl),
+                                       cmocka_unit_test(test_folder_of_pictures),
+                                       cmocka_unit_test(test_jsonl_parts),
+                                       cmocka_unit_test(test_csv_parts),
+                                       cmocka_unit_test(test_npy_parts_keep_places),
+                                       cmocka_unit_test(test_output_that_cannot_be_written)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -24,14 +24,46 @@ static void same_as_strtod(const char *text) {
     const char *end = w__number_read(text, text + strlen(text), &n);
     if (end != text + strlen(text)) fail_msg("%s was not read to its end", text);
     double want = strtod(text, NULL);
-    if (memcmp(&n.value, &want, sizeof want)) fail_msg("%s was read as %.17g, strtod gives %.17g", text, n.value, want);
+    if (memcmp(&n.value, &want, sizeof want))
+        fail_msg("%s was read as %.17g, strtod gives %.17g", text, n.value, want);
 }
 
 static void test_numbers_equal_strtod(void **unused) {
-    static const char *const hard[] = {"0", "-0", "0.0", "-0.0", "1", "0.1", "1e22", "1e23", "8.5e22", "9007199254740993", "9007199254740992.5", "1e-27", "1e27", "1e28",
-                                       "18446744073709551615", "18446744073709551616", "18446744073709551617", "99999999999999999999", "0.10000000149011612", "1.7976931348623157e308",
-                                       "4.9e-324", "2.2250738585072014e-308", "1e400", "-1e400", "1e-400", "0.000000000000000000000000000000000000001", "123456789012345678901234567890",
-                                       "0.30000000000000004", "5e-324", "1E5", "1e+5", "1.0E-5", "7.2057594037927933e16", "0e999999999999", "1e-99999999999"};
+    static const char *const hard[] = {"0",
+                                       "-0",
+                                       "0.0",
+                                       "-0.0",
+                                       "1",
+                                       "0.1",
+                                       "1e22",
+                                       "1e23",
+                                       "8.5e22",
+                                       "9007199254740993",
+                                       "9007199254740992.5",
+                                       "1e-27",
+                                       "1e27",
+                                       "1e28",
+                                       "18446744073709551615",
+                                       "18446744073709551616",
+                                       "18446744073709551617",
+                                       "99999999999999999999",
+                                       "0.10000000149011612",
+                                       "1.7976931348623157e308",
+                                       "4.9e-324",
+                                       "2.2250738585072014e-308",
+                                       "1e400",
+                                       "-1e400",
+                                       "1e-400",
+                                       "0.000000000000000000000000000000000000001",
+                                       "123456789012345678901234567890",
+                                       "0.30000000000000004",
+                                       "5e-324",
+                                       "1E5",
+                                       "1e+5",
+                                       "1.0E-5",
+                                       "7.2057594037927933e16",
+                                       "0e999999999999",
+                                       "1e-99999999999"};
     char text[64];
     (void)unused;
     for (size_t i = 0; i < sizeof hard / sizeof *hard; i++) same_as_strtod(hard[i]);
@@ -43,8 +75,10 @@ static void test_numbers_equal_strtod(void **unused) {
         if (!isfinite(bits.d)) continue;
         snprintf(text, sizeof text, "%.*g", 1 + (int)(next_random() % 19), bits.d);
         same_as_strtod(text);
-        /* Around the sizes of real data, with the 17 digits that a float32 printed as a double has. */
-        double near = (double)(float)((double)(int64_t)next_random() / 9.3e18 * pow(10, (int)(next_random() % 9) - 4));
+        /* Around the sizes of real data, with the 17 digits that a float32 printed as a double has.
+         */
+        double near = (double)(float)((double)(int64_t)next_random() / 9.3e18 *
+                                      pow(10, (int)(next_random() % 9) - 4));
         snprintf(text, sizeof text, "%.*g", 15 + (int)(next_random() % 5), near);
         same_as_strtod(text);
         /* Just beside the middle between two doubles. */
@@ -54,7 +88,9 @@ static void test_numbers_equal_strtod(void **unused) {
 }
 
 static void test_what_is_no_number_is_refused(void **unused) {
-    static const char *const bad[] = {"", "-", "+1", ".5", "1.", "01", "-01", "1e", "1e+", "NaN", "Infinity", "-Infinity", "0x10", "e5", "--1", "1.e5"};
+    static const char *const bad[] = {"",     "-",  "+1",  ".5",  "1.",       "01",
+                                      "-01",  "1e", "1e+", "NaN", "Infinity", "-Infinity",
+                                      "0x10", "e5", "--1", "1.e5"};
     struct w_number n;
     (void)unused;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -66,7 +102,8 @@ static void test_what_is_no_number_is_refused(void **unused) {
 static void test_whole_numbers_keep_64_bits(void **unused) {
     struct w_number n;
     (void)unused;
-    static const char most[] = "18446744073709551615", over[] = "18446744073709551616", wraps[] = "28446744073709551616";
+    static const char most[] = "18446744073709551615", over[] = "18446744073709551616",
+                      wraps[] = "28446744073709551616";
     w__number_read(most, most + 20, &n);
     assert_true(n.is_int);
     assert_int_equal(n.magnitude, UINT64_MAX);
@@ -75,7 +112,8 @@ static void test_whole_numbers_keep_64_bits(void **unused) {
     w__number_read(wraps, wraps + 20, &n);
     assert_false(n.is_int);
     uint64_t stored;
-    struct w_number least = {.value = -9223372036854775808.0, .magnitude = 1ull << 63, .negative = true, .is_int = true};
+    struct w_number least = {
+        .value = -9223372036854775808.0, .magnitude = 1ull << 63, .negative = true, .is_int = true};
     assert_true(w__store(OP_I64, &stored, 0, &least));
     assert_true((int64_t)stored == INT64_MIN);
     assert_false(w__store(OP_U64, &stored, 0, &least));
@@ -94,17 +132,22 @@ static void round_trip(struct w_arena *a, float v) {
     assert_ptr_equal(w__number_read(t.ptr, t.ptr + t.len, &n), t.ptr + t.len);
     /* and no shorter precision of printf reads back too */
     int digits = 0;
-    for (const char *p = t.ptr; *p && *p != 'e'; p++) digits += *p >= '0' && *p <= '9' && !(digits == 0 && *p == '0');
+    for (const char *p = t.ptr; *p && *p != 'e'; p++)
+        digits += *p >= '0' && *p <= '9' && !(digits == 0 && *p == '0');
     char shorter[40];
     for (int precision = 1; precision < 9 && v != 0; precision++) {
         snprintf(shorter, sizeof shorter, "%.*g", precision, (double)v);
         if (strtof(shorter, NULL) != v) continue;
-        /* exactly between two floats it reads back by the rule of ties only: that is not relied upon */
+        /* exactly between two floats it reads back by the rule of ties only: that is not relied
+         * upon */
         double d = strtod(shorter, NULL);
-        if (d == ((double)v + (double)nextafterf(v, d > (double)v ? INFINITY : -INFINITY)) / 2) continue;
+        if (d == ((double)v + (double)nextafterf(v, d > (double)v ? INFINITY : -INFINITY)) / 2)
+            continue;
         int trailing = 0; /* zeros that only fill up to the point: 1200 */
         if (!strchr(t.ptr, '.'))
-            for (const char *p = strchr(t.ptr, 'e') ? strchr(t.ptr, 'e') : t.ptr + t.len; p[-1] == '0' && trailing < digits - 1; p--) trailing++;
+            for (const char *p = strchr(t.ptr, 'e') ? strchr(t.ptr, 'e') : t.ptr + t.len;
+                 p[-1] == '0' && trailing < digits - 1; p--)
+                trailing++;
         if (digits - trailing > precision) fail_msg("%s is longer than %s", t.ptr, shorter);
         break;
     }
@@ -115,8 +158,12 @@ static void test_floats_are_short_and_read_back(void **unused) {
     struct w_arena a;
     (void)unused;
     w_arena_init(&a, 1 << 20);
-    static const float hard[] = {0.0f, -0.0f, 1.0f, 0.1f, 1e-45f, 3.4028235e38f, 1.1754944e-38f, 16777216.0f, 9.9999998e8f, 999999999.0f, 1e21f, 1e-12f, 123456.0f, 0.3f, 1.0f / 3, 8.5899346e9f};
-    for (size_t i = 0; i < sizeof hard / sizeof *hard; i++) round_trip(&a, hard[i]), round_trip(&a, -hard[i]);
+    static const float hard[] = {0.0f,         -0.0f,         1.0f,           0.1f,
+                                 1e-45f,       3.4028235e38f, 1.1754944e-38f, 16777216.0f,
+                                 9.9999998e8f, 999999999.0f,  1e21f,          1e-12f,
+                                 123456.0f,    0.3f,          1.0f / 3,       8.5899346e9f};
+    for (size_t i = 0; i < sizeof hard / sizeof *hard; i++)
+        round_trip(&a, hard[i]), round_trip(&a, -hard[i]);
     for (int i = 0; i < 300000; i++) {
         union {
             uint32_t u;
@@ -170,8 +217,11 @@ static void test_halves_equal_the_definition(void **unused) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_numbers_equal_strtod),       cmocka_unit_test(test_what_is_no_number_is_refused), cmocka_unit_test(test_whole_numbers_keep_64_bits),
-        cmocka_unit_test(test_floats_are_short_and_read_back), cmocka_unit_test(test_doubles_read_back),        cmocka_unit_test(test_halves_equal_the_definition)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_numbers_equal_strtod),
+                                       cmocka_unit_test(test_what_is_no_number_is_refused),
+                                       cmocka_unit_test(test_whole_numbers_keep_64_bits),
+                                       cmocka_unit_test(test_floats_are_short_and_read_back),
+                                       cmocka_unit_test(test_doubles_read_back),
+                                       cmocka_unit_test(test_halves_equal_the_definition)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

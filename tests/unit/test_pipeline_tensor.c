@@ -42,8 +42,13 @@ static void test_shape_comes_from_the_nesting(void **unused) {
     char text[64];
     static const struct {
         const char *json, *shape;
-    } cases[] = {{"7", "f32[]"},         {"[]", "f32[0]"},           {"[1,2,3]", "f32[3]"},           {" [ [ 1 , 2 ] , [ 3 , 4 ] ] ", "f32[2,2]"}, {"[[],[]]", "f32[2,0]"},
-                 {"[[[1]],[[2]]]", "f32[2,1,1]"}, {"[[[[[[[[1]]]]]]]]", "f32[1,1,1,1,1,1,1,1]"}};
+    } cases[] = {{"7", "f32[]"},
+                 {"[]", "f32[0]"},
+                 {"[1,2,3]", "f32[3]"},
+                 {" [ [ 1 , 2 ] , [ 3 , 4 ] ] ", "f32[2,2]"},
+                 {"[[],[]]", "f32[2,0]"},
+                 {"[[[1]],[[2]]]", "f32[2,1,1]"},
+                 {"[[[[[[[[1]]]]]]]]", "f32[1,1,1,1,1,1,1,1]"}};
     (void)unused;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         if (!read(cases[i].json, OP_F32, &t, &err)) fail_msg("%s: %s", cases[i].json, err.text);
@@ -58,34 +63,36 @@ static void test_mistakes_are_told_with_their_place(void **unused) {
         const char *json;
         enum op_type dtype;
         const char *code, *text;
-    } cases[] = {{"[[1,2],[3]]", OP_F32, W_BAD_SHAPE, "x[1] has 1 elements, the arrays before it have 2"},
-                 {"[[1,2],[3,4,5]]", OP_F32, W_BAD_SHAPE, "x[1] has 3 elements"},
-                 {"[1,[2]]", OP_F32, W_BAD_SHAPE, "x[1]: is an array"},
-                 {"[[1],2]", OP_F32, W_BAD_SHAPE, "x[1]: is nested less or deeper"},
-                 {"[[[]],[1]]", OP_F32, W_BAD_SHAPE, "x[1][0]"},
-                 {"[[],[[]]]", OP_F32, W_BAD_SHAPE, "ragged"},
-                 {"[1,\"2\"]", OP_F32, W_BAD_DTYPE, "x[1]: is a string"},
-                 {"[1,null]", OP_F32, W_BAD_INPUT, "x[1]: is null"},
-                 {"[1,true]", OP_F32, W_BAD_DTYPE, "x[1]: is a truth value"},
-                 {"[NaN]", OP_F32, W_BAD_JSON, "x[0]: is no JSON number"},
-                 {"[1,]", OP_F32, W_BAD_JSON, "x[1]"},
-                 {"[1 2]", OP_F32, W_BAD_JSON, "comma"},
-                 {"[1", OP_F32, W_BAD_JSON, "x"},
-                 {"[1]]", OP_F32, W_BAD_JSON, "follows"},
-                 {"", OP_F32, W_BAD_JSON, "x"},
-                 {"[[[[[[[[[1]]]]]]]]]", OP_F32, W_BAD_SHAPE, "deeper than 8"},
-                 {"[1e39]", OP_F32, W_BAD_DTYPE, "f32 cannot hold"},
-                 {"[1e999]", OP_F64, W_BAD_DTYPE, "f64 cannot hold"},
-                 {"[300]", OP_U8, W_BAD_DTYPE, "300, which u8 cannot hold"},
-                 {"[-1]", OP_U32, W_BAD_DTYPE, "u32 cannot hold"},
-                 {"[1.5]", OP_I64, W_BAD_DTYPE, "i64 cannot hold"},
-                 {"[2]", OP_BOOL, W_BAD_DTYPE, "bool cannot hold"},
-                 {"[{\"a\":1}]", OP_F32, W_BAD_DTYPE, "object"},
-                 {"[1]", OP_STRING, W_BAD_DTYPE, "no string"}};
+    } cases[] = {
+        {"[[1,2],[3]]", OP_F32, W_BAD_SHAPE, "x[1] has 1 elements, the arrays before it have 2"},
+        {"[[1,2],[3,4,5]]", OP_F32, W_BAD_SHAPE, "x[1] has 3 elements"},
+        {"[1,[2]]", OP_F32, W_BAD_SHAPE, "x[1]: is an array"},
+        {"[[1],2]", OP_F32, W_BAD_SHAPE, "x[1]: is nested less or deeper"},
+        {"[[[]],[1]]", OP_F32, W_BAD_SHAPE, "x[1][0]"},
+        {"[[],[[]]]", OP_F32, W_BAD_SHAPE, "ragged"},
+        {"[1,\"2\"]", OP_F32, W_BAD_DTYPE, "x[1]: is a string"},
+        {"[1,null]", OP_F32, W_BAD_INPUT, "x[1]: is null"},
+        {"[1,true]", OP_F32, W_BAD_DTYPE, "x[1]: is a truth value"},
+        {"[NaN]", OP_F32, W_BAD_JSON, "x[0]: is no JSON number"},
+        {"[1,]", OP_F32, W_BAD_JSON, "x[1]"},
+        {"[1 2]", OP_F32, W_BAD_JSON, "comma"},
+        {"[1", OP_F32, W_BAD_JSON, "x"},
+        {"[1]]", OP_F32, W_BAD_JSON, "follows"},
+        {"", OP_F32, W_BAD_JSON, "x"},
+        {"[[[[[[[[[1]]]]]]]]]", OP_F32, W_BAD_SHAPE, "deeper than 8"},
+        {"[1e39]", OP_F32, W_BAD_DTYPE, "f32 cannot hold"},
+        {"[1e999]", OP_F64, W_BAD_DTYPE, "f64 cannot hold"},
+        {"[300]", OP_U8, W_BAD_DTYPE, "300, which u8 cannot hold"},
+        {"[-1]", OP_U32, W_BAD_DTYPE, "u32 cannot hold"},
+        {"[1.5]", OP_I64, W_BAD_DTYPE, "i64 cannot hold"},
+        {"[2]", OP_BOOL, W_BAD_DTYPE, "bool cannot hold"},
+        {"[{\"a\":1}]", OP_F32, W_BAD_DTYPE, "object"},
+        {"[1]", OP_STRING, W_BAD_DTYPE, "no string"}};
     (void)unused;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         if (read(cases[i].json, cases[i].dtype, &t, &err)) fail_msg("%s was taken", cases[i].json);
-        if (strcmp(err.code, cases[i].code) || !strstr(err.text, cases[i].text)) fail_msg("%s: %s: %s", cases[i].json, err.code, err.text);
+        if (strcmp(err.code, cases[i].code) || !strstr(err.text, cases[i].text))
+            fail_msg("%s: %s: %s", cases[i].json, err.code, err.text);
     }
 }
 
@@ -115,7 +122,10 @@ static void test_equals_jansson(void **unused) {
     srand(5);
     for (int i = 0; i < 50; i++) {
         json_t *row = json_array();
-        for (int j = 0; j < 40; j++) json_array_append_new(row, rand() % 3 ? json_real((rand() - 1e9) * pow(10, rand() % 30 - 20)) : json_integer(rand() - (1 << 30)));
+        for (int j = 0; j < 40; j++)
+            json_array_append_new(row, rand() % 3
+                                           ? json_real((rand() - 1e9) * pow(10, rand() % 30 - 20))
+                                           : json_integer(rand() - (1 << 30)));
         json_array_append_new(rows, row);
     }
     char *text = json_dumps(rows, JSON_INDENT(2));
@@ -123,7 +133,10 @@ static void test_equals_jansson(void **unused) {
     assert_int_equal(t.dims[0], 50);
     assert_int_equal(t.dims[1], 40);
     for (int i = 0; i < 50; i++)
-        for (int j = 0; j < 40; j++) assert_true(((double *)t.data)[i * 40 + j] == json_number_value(json_array_get(json_array_get(rows, (size_t)i), (size_t)j)));
+        for (int j = 0; j < 40; j++)
+            assert_true(
+                ((double *)t.data)[i * 40 + j] ==
+                json_number_value(json_array_get(json_array_get(rows, (size_t)i), (size_t)j)));
     free(text);
     json_decref(rows);
 }
@@ -136,7 +149,8 @@ static void test_limits(void **unused) {
     assert_false(w_tensor_from_json("[1,2,3]", 7, "x", OP_F32, 2, &arena, &t, &err));
     assert_string_equal(err.code, W_TOO_LARGE);
     w_arena_init(&small, 128);
-    assert_false(w_tensor_from_json("[1,2,3,4,5,6,7,8,9,0,1,2,3,4,5,6,7,8,9,0]", 41, "x", OP_F64, 1000, &small, &t, &err));
+    assert_false(w_tensor_from_json("[1,2,3,4,5,6,7,8,9,0,1,2,3,4,5,6,7,8,9,0]", 41, "x", OP_F64,
+                                    1000, &small, &t, &err));
     assert_string_equal(err.code, W_TOO_LARGE);
     w_arena_finish(&small);
 }
@@ -145,9 +159,24 @@ static void test_base64_is_strict(void **unused) {
     static const struct {
         const char *text, *bytes;
         int64_t n;
-    } cases[] = {{"", "", 0}, {"Zg==", "f", 1}, {"Zm8=", "fo", 2}, {"Zm9v", "foo", 3}, {"Zm9vYg==", "foob", 4}, {"Zm9vYmFy", "foobar", 6},
-                 {"Zg", NULL, -1}, {"Zg=", NULL, -1}, {"Zm9v\n", NULL, -1}, {"Z===", NULL, -1}, {"====", NULL, -1}, {"Zh==", NULL, -1}, {"Zm9=", NULL, -1},
-                 {"Zm 9", NULL, -1}, {"Zm9v====", NULL, -1}, {"Zg==Zg==", NULL, -1}, {"Zm-_", NULL, -1}, {"Zm\xc3\xa9", NULL, -1}};
+    } cases[] = {{"", "", 0},
+                 {"Zg==", "f", 1},
+                 {"Zm8=", "fo", 2},
+                 {"Zm9v", "foo", 3},
+                 {"Zm9vYg==", "foob", 4},
+                 {"Zm9vYmFy", "foobar", 6},
+                 {"Zg", NULL, -1},
+                 {"Zg=", NULL, -1},
+                 {"Zm9v\n", NULL, -1},
+                 {"Z===", NULL, -1},
+                 {"====", NULL, -1},
+                 {"Zh==", NULL, -1},
+                 {"Zm9=", NULL, -1},
+                 {"Zm 9", NULL, -1},
+                 {"Zm9v====", NULL, -1},
+                 {"Zg==Zg==", NULL, -1},
+                 {"Zm-_", NULL, -1},
+                 {"Zm\xc3\xa9", NULL, -1}};
     uint8_t dst[64];
     size_t at;
     (void)unused;
@@ -169,7 +198,8 @@ static void test_base64_round_trip(void **unused) {
         for (size_t i = 0; i < n; i++) bytes[i] = (uint8_t)rand();
         size_t len = w_base64_encode(bytes, n, text);
         assert_int_equal(len, (n + 2) / 3 * 4);
-        uint8_t *back = malloc(w_base64_decoded_max(len) + 1); /* no more than promised is written */
+        uint8_t *back =
+            malloc(w_base64_decoded_max(len) + 1); /* no more than promised is written */
         back[w_base64_decoded_max(len)] = 0xa5;
         size_t at;
         assert_int_equal(w_base64_decode(text, len, back, &at), n);
@@ -199,7 +229,10 @@ static void test_references_are_found(void **unused) {
     assert_int_equal(refs("[1,2,3]", false, all), 0);
     assert_int_equal(refs("{\"ref\":\"redis:a\"}", false, all), 1);
     assert_string_equal(all, "redis:a ");
-    assert_int_equal(refs("{\"x\":{\"ref\":\"redis:a\"},\"y\":[[{\"dtype\":\"f32\",\"ref\":\"file:\\u0062\"}]]}", false, all), 2);
+    assert_int_equal(
+        refs("{\"x\":{\"ref\":\"redis:a\"},\"y\":[[{\"dtype\":\"f32\",\"ref\":\"file:\\u0062\"}]]}",
+             false, all),
+        2);
     assert_string_equal(all, "redis:a file:b ");
     assert_int_equal(refs("\"redis:a\"", true, all), 1);
     assert_int_equal(refs("\"redis: a text\"", false, all), 0);
@@ -208,9 +241,13 @@ static void test_references_are_found(void **unused) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_shape_comes_from_the_nesting), cmocka_unit_test(test_mistakes_are_told_with_their_place),
-                                       cmocka_unit_test(test_every_type),                   cmocka_unit_test(test_equals_jansson),
-                                       cmocka_unit_test(test_limits),                       cmocka_unit_test(test_base64_is_strict),
-                                       cmocka_unit_test(test_base64_round_trip),            cmocka_unit_test(test_references_are_found)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_shape_comes_from_the_nesting),
+                                       cmocka_unit_test(test_mistakes_are_told_with_their_place),
+                                       cmocka_unit_test(test_every_type),
+                                       cmocka_unit_test(test_equals_jansson),
+                                       cmocka_unit_test(test_limits),
+                                       cmocka_unit_test(test_base64_is_strict),
+                                       cmocka_unit_test(test_base64_round_trip),
+                                       cmocka_unit_test(test_references_are_found)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }

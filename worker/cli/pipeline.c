@@ -1,5 +1,5 @@
-/* quern pipeline apply: applies the steps of a model.json, without a model, to one file: for finding out what a step makes of
- * an input, and for comparing it with other libraries. */
+/* quern pipeline apply: applies the steps of a model.json, without a model, to one file: for
+ * finding out what a step makes of an input, and for comparing it with other libraries. */
 #include "worker/cli/cli.h"
 
 #include "worker/data/data.h"
@@ -11,14 +11,27 @@
 static const char *input, *output;
 static bool explain;
 
-static struct w_option options[] = {{.name = "input", .kind = W_OPT_STRING, .dst = &input, .arg = "FILE", .help = "an image, an .npy file, or .json with a job's input"},
-                                    {.name = "output", .kind = W_OPT_STRING, .dst = &output, .arg = "FILE", .help = "where the result goes, as .npy (images: [h, w, channels], u8) or .json; none: standard output"},
-                                    {.name = "explain", .kind = W_OPT_FLAG, .dst = &explain, .help = "a line for each step: what it made"},
+static struct w_option options[] = {{.name = "input",
+                                     .kind = W_OPT_STRING,
+                                     .dst = &input,
+                                     .arg = "FILE",
+                                     .help = "an image, an .npy file, or .json with a job's input"},
+                                    {.name = "output",
+                                     .kind = W_OPT_STRING,
+                                     .dst = &output,
+                                     .arg = "FILE",
+                                     .help = "where the result goes, as .npy (images: [h, w, "
+                                             "channels], u8) or .json; none: standard output"},
+                                    {.name = "explain",
+                                     .kind = W_OPT_FLAG,
+                                     .dst = &explain,
+                                     .help = "a line for each step: what it made"},
                                     {0}};
 
 enum { FILE_BYTES_MAX = 1 << 30 };
 
-static bool read_whole(const char *path, struct w_arena *arena, struct w_span *bytes, struct w_error *err) {
+static bool read_whole(const char *path, struct w_arena *arena, struct w_span *bytes,
+                       struct w_error *err) {
     FILE *f = fopen(path, "rbe");
     if (!f) return w_fail(err, W_REF_NOT_FOUND, "%s cannot be opened: %m", path);
     long size = fseek(f, 0, SEEK_END) ? -1 : ftell(f);
@@ -26,13 +39,15 @@ static bool read_whole(const char *path, struct w_arena *arena, struct w_span *b
     bool good = data && !fseek(f, 0, SEEK_SET) && fread(data, 1, (size_t)size, f) == (size_t)size;
     fclose(f);
     *bytes = (struct w_span){data, good ? (size_t)size : 0};
-    return good || w_fail(err, W_REF_FAILED, "%s cannot be read, or is larger than %d bytes", path, FILE_BYTES_MAX);
+    return good || w_fail(err, W_REF_FAILED, "%s cannot be read, or is larger than %d bytes", path,
+                          FILE_BYTES_MAX);
 }
 
 static void print_step(void *user, int step, const char *name, const struct w_value *value) {
     char summary[400];
     (void)user;
-    fprintf(stderr, "%3d %-14s %s\n", step + 1, name, w_value_summary(value, summary, sizeof summary));
+    fprintf(stderr, "%3d %-14s %s\n", step + 1, name,
+            w_value_summary(value, summary, sizeof summary));
 }
 
 static bool ends_with(const char *s, const char *end) {
@@ -48,12 +63,21 @@ static bool write_result(const struct w_row *row, struct w_error *err) {
         fputc('\n', f);
         bool good = !fflush(f);
         if (output && fclose(f)) good = false;
-        return good || w_fail(err, W_OUTPUT_FAILED, "%s cannot be written: %m", output ? output : "standard output");
+        return good || w_fail(err, W_OUTPUT_FAILED, "%s cannot be written: %m",
+                              output ? output : "standard output");
     }
     const struct w_value *v = &row->value;
     struct op_tensor t = v->tensor;
-    if (v->type == W_IMAGE) t = (struct op_tensor){.dtype = OP_U8, .rank = 3, .dims = {v->image.h, v->image.w, v->image.channels}, .data = v->image.pixels};
-    else if (v->type != W_TENSOR) return w_fail(err, W_UNSUPPORTED, "the answer is %s, which has no NPY form; an --output without .npy takes it as JSON", w_type_name(v->type));
+    if (v->type == W_IMAGE)
+        t = (struct op_tensor){.dtype = OP_U8,
+                               .rank = 3,
+                               .dims = {v->image.h, v->image.w, v->image.channels},
+                               .data = v->image.pixels};
+    else if (v->type != W_TENSOR)
+        return w_fail(
+            err, W_UNSUPPORTED,
+            "the answer is %s, which has no NPY form; an --output without .npy takes it as JSON",
+            w_type_name(v->type));
     return w_npy_write(output, &t, err);
 }
 
@@ -73,7 +97,8 @@ static bool apply(const char *steps, struct w_error *err) {
     } else if (*steps == '[' && asprintf(&wrapped, "{\"quern\":1,\"pipeline\":%s}", steps) >= 0) {
         json = (struct w_span){wrapped, strlen(wrapped)};
     }
-    good = good && read_whole(input, &files, &value.span, err) && (p = w_pipeline_parse(json.ptr, json.len, folder, NULL, err));
+    good = good && read_whole(input, &files, &value.span, err) &&
+           (p = w_pipeline_parse(json.ptr, json.len, folder, NULL, err));
     if (good) {
         struct w_input in = {.kind = W_INPUT_VALUE, .value = &value};
         if (explain) row->trace = print_step;
@@ -89,14 +114,18 @@ static bool apply(const char *steps, struct w_error *err) {
 
 static int run(int argc, char **argv) {
     struct w_error err = {W_NO_MEMORY, "out of memory"};
-    if (argc != 1) return w_report(W_EXIT_USAGE, "usage", NULL, "one model.json, or a list of steps as JSON, is expected");
+    if (argc != 1)
+        return w_report(W_EXIT_USAGE, "usage", NULL,
+                        "one model.json, or a list of steps as JSON, is expected");
     if (!input) return w_report(W_EXIT_USAGE, "usage", NULL, "--input FILE is missing");
-    return apply(argv[0], &err) ? W_EXIT_OK : w_report(W_EXIT_FAILED, err.code, NULL, "%s", err.text);
+    return apply(argv[0], &err) ? W_EXIT_OK
+                                : w_report(W_EXIT_FAILED, err.code, NULL, "%s", err.text);
 }
 
-static const struct w_command command = {.name = "pipeline apply",
-                                         .args = "MODEL.json | '[STEPS]' --input FILE [--output FILE]",
-                                         .summary = "apply a pipeline's steps to one file, without a model",
-                                         .options = options,
-                                         .run = run};
+static const struct w_command command = {
+    .name = "pipeline apply",
+    .args = "MODEL.json | '[STEPS]' --input FILE [--output FILE]",
+    .summary = "apply a pipeline's steps to one file, without a model",
+    .options = options,
+    .run = run};
 W_COMMAND(command);

@@ -1,10 +1,13 @@
-/* csv.c: tables of text (RFC 4180): fields in double quotes may hold delimiters, line ends and doubled quotes.
+/* csv.c: tables of text (RFC 4180): fields in double quotes may hold delimiters, line ends and
+ * doubled quotes.
  *
- * What is not said is found out: the delimiter from the first line, whether it is a header (a field of it is no number), and from the
- * first SAMPLE_ROWS rows which columns are numbers (nine fields in ten, so that a bad one among them is a bad row and
- * not another kind of table), so that every shard sees the same types. If every chosen column
- * is a number, a row is a flat tensor of f64, with NaN where a field is missing (empty, NA, NaN, null, ?); else it is a JSON object by
- * column names, with null there. A later field of a number column that is no number makes a bad row, told by row, line and column. */
+ * What is not said is found out: the delimiter from the first line, whether it is a header (a field
+ * of it is no number), and from the first SAMPLE_ROWS rows which columns are numbers (nine fields
+ * in ten, so that a bad one among them is a bad row and not another kind of table), so that every
+ * shard sees the same types. If every chosen column is a number, a row is a flat tensor of f64,
+ * with NaN where a field is missing (empty, NA, NaN, null, ?); else it is a JSON object by column
+ * names, with null there. A later field of a number column that is no number makes a bad row, told
+ * by row, line and column. */
 #include "worker/data/format.h"
 #include "worker/pipeline/scan.h"
 
@@ -20,17 +23,19 @@ enum { SAMPLE_ROWS = 1000, COLUMNS_MAX = 1 << 16 };
 struct csv {
     char delimiter;
     bool header, all_numbers;
-    size_t n_fields; /* of a record */
-    char **names;    /* of each field; "0", "1", … without a header */
-    bool *numbers;   /* by field */
+    size_t n_fields;              /* of a record */
+    char **names;                 /* of each field; "0", "1", … without a header */
+    bool *numbers;                /* by field */
     size_t *n_numbers, n_sampled; /* fields of the sample that are numbers, of how many rows */
     size_t *chosen, n_chosen;
 };
 
-/* --- fields ------------------------------------------------------------------------------------ */
+/* --- fields ----------------------------------------------------------------------------------- */
 
-/* Passes over one field from p. Returns where its text begins; *quoted: with quotes around, which may be doubled inside. NULL: malformed. */
-static const char *field(const char **p, const char *end, char delimiter, size_t *len, bool *quoted) {
+/* Passes over one field from p. Returns where its text begins; *quoted: with quotes around, which
+ * may be doubled inside. NULL: malformed. */
+static const char *field(const char **p, const char *end, char delimiter, size_t *len,
+                         bool *quoted) {
     const char *start = *p;
     *quoted = start < end && *start == '"';
     if (!*quoted) {
@@ -49,8 +54,10 @@ static const char *field(const char **p, const char *end, char delimiter, size_t
     return NULL;
 }
 
-/* Splits a record into at most max fields; returns how many there are, -1 where a quote is out of place. */
-static int64_t split(struct w_span record, char delimiter, struct w_span *fields, bool *quoted, size_t max) {
+/* Splits a record into at most max fields; returns how many there are, -1 where a quote is out of
+ * place. */
+static int64_t split(struct w_span record, char delimiter, struct w_span *fields, bool *quoted,
+                     size_t max) {
     const char *p = record.ptr, *end = p + record.len;
     for (size_t n = 0;; p++) {
         size_t len;
@@ -101,11 +108,13 @@ static bool number(struct w_span f, double *dst) {
     if (f.len < minus + (size_t)2 || f.len + 2 > sizeof text) return false;
     bool bare = f.ptr[minus] == '.', trails = end[-1] == '.';
     if (!bare && !trails) return false;
-    int len = snprintf(text, sizeof text, "%s%s%.*s%s", minus ? "-" : "", bare ? "0" : "", (int)(f.len - minus), f.ptr + minus, trails ? "0" : "");
-    return w__number_read(text, text + len, &n) == text + len ? *dst = n.value, isfinite(n.value) : false;
+    int len = snprintf(text, sizeof text, "%s%s%.*s%s", minus ? "-" : "", bare ? "0" : "",
+                       (int)(f.len - minus), f.ptr + minus, trails ? "0" : "");
+    return w__number_read(text, text + len, &n) == text + len                     ? *dst = n.value,
+                                                                isfinite(n.value) : false;
 }
 
-/* --- opening ----------------------------------------------------------------------------------- */
+/* --- opening ---------------------------------------------------------------------------------- */
 
 static char guess_delimiter(struct w_span line) {
     static const char candidates[] = ",;\t|";
@@ -145,7 +154,8 @@ static bool find_column(const struct csv *c, const char *name, size_t *dst, stru
     if (*name && !*end && v < 0) v += (long)c->n_fields;
     if (*name && !*end && v >= 0 && (size_t)v < c->n_fields) return *dst = (size_t)v, true;
     const char *near = w__nearest(name, next_name, (void *)(uintptr_t)c);
-    return w_fail(err, W_BAD_INPUT, "the table has no column \"%s\"%s%s%s", name, near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
+    return w_fail(err, W_BAD_INPUT, "the table has no column \"%s\"%s%s%s", name,
+                  near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
 }
 
 static bool choose(struct csv *c, const struct w_source_options *o, struct w_error *err) {
@@ -171,18 +181,24 @@ static bool read_first(struct found *f, struct w_span record, struct w_error *er
     f->quoted = calloc(COLUMNS_MAX, sizeof *f->quoted);
     if (!f->fields || !f->quoted) return w_fail(err, W_NO_MEMORY, "out of memory");
     int64_t n = split(record, c->delimiter, f->fields, f->quoted, COLUMNS_MAX);
-    if (n < 0) return w_fail(err, W_BAD_INPUT, "%s: line 1: a quote is out of place", f->source->name);
-    if (n > COLUMNS_MAX) return w_fail(err, W_TOO_LARGE, "%s has %lld columns, at most %d are allowed", f->source->name, (long long)n, COLUMNS_MAX);
+    if (n < 0)
+        return w_fail(err, W_BAD_INPUT, "%s: line 1: a quote is out of place", f->source->name);
+    if (n > COLUMNS_MAX)
+        return w_fail(err, W_TOO_LARGE, "%s has %lld columns, at most %d are allowed",
+                      f->source->name, (long long)n, COLUMNS_MAX);
     c->n_fields = (size_t)n;
     c->header = o->header == 1;
-    for (size_t i = 0; i < c->n_fields && o->header < 0; i++) c->header |= !number(f->fields[i], &v);
+    for (size_t i = 0; i < c->n_fields && o->header < 0; i++)
+        c->header |= !number(f->fields[i], &v);
     c->names = calloc(c->n_fields, sizeof *c->names);
     c->numbers = calloc(c->n_fields, sizeof *c->numbers);
     c->n_numbers = calloc(c->n_fields, sizeof *c->n_numbers);
     if (!c->names || !c->numbers || !c->n_numbers) return w_fail(err, W_NO_MEMORY, "out of memory");
     for (size_t i = 0; i < c->n_fields; i++) {
         char digits[24];
-        struct w_span name = c->header ? trim(unquote(f->fields[i], f->quoted[i], &f->arena)) : (struct w_span){digits, (size_t)snprintf(digits, sizeof digits, "%zu", i)};
+        struct w_span name =
+            c->header ? trim(unquote(f->fields[i], f->quoted[i], &f->arena))
+                      : (struct w_span){digits, (size_t)snprintf(digits, sizeof digits, "%zu", i)};
         c->names[i] = strndup(name.ptr, name.len);
         if (!c->names[i]) return w_fail(err, W_NO_MEMORY, "out of memory");
     }
@@ -192,13 +208,16 @@ static bool read_first(struct found *f, struct w_span record, struct w_error *er
 static void sample(struct found *f, struct w_span record) {
     struct csv *c = f->csv;
     double v;
-    if (split(record, c->delimiter, f->fields, f->quoted, c->n_fields) != (int64_t)c->n_fields) return;
+    if (split(record, c->delimiter, f->fields, f->quoted, c->n_fields) != (int64_t)c->n_fields)
+        return;
     for (size_t i = 0; i < c->n_fields; i++) c->n_numbers[i] += number(f->fields[i], &v);
     c->n_sampled++;
 }
 
-/* Reads the first records and finds out what is not said; *offset and *line are where the rows begin. */
-static bool find_out(struct found *f, struct w_lines *lines, uint64_t *offset, uint64_t *line, struct w_error *err) {
+/* Reads the first records and finds out what is not said; *offset and *line are where the rows
+ * begin. */
+static bool find_out(struct found *f, struct w_lines *lines, uint64_t *offset, uint64_t *line,
+                     struct w_error *err) {
     struct w_span record;
     uint64_t at, number_of;
     enum w_read read = w__lines_next(lines, &record, offset, line, err);
@@ -214,7 +233,8 @@ static bool find_out(struct found *f, struct w_lines *lines, uint64_t *offset, u
         if (read == W_READ_ROW) sample(f, record);
     }
     if (!begins) *offset = f->source->bytes; /* a header alone: no rows */
-    for (size_t i = 0; i < f->csv->n_fields; i++) f->csv->numbers[i] = f->csv->n_numbers[i] * 10 >= f->csv->n_sampled * 9;
+    for (size_t i = 0; i < f->csv->n_fields; i++)
+        f->csv->numbers[i] = f->csv->n_numbers[i] * 10 >= f->csv->n_sampled * 9;
     return true;
 }
 
@@ -226,7 +246,8 @@ static bool open_source(struct w_source *s, struct w_error *err) {
     if (!f.csv) return w_fail(err, W_NO_MEMORY, "out of memory");
     if (!w__lines_init(&lines, s->fd, true, s->options.line_bytes_max, err)) return false;
     w_arena_init(&f.arena, 64 << 20);
-    if (s->bytes >= 3 && w__source_read(s, 0, bom, 3, err) && !memcmp(bom, "\xef\xbb\xbf", 3)) w__lines_seek(&lines, 3, 1);
+    if (s->bytes >= 3 && w__source_read(s, 0, bom, 3, err) && !memcmp(bom, "\xef\xbb\xbf", 3))
+        w__lines_seek(&lines, 3, 1);
     bool good = find_out(&f, &lines, &offset, &line, err) && choose(f.csv, &s->options, err);
     w__lines_finish(&lines);
     w_arena_finish(&f.arena);
@@ -246,28 +267,34 @@ static void close_source(struct w_source *s) {
     free(c);
 }
 
-/* --- rows -------------------------------------------------------------------------------------- */
+/* --- rows ------------------------------------------------------------------------------------- */
 
 static bool seek(struct w_cursor *c, uint64_t row, struct w_error *err) {
     return w__lines_cursor(c, true, row, err);
 }
 
-static bool number_of(const struct csv *c, size_t column, struct w_span f, double *dst, struct w_error *err) {
-    return number(f, dst) || w_fail(err, W_BAD_INPUT, "column \"%s\" is \"%.*s\", which is no number", c->names[column], f.len < 40 ? (int)f.len : 40, f.ptr);
+static bool number_of(const struct csv *c, size_t column, struct w_span f, double *dst,
+                      struct w_error *err) {
+    return number(f, dst) ||
+           w_fail(err, W_BAD_INPUT, "column \"%s\" is \"%.*s\", which is no number",
+                  c->names[column], f.len < 40 ? (int)f.len : 40, f.ptr);
 }
 
-static bool as_tensor(const struct csv *c, const struct w_span *fields, struct w_arena *arena, struct w_value *v, struct w_error *err) {
+static bool as_tensor(const struct csv *c, const struct w_span *fields, struct w_arena *arena,
+                      struct w_value *v, struct w_error *err) {
     double *x = w_arena_array(arena, c->n_chosen, sizeof *x);
     if (!x) return w_fail(err, W_NO_MEMORY, "no memory for a row of %zu numbers", c->n_chosen);
     for (size_t i = 0; i < c->n_chosen; i++)
         if (!number_of(c, c->chosen[i], fields[c->chosen[i]], &x[i], err)) return false;
     v->type = W_TENSOR;
     v->flat = true;
-    v->tensor = (struct op_tensor){.dtype = OP_F64, .rank = 1, .dims = {(int64_t)c->n_chosen}, .data = x};
+    v->tensor =
+        (struct op_tensor){.dtype = OP_F64, .rank = 1, .dims = {(int64_t)c->n_chosen}, .data = x};
     return true;
 }
 
-static bool as_json(const struct csv *c, const struct w_span *fields, const bool *quoted, struct w_arena *arena, struct w_value *v, struct w_error *err) {
+static bool as_json(const struct csv *c, const struct w_span *fields, const bool *quoted,
+                    struct w_arena *arena, struct w_value *v, struct w_error *err) {
     struct w_text t = {.arena = arena};
     for (size_t i = 0; i < c->n_chosen; i++) {
         const size_t k = c->chosen[i];
@@ -290,26 +317,41 @@ static bool as_json(const struct csv *c, const struct w_span *fields, const bool
     return !t.failed || w_fail(err, W_NO_MEMORY, "no memory for the row");
 }
 
-static enum w_read next(struct w_cursor *cursor, struct w_arena *arena, struct w_record *rec, struct w_error *err) {
+static enum w_read next(struct w_cursor *cursor, struct w_arena *arena, struct w_record *rec,
+                        struct w_error *err) {
     const struct csv *c = cursor->source->state;
     struct w_span line;
     uint64_t offset;
     *rec = (struct w_record){.row = cursor->row, .value = {.type = W_JSON}};
     enum w_read read = w__lines_next(cursor->lines, &line, &offset, &rec->line, err);
-    if (read == W_READ_END) return w_fail(err, W_BAD_INPUT, "%s ends before row %llu: it was cut since it was opened", cursor->source->name, (unsigned long long)cursor->row), W_READ_FAILED;
+    if (read == W_READ_END)
+        return w_fail(err, W_BAD_INPUT, "%s ends before row %llu: it was cut since it was opened",
+                      cursor->source->name, (unsigned long long)cursor->row),
+               W_READ_FAILED;
     if (read == W_READ_FAILED) return read;
     cursor->row++;
     if (read == W_READ_BAD) return read;
     char *copy = w_arena_text(arena, line.ptr, line.len);
     struct w_span *fields = w_arena_array(arena, c->n_fields, sizeof *fields);
     bool *quoted = w_arena_array(arena, c->n_fields, sizeof *quoted);
-    if (!copy || !fields || !quoted) return w_fail(err, W_TOO_LARGE, "a row of %zu bytes is more than a row's memory", line.len), W_READ_BAD;
+    if (!copy || !fields || !quoted)
+        return w_fail(err, W_TOO_LARGE, "a row of %zu bytes is more than a row's memory", line.len),
+               W_READ_BAD;
     int64_t n = split((struct w_span){copy, line.len}, c->delimiter, fields, quoted, c->n_fields);
     if (n < 0) return w_fail(err, W_BAD_INPUT, "a quote is out of place"), W_READ_BAD;
-    if ((size_t)n != c->n_fields) return w_fail(err, W_BAD_INPUT, "the row has %lld fields, the table has %zu columns", (long long)n, c->n_fields), W_READ_BAD;
-    bool good = c->all_numbers ? as_tensor(c, fields, arena, &rec->value, err) : as_json(c, fields, quoted, arena, &rec->value, err);
+    if ((size_t)n != c->n_fields)
+        return w_fail(err, W_BAD_INPUT, "the row has %lld fields, the table has %zu columns",
+                      (long long)n, c->n_fields),
+               W_READ_BAD;
+    bool good = c->all_numbers ? as_tensor(c, fields, arena, &rec->value, err)
+                               : as_json(c, fields, quoted, arena, &rec->value, err);
     return good ? W_READ_ROW : W_READ_BAD;
 }
 
-static const struct w_format desc = {.name = "csv", .extensions = " csv tsv ", .open = open_source, .close = close_source, .seek = seek, .next = next};
+static const struct w_format desc = {.name = "csv",
+                                     .extensions = " csv tsv ",
+                                     .open = open_source,
+                                     .close = close_source,
+                                     .seek = seek,
+                                     .next = next};
 W_FORMAT(desc);

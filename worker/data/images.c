@@ -1,6 +1,6 @@
-/* images.c: a folder of pictures as rows, in the order of their paths (compared byte by byte), or one picture as one row. A row is the
- * file's bytes; its name is the path relative to the folder. Links are not followed (but the
- * folder itself may be one), hidden files are left out. */
+/* images.c: a folder of pictures as rows, in the order of their paths (compared byte by byte), or
+ * one picture as one row. A row is the file's bytes; its name is the path relative to the folder.
+ * Links are not followed (but the folder itself may be one), hidden files are left out. */
 #include "worker/data/format.h"
 
 #include <errno.h>
@@ -22,7 +22,8 @@ struct images {
 };
 
 static bool is(const uint8_t *head, size_t n) {
-    return (n > 3 && !memcmp(head, "\xff\xd8\xff", 3)) || (n > 8 && !memcmp(head, "\x89PNG\r\n\x1a\n", 8));
+    return (n > 3 && !memcmp(head, "\xff\xd8\xff", 3)) ||
+           (n > 8 && !memcmp(head, "\x89PNG\r\n\x1a\n", 8));
 }
 
 static bool has_extension(const char *name) {
@@ -39,7 +40,8 @@ static int by_path(const void *a, const void *b) {
 }
 
 static bool add(struct w_source *s, struct images *im, const char *name, struct w_error *err) {
-    if (s->n_rows == FILES_MAX) return w_fail(err, W_TOO_LARGE, "%s holds more than %d pictures", s->name, FILES_MAX);
+    if (s->n_rows == FILES_MAX)
+        return w_fail(err, W_TOO_LARGE, "%s holds more than %d pictures", s->name, FILES_MAX);
     if (s->n_rows == im->room) {
         size_t room = im->room ? 2 * im->room : 256;
         char **names = realloc(im->names, room * sizeof *names);
@@ -61,7 +63,8 @@ static bool walk(struct w_source *s, struct images *im, struct w_error *err) {
         if (e->fts_level > 0 && e->fts_name[0] == '.') {
             fts_set(fts, e, FTS_SKIP);
         } else if (e->fts_info == FTS_DNR || e->fts_info == FTS_ERR || e->fts_info == FTS_NS) {
-            good = w_fail(err, W_REF_FAILED, "%s cannot be read: %s", e->fts_path, strerror(e->fts_errno));
+            good = w_fail(err, W_REF_FAILED, "%s cannot be read: %s", e->fts_path,
+                          strerror(e->fts_errno));
         } else if (e->fts_info == FTS_F && has_extension(e->fts_name)) {
             const char *name = e->fts_path + skip;
             while (*name == '/') name++;
@@ -82,7 +85,9 @@ static bool open_source(struct w_source *s, struct w_error *err) {
         return add(s, im, slash ? slash + 1 : s->name, err);
     }
     im->folder = open(s->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    return (im->folder >= 0 || w_fail(err, W_REF_FAILED, "%s cannot be opened: %s", s->name, strerror(errno))) && walk(s, im, err);
+    return (im->folder >= 0 ||
+            w_fail(err, W_REF_FAILED, "%s cannot be opened: %s", s->name, strerror(errno))) &&
+           walk(s, im, err);
 }
 
 static void close_source(struct w_source *s) {
@@ -96,7 +101,8 @@ static void close_source(struct w_source *s) {
 
 static bool read_all(int fd, struct w_arena *arena, struct w_span *bytes, struct w_error *err) {
     struct stat st;
-    if (fstat(fd, &st) || !S_ISREG(st.st_mode)) return w_fail(err, W_BAD_INPUT, "it is not a regular file");
+    if (fstat(fd, &st) || !S_ISREG(st.st_mode))
+        return w_fail(err, W_BAD_INPUT, "it is not a regular file");
     size_t len = (size_t)st.st_size, got = 0;
     char *data = w_arena_alloc(arena, len);
     if (!data) return w_fail(err, W_TOO_LARGE, "its %zu bytes are more than a row's memory", len);
@@ -111,18 +117,29 @@ static bool read_all(int fd, struct w_arena *arena, struct w_span *bytes, struct
     return true;
 }
 
-static enum w_read next(struct w_cursor *c, struct w_arena *arena, struct w_record *rec, struct w_error *err) {
+static enum w_read next(struct w_cursor *c, struct w_arena *arena, struct w_record *rec,
+                        struct w_error *err) {
     const struct w_source *s = c->source;
     const struct images *im = s->state;
     const char *name = im->names[c->row];
     *rec = (struct w_record){.row = c->row, .name = name, .value = {.type = W_BYTES}};
     c->row++;
-    int fd = im->folder < 0 ? s->fd : openat(im->folder, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) return w_fail(err, W_REF_NOT_FOUND, "%s cannot be opened: %s", name, strerror(errno)), W_READ_BAD;
+    int fd = im->folder < 0
+                 ? s->fd
+                 : openat(im->folder, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return w_fail(err, W_REF_NOT_FOUND, "%s cannot be opened: %s", name, strerror(errno)),
+               W_READ_BAD;
     bool good = read_all(fd, arena, &rec->value.span, err) || w_fail_in(err, "%s: ", name);
     if (fd != s->fd) close(fd);
     return good ? W_READ_ROW : W_READ_BAD;
 }
 
-static const struct w_format desc = {.name = "images", .extensions = extensions, .folder = true, .is = is, .open = open_source, .close = close_source, .next = next};
+static const struct w_format desc = {.name = "images",
+                                     .extensions = extensions,
+                                     .folder = true,
+                                     .is = is,
+                                     .open = open_source,
+                                     .close = close_source,
+                                     .next = next};
 W_FORMAT(desc);

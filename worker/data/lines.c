@@ -1,7 +1,8 @@
 /* lines.c: records of text files, whole and in order, from any record on.
  *
- * The file is read in stretches into one buffer that grows up to the limit of a record. A first pass counts the records and notes the
- * offset of every 1,024th, so that a shard begins anywhere after reading at most 1,023 records that are not its own. */
+ * The file is read in stretches into one buffer that grows up to the limit of a record. A first
+ * pass counts the records and notes the offset of every 1,024th, so that a shard begins anywhere
+ * after reading at most 1,023 records that are not its own. */
 #include "worker/data/format.h"
 
 #include <errno.h>
@@ -12,7 +13,11 @@
 enum { FIRST_BYTES = 256 << 10 };
 
 bool w__lines_init(struct w_lines *l, int fd, bool quotes, size_t bytes_max, struct w_error *err) {
-    *l = (struct w_lines){.fd = fd, .quotes = quotes, .bytes_max = bytes_max ? bytes_max : W_LINE_BYTES_MAX, .size = FIRST_BYTES, .line = 1};
+    *l = (struct w_lines){.fd = fd,
+                          .quotes = quotes,
+                          .bytes_max = bytes_max ? bytes_max : W_LINE_BYTES_MAX,
+                          .size = FIRST_BYTES,
+                          .line = 1};
     l->buf = malloc(l->size);
     return l->buf || w_fail(err, W_NO_MEMORY, "out of memory");
 }
@@ -29,7 +34,8 @@ void w__lines_finish(struct w_lines *l) {
     l->buf = NULL;
 }
 
-/* Reads on behind what is there; the unread part moves to the front first. -1: error, 0: end of the file. */
+/* Reads on behind what is there; the unread part moves to the front first. -1: error, 0: end of the
+ * file. */
 static int fill(struct w_lines *l, struct w_error *err) {
     if (l->at) {
         memmove(l->buf, l->buf + l->at, l->len - l->at);
@@ -47,7 +53,8 @@ static int fill(struct w_lines *l, struct w_error *err) {
     for (;;) {
         ssize_t n = pread(l->fd, l->buf + l->len, l->size - l->len, (off_t)(l->offset + l->len));
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return w_fail(err, W_REF_FAILED, "the file cannot be read: %s", strerror(errno)), -1;
+        if (n < 0)
+            return w_fail(err, W_REF_FAILED, "the file cannot be read: %s", strerror(errno)), -1;
         l->len += (size_t)n;
         if (n == 0) l->end = true;
         return n > 0;
@@ -78,7 +85,8 @@ static enum w_read pass_over(struct w_lines *l, bool quoted, struct w_error *err
     }
 }
 
-enum w_read w__lines_next(struct w_lines *l, struct w_span *record, uint64_t *offset, uint64_t *line, struct w_error *err) {
+enum w_read w__lines_next(struct w_lines *l, struct w_span *record, uint64_t *offset,
+                          uint64_t *line, struct w_error *err) {
     for (;;) {
         size_t seen = 0, breaks = 0; /* of the record: looked at, and line ends inside quotes */
         bool quoted = false;
@@ -96,7 +104,9 @@ enum w_read w__lines_next(struct w_lines *l, struct w_span *record, uint64_t *of
                 l->line += breaks;
                 l->at += seen;
                 enum w_read read = pass_over(l, quoted, err);
-                if (read == W_READ_BAD) w_fail(err, W_TOO_LARGE, "the record is longer than the limit of %zu bytes", l->bytes_max);
+                if (read == W_READ_BAD)
+                    w_fail(err, W_TOO_LARGE, "the record is longer than the limit of %zu bytes",
+                           l->bytes_max);
                 return read;
             }
             if (stop && !quoted) break;
@@ -120,7 +130,8 @@ enum w_read w__lines_next(struct w_lines *l, struct w_span *record, uint64_t *of
     }
 }
 
-bool w__lines_index(struct w_source *s, bool quotes, uint64_t offset, uint64_t line, struct w_error *err) {
+bool w__lines_index(struct w_source *s, bool quotes, uint64_t offset, uint64_t line,
+                    struct w_error *err) {
     struct w_lines l;
     struct w_span record;
     uint64_t at, number;
@@ -128,7 +139,8 @@ bool w__lines_index(struct w_source *s, bool quotes, uint64_t offset, uint64_t l
     enum w_read read;
     if (!w__lines_init(&l, s->fd, quotes, s->options.line_bytes_max, err)) return false;
     w__lines_seek(&l, offset, line);
-    while ((read = w__lines_next(&l, &record, &at, &number, err)) == W_READ_ROW || read == W_READ_BAD) {
+    while ((read = w__lines_next(&l, &record, &at, &number, err)) == W_READ_ROW ||
+           read == W_READ_BAD) {
         if (s->n_rows % W_INDEX_STEP == 0) {
             if (s->n_marks == room) {
                 room = room ? 2 * room : 64;

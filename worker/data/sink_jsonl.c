@@ -1,10 +1,12 @@
-/* sink_jsonl.c: a row's result as a line: {"row":7,"file":…, the members of the result}. A row that failed has no line. */
+/* sink_jsonl.c: a row's result as a line: {"row":7,"file":…, the members of the result}. A row that
+ * failed has no line. */
 #include "worker/data/sink.h"
 
 #include <inttypes.h>
 #include <string.h>
 
-static bool put_row(struct w_part *part, const struct w_record *rec, const struct w_pipeline *p, const struct w_row *row, struct w_error *err) {
+static bool put_row(struct w_part *part, const struct w_record *rec, const struct w_pipeline *p,
+                    const struct w_row *row, struct w_error *err) {
     struct w_text t = {.arena = &part->arena};
     (void)p;
     w_text_printf(&t, "{\"row\":%" PRIu64, rec->row);
@@ -36,5 +38,6 @@ static bool join(struct w_join *j, FILE *part, struct w_error *err) {
     return !ferror(part) || w_fail(err, W_OUTPUT_FAILED, "the part cannot be read");
 }
 
-static const struct w_sink_desc desc = {.name = "jsonl", .extensions = " jsonl ndjson ", .row = put_row, .join = join};
+static const struct w_sink_desc desc = {
+    .name = "jsonl", .extensions = " jsonl ndjson ", .row = put_row, .join = join};
 W_SINK(desc);

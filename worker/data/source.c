@@ -27,7 +27,9 @@ static const struct w_format *by_name(const char *name, struct w_error *err) {
     for (size_t i = 0; i < n_formats(); i++)
         if (!strcmp(__start_quern_formats[i]->name, name)) return __start_quern_formats[i];
     const char *near = w__nearest(name, next_format, NULL);
-    w_fail(err, W_BAD_INPUT, "there is no format \"%s\"%s%s%s", name, near ? "; did you mean \"" : " (npy, csv, jsonl and images are known)", near ? near : "", near ? "\"?" : "");
+    w_fail(err, W_BAD_INPUT, "there is no format \"%s\"%s%s%s", name,
+           near ? "; did you mean \"" : " (npy, csv, jsonl and images are known)", near ? near : "",
+           near ? "\"?" : "");
     return NULL;
 }
 
@@ -44,25 +46,34 @@ static const struct w_format *sniff(const struct w_source *s, struct w_error *er
         if (s->fd < 0 ? f->folder : *extension && strstr(f->extensions, extension)) return f;
     }
     for (size_t i = 0; i < n_formats() && n > 0; i++)
-        if (__start_quern_formats[i]->is && __start_quern_formats[i]->is(head, (size_t)n)) return __start_quern_formats[i];
-    w_fail(err, W_BAD_INPUT, "%s: neither the name nor the content says what format it is; say it (npy, csv, jsonl, images)", s->name);
+        if (__start_quern_formats[i]->is && __start_quern_formats[i]->is(head, (size_t)n))
+            return __start_quern_formats[i];
+    w_fail(err, W_BAD_INPUT,
+           "%s: neither the name nor the content says what format it is; say it (npy, csv, jsonl, "
+           "images)",
+           s->name);
     return NULL;
 }
 
 static bool open_file(struct w_source *s, struct w_error *err) {
     struct stat st;
     int fd = open(s->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) return w_fail(err, errno == ENOENT ? W_REF_NOT_FOUND : W_REF_FAILED, "%s cannot be opened: %s", s->name, strerror(errno));
+    if (fd < 0)
+        return w_fail(err, errno == ENOENT ? W_REF_NOT_FOUND : W_REF_FAILED,
+                      "%s cannot be opened: %s", s->name, strerror(errno));
     if (fstat(fd, &st) || !(S_ISREG(st.st_mode) || S_ISDIR(st.st_mode))) {
         close(fd);
         return w_fail(err, W_BAD_INPUT, "%s is neither a file nor a folder", s->name);
     }
-    if (S_ISDIR(st.st_mode)) close(fd);
-    else s->fd = fd, s->bytes = (uint64_t)st.st_size;
+    if (S_ISDIR(st.st_mode))
+        close(fd);
+    else
+        s->fd = fd, s->bytes = (uint64_t)st.st_size;
     return true;
 }
 
-static bool copy_options(struct w_source *s, const struct w_source_options *o, struct w_error *err) {
+static bool copy_options(struct w_source *s, const struct w_source_options *o,
+                         struct w_error *err) {
     if (!o) {
         s->options.header = -1;
         return true;
@@ -73,23 +84,29 @@ static bool copy_options(struct w_source *s, const struct w_source_options *o, s
     s->options.n_columns = 0;
     char **columns = o->n_columns ? calloc(o->n_columns, sizeof *columns) : NULL;
     s->options.columns = (const char *const *)columns;
-    if ((o->target && !s->options.target) || (o->n_columns && !columns)) return w_fail(err, W_NO_MEMORY, "out of memory");
+    if ((o->target && !s->options.target) || (o->n_columns && !columns))
+        return w_fail(err, W_NO_MEMORY, "out of memory");
     for (size_t i = 0; i < o->n_columns; i++, s->options.n_columns++)
         if (!(columns[i] = strdup(o->columns[i]))) return w_fail(err, W_NO_MEMORY, "out of memory");
     return true;
 }
 
-struct w_source *w_source_open(const char *path, const struct w_source_options *options, struct w_error *err) {
+struct w_source *w_source_open(const char *path, const struct w_source_options *options,
+                               struct w_error *err) {
     struct w_source *s = calloc(1, sizeof *s);
     if (!s) return w_fail(err, W_NO_MEMORY, "out of memory"), NULL;
     s->fd = -1;
     s->path = strdup(path);
     s->name = options && options->name ? strdup(options->name) : s->path;
-    if (!s->path || !s->name) w_fail(err, W_NO_MEMORY, "out of memory");
+    if (!s->path || !s->name)
+        w_fail(err, W_NO_MEMORY, "out of memory");
     else if (copy_options(s, options, err) && open_file(s, err)) {
         s->format = s->options.format ? by_name(s->options.format, err) : sniff(s, err);
-        if (s->format && s->fd < 0 && !s->format->folder) w_fail(err, W_BAD_INPUT, "%s is a folder, a file of format %s was expected", s->name, s->format->name);
-        else if (s->format && s->format->open(s, err)) return s;
+        if (s->format && s->fd < 0 && !s->format->folder)
+            w_fail(err, W_BAD_INPUT, "%s is a folder, a file of format %s was expected", s->name,
+                   s->format->name);
+        else if (s->format && s->format->open(s, err))
+            return s;
     }
     w_source_close(s);
     return NULL;
@@ -99,7 +116,8 @@ void w_source_close(struct w_source *s) {
     if (!s) return;
     if (s->format && s->format->close) s->format->close(s);
     if (s->fd >= 0) close(s->fd);
-    for (size_t i = 0; i < s->options.n_columns; i++) free((char *)(uintptr_t)s->options.columns[i]);
+    for (size_t i = 0; i < s->options.n_columns; i++)
+        free((char *)(uintptr_t)s->options.columns[i]);
     free((void *)(uintptr_t)s->options.columns);
     free((char *)(uintptr_t)s->options.target);
     free(s->marks);
@@ -115,19 +133,27 @@ const char *w_source_format(const struct w_source *s) {
     return s->format->name;
 }
 
-bool w__source_read(const struct w_source *s, uint64_t offset, void *dst, size_t n, struct w_error *err) {
+bool w__source_read(const struct w_source *s, uint64_t offset, void *dst, size_t n,
+                    struct w_error *err) {
     for (size_t got = 0; got < n;) {
         ssize_t m = pread(s->fd, (char *)dst + got, n - got, (off_t)(offset + got));
         if (m < 0 && errno == EINTR) continue;
-        if (m < 0) return w_fail(err, W_REF_FAILED, "%s cannot be read: %s", s->name, strerror(errno));
-        if (m == 0) return w_fail(err, W_BAD_INPUT, "%s ends at byte %llu: it was cut since it was opened, or is cut off", s->name, (unsigned long long)(offset + got));
+        if (m < 0)
+            return w_fail(err, W_REF_FAILED, "%s cannot be read: %s", s->name, strerror(errno));
+        if (m == 0)
+            return w_fail(err, W_BAD_INPUT,
+                          "%s ends at byte %llu: it was cut since it was opened, or is cut off",
+                          s->name, (unsigned long long)(offset + got));
         got += (size_t)m;
     }
     return true;
 }
 
 struct w_cursor *w_cursor_open(const struct w_source *s, uint64_t first, struct w_error *err) {
-    if (first > s->n_rows) return w_fail(err, W_BAD_INPUT, "%s has %llu rows, row %llu was asked for", s->name, (unsigned long long)s->n_rows, (unsigned long long)first), NULL;
+    if (first > s->n_rows)
+        return w_fail(err, W_BAD_INPUT, "%s has %llu rows, row %llu was asked for", s->name,
+                      (unsigned long long)s->n_rows, (unsigned long long)first),
+               NULL;
     struct w_cursor *c = calloc(1, sizeof *c);
     if (!c) return w_fail(err, W_NO_MEMORY, "out of memory"), NULL;
     *c = (struct w_cursor){.source = s, .row = first};
@@ -138,7 +164,8 @@ struct w_cursor *w_cursor_open(const struct w_source *s, uint64_t first, struct 
     return c;
 }
 
-enum w_read w_cursor_next(struct w_cursor *c, struct w_arena *arena, struct w_record *rec, struct w_error *err) {
+enum w_read w_cursor_next(struct w_cursor *c, struct w_arena *arena, struct w_record *rec,
+                          struct w_error *err) {
     return c->row < c->source->n_rows ? c->source->format->next(c, arena, rec, err) : W_READ_END;
 }
 

@@ -1,8 +1,9 @@
-/* base64.c: RFC 4648 with the standard alphabet, strictly: padding required, nothing but the alphabet, and the unused bits of
- * the last character zero, so that every byte string has exactly one text.
+/* base64.c: RFC 4648 with the standard alphabet, strictly: padding required, nothing but the
+ * alphabet, and the unused bits of the last character zero, so that every byte string has exactly
+ * one text.
  *
- * Four tables give each character's six bits already in place; a character outside the alphabet has bit 31 set, and the
- * bits of a whole run are gathered with OR and looked at once. */
+ * Four tables give each character's six bits already in place; a character outside the alphabet has
+ * bit 31 set, and the bits of a whole run are gathered with OR and looked at once. */
 #include "worker/pipeline/pipeline.h"
 
 #include <string.h>
@@ -17,7 +18,8 @@ __attribute__((constructor)) static void make_tables(void) {
         /* dst[0] is the lowest byte of the word, as a little-endian store puts it first. */
         for (uint32_t v = 0; v < 64; v++) {
             uint32_t bits = v << (18 - 6 * k);
-            tables[k][(unsigned char)alphabet[v]] = bits >> 16 | (bits & 0xff00) | (bits & 0xff) << 16;
+            tables[k][(unsigned char)alphabet[v]] =
+                bits >> 16 | (bits & 0xff00) | (bits & 0xff) << 16;
         }
     }
     for (int i = 0; i < 4096; i++) pairs[i][0] = alphabet[i >> 6], pairs[i][1] = alphabet[i & 63];
@@ -39,7 +41,10 @@ int64_t w_base64_decode(const char *src, size_t len, uint8_t *dst, size_t *at) {
     const unsigned char *p = (const unsigned char *)src;
     if (!len) return 0;
     if (len % 4) return *at = len, -1;
-    size_t n_pad = p[len - 1] != '=' ? 0 : p[len - 2] != '=' ? 1 : 2, n_quads = len / 4 - (n_pad > 0);
+    size_t n_pad = p[len - 1] != '='   ? 0
+                   : p[len - 2] != '=' ? 1
+                                       : 2,
+           n_quads = len / 4 - (n_pad > 0);
     uint8_t *d = dst;
     uint32_t bad = 0;
     size_t i = 0;

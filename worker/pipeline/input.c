@@ -1,274 +1,27 @@
-/* input.c: what a job sends for a model's input → tensors with a batch dimension.
+/* input.c: all that a job sends for a model's inputs → tensors with a batch dimension.
  *
- * Forms of one value: nested numbers; {"dtype","shape","b64"} (little-endian); {"dtype","shape","data"}, which is the form of
- * results, so that an output can be sent to the next model; {"ref"} with optional dtype and shape, where NPY files are
- * known by their magic. The type must be the model's own: nothing is converted in secret, since a u8 image sent to a
- * model of floats is a mistake more often than a wish. Only rows of tables and NPY files are widened.
- *
- * Rank decides between one row and several: a value of the model's rank has the batch dimension, one of a rank less gets it. */
+ * Rank decides between one row and several: a value of the model's rank has the batch dimension,
+ * one of a rank less gets it. Every input that has it must have the same number of rows. */
 #include "worker/pipeline/input.h"
 
-#include "worker/data/data.h"
 #include "worker/nearest.h"
 
-#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
-const char *w__io_describe(const struct op_io *io, char *dst, size_t n) {
-    int at = snprintf(dst, n, "%s[", op_type_name(io->dtype));
-    if (io->rank < 0) at += snprintf(dst + at, n - (size_t)at, "…");
-    for (int i = 0; i < io->rank && at > 0 && (size_t)at < n; i++) {
-        if (i) at += snprintf(dst + at, n - (size_t)at, ",");
-        if ((size_t)at >= n) break;
-        if (io->dims[i] >= 0) at += snprintf(dst + at, n - (size_t)at, "%lld", (long long)io->dims[i]);
-        else at += snprintf(dst + at, n - (size_t)at, "%.24s", io->symbols[i] ? io->symbols[i] : "?");
-    }
-    if (at > 0 && (size_t)at < n) snprintf(dst + at, n - (size_t)at, "]");
-    return dst;
-}
+/* --- rank ------------------------------------------------------------------------------------- */
 
-static int64_t elements_max(const struct w_source_of *of, enum op_type dtype) {
-    size_t size = op_type_size(dtype);
-    return size ? (int64_t)(of->arena->bytes_max / size) : 0;
-}
-
-/* --- objects: {"dtype", "shape", "b64" | "data" | "ref"} ---------------------------------------- */
-
-struct value_object {
-    struct w_span dtype, shape, b64, data, ref; /* raw; ptr NULL: absent */
-};
-
-static struct {
-    const char *name;
-    size_t offset;
-} const members[] = {{"dtype", offsetof(struct value_object, dtype)},
-                     {"shape", offsetof(struct value_object, shape)},
-                     {"b64", offsetof(struct value_object, b64)},
-                     {"data", offsetof(struct value_object, data)},
-                     {"ref", offsetof(struct value_object, ref)}};
-enum { N_MEMBERS = sizeof members / sizeof *members };
-
-static const char *next_member(void *user, size_t i) {
-    (void)user;
-    return i < N_MEMBERS ? members[i].name : NULL;
-}
-
-static bool key_is(struct w_span key, const char *name) {
-    return key.len == strlen(name) + 2 && !memcmp(key.ptr + 1, name, key.len - 2);
-}
-
-static bool object_read(const char *name, struct w_span json, struct value_object *dst, struct w_error *err) {
-    struct w_scan s = {json.ptr, json.ptr + json.len};
-    struct w_span key, value;
-    bool first = true;
-    int got;
-    *dst = (struct value_object){{0}, {0}, {0}, {0}, {0}};
-    if (!w__scan_open(&s, '{')) return w_fail(err, W_BAD_INPUT, "%s: an object was expected", name);
-    while ((got = w__scan_member(&s, &first, &key, &value)) > 0) {
-        size_t i = 0;
-        while (i < N_MEMBERS && !key_is(key, members[i].name)) i++;
-        if (i == N_MEMBERS) {
-            char word[64];
-            snprintf(word, sizeof word, "%.*s", key.len - 2 < 60 ? (int)(key.len - 2) : 60, key.ptr + 1);
-            const char *near = w__nearest(word, next_member, NULL);
-            return w_fail(err, W_BAD_INPUT, "%s: unknown key \"%s\" in a tensor%s%s%s", name, word, near ? "; did you mean \"" : "", near ? near : "",
-                          near ? "\"?" : " (dtype, shape, b64, data, ref are known)");
-        }
-        *(struct w_span *)((char *)dst + members[i].offset) = value;
-    }
-    if (got < 0) return w_fail(err, W_BAD_JSON, "%s: malformed JSON object at byte %zu", name, (size_t)(s.p ? s.p - json.ptr : (ptrdiff_t)json.len));
-    int n_forms = !!dst->b64.ptr + !!dst->data.ptr + !!dst->ref.ptr;
-    return n_forms == 1 || w_fail(err, W_BAD_INPUT, "%s: an object needs exactly one of \"b64\", \"data\" and \"ref\", found %d", name, n_forms);
-}
-
-/* dst->rank is -1 where the object has no shape. */
-static bool object_shape(const struct w_source_of *of, const char *name, struct w_span raw, struct op_tensor *dst, struct w_error *err) {
-    *dst = (struct op_tensor){.rank = -1};
-    if (!raw.ptr) return true;
-    struct op_tensor dims;
-    if (!w_tensor_from_json(raw.ptr, raw.len, "shape", OP_I64, OP_RANK_MAX, of->arena, &dims, err)) return w_fail_in(err, "%s: ", name);
-    if (dims.rank != 1) return w_fail(err, W_BAD_SHAPE, "%s: \"shape\" must be a list of whole numbers", name);
-    dst->rank = (int)dims.dims[0];
-    for (int i = 0; i < dst->rank; i++) {
-        dst->dims[i] = ((int64_t *)dims.data)[i];
-        if (dst->dims[i] < 0) return w_fail(err, W_BAD_SHAPE, "%s: \"shape\"[%d] is %lld: a dimension cannot be negative", name, i, (long long)dst->dims[i]);
-    }
-    return true;
-}
-
-static bool object_dtype(const struct w_source_of *of, const struct op_io *io, struct w_span raw, enum op_type *dst, struct w_error *err) {
-    *dst = io->dtype;
-    if (!raw.ptr) return true;
-    const char *word = w__scan_string(raw, of->arena, false, NULL);
-    enum op_type type = word ? op_type_parse(word) : OP_UNDEFINED;
-    if (type == OP_UNDEFINED)
-        return w_fail(err, W_BAD_DTYPE, "%s: \"dtype\" is %.*s, expected one of f32 f64 f16 bf16 u8 i8 u16 i16 u32 i32 u64 i64 bool", io->name,
-                      raw.len < 40 ? (int)raw.len : 40, raw.ptr);
-    char want[160];
-    return type == io->dtype || w_fail(err, W_BAD_DTYPE, "model \"%s\": input \"%s\" is %s, the job sent %s", of->model, io->name,
-                                       w__io_describe(io, want, sizeof want), op_type_name(type));
-}
-
-/* --- bytes ------------------------------------------------------------------------------------- */
-
-static bool base64(const struct w_source_of *of, const char *name, const char *text, size_t len, struct w_span *bytes, struct w_error *err) {
-    uint8_t *dst = w_arena_alloc(of->arena, w_base64_decoded_max(len) + 4);
-    if (!dst) return w_fail(err, W_TOO_LARGE, "%s: %zu characters of base64 are more than a row's memory", name, len);
-    size_t at = 0;
-    int64_t n = w_base64_decode(text, len, dst, &at);
-    if (n < 0 && at < len)
-        return w_fail(err, W_BAD_INPUT, "%s: character %zu of the base64 text (0x%02x) is not allowed there", name, at, (unsigned char)text[at]);
-    if (n < 0) return w_fail(err, W_BAD_INPUT, "%s: the base64 text has %zu characters, which is no multiple of 4 (padding with = is required)", name, len);
-    *bytes = (struct w_span){(const char *)dst, (size_t)n};
-    return true;
-}
-
-static bool fetch(const struct w_source_of *of, struct w_span raw, struct w_span *bytes, struct w_error *err) {
-    const char *ref = w__scan_string(raw, of->arena, false, NULL);
-    if (!ref) return w_fail(err, W_BAD_INPUT, "\"ref\" is %.*s, expected a string such as \"file:/data/x.npy\"", raw.len < 40 ? (int)raw.len : 40, raw.ptr);
-    if (!of->fetch) return w_fail(err, W_REF_DENIED, "references are not allowed here: %.200s", ref);
-    *bytes = (struct w_span){0};
-    return of->fetch(of->user, ref, of->arena, bytes, err);
-}
-
-static bool is_image(struct w_span b) {
-    return (b.len > 3 && !memcmp(b.ptr, "\xff\xd8\xff", 3)) || (b.len > 8 && !memcmp(b.ptr, "\x89PNG\r\n\x1a\n", 8));
-}
-
-/* The shape of raw bytes that come without one: the model's own, with as many rows as there are bytes for. */
-static bool shape_of_model(const struct op_io *io, size_t bytes, struct op_tensor *shape) {
-    int64_t row = (int64_t)op_type_size(io->dtype);
-    if (io->rank < 0) return false;
-    bool batch = io->rank > 0 && (io->dims[0] < 0 || io->dims[0] == 1);
-    *shape = (struct op_tensor){.rank = io->rank};
-    for (int i = 0; i < io->rank; i++) {
-        shape->dims[i] = io->dims[i];
-        if (i == 0 && batch) continue;
-        if (io->dims[i] <= 0 || __builtin_mul_overflow(row, io->dims[i], &row)) return false;
-    }
-    if (!batch) return true;
-    if (row <= 0 || !bytes || bytes % (size_t)row) return false;
-    shape->dims[0] = (int64_t)(bytes / (size_t)row);
-    return true;
-}
-
-bool w__decode_bytes(const struct w_source_of *of, const struct op_io *io, struct w_span bytes, enum op_type dtype, const struct op_tensor *shape,
-                     struct op_tensor *dst, struct w_error *err) {
-    char want[160];
-    if (w_npy_is(bytes.ptr, bytes.len)) {
-        if (!w_npy_parse(bytes.ptr, bytes.len, of->arena, dst, err)) return w_fail_in(err, "input \"%s\": ", io->name);
-        if (dst->dtype != dtype)
-            return w_fail(err, W_BAD_DTYPE, "model \"%s\": input \"%s\" is %s, the NPY file is of %s", of->model, io->name, w__io_describe(io, want, sizeof want),
-                          op_type_name(dst->dtype));
-        return true;
-    }
-    if (is_image(bytes) && shape->rank < 0)
-        return w_fail(err, W_BAD_INPUT,
-                      "input \"%s\" is an image file, and model \"%s\" takes tensors: a model.json beside it with decode_image, resize and pixels turns images into its %s",
-                      io->name, of->model, w__io_describe(io, want, sizeof want));
-    struct op_tensor t = *shape;
-    if (t.rank < 0 && !shape_of_model(io, bytes.len, &t))
-        return w_fail(err, W_BAD_SHAPE, "input \"%s\": %zu raw bytes without \"shape\" do not make whole rows of %s", io->name, bytes.len,
-                      w__io_describe(io, want, sizeof want));
-    t.dtype = dtype;
-    int64_t expected = op_tensor_bytes(&t);
-    if (dtype == OP_STRING) return w_fail(err, W_UNSUPPORTED, "input \"%s\" takes strings, which have no raw form: send nested JSON strings", io->name);
-    if (expected < 0 || (size_t)expected != bytes.len)
-        return w_fail(err, W_BAD_SHAPE, "input \"%s\": there are %zu bytes, %s needs %lld", io->name, bytes.len, op_tensor_describe(&t, want, sizeof want),
-                      (long long)expected);
-    t.data = (void *)(uintptr_t)bytes.ptr;
-    if ((uintptr_t)bytes.ptr % op_type_size(dtype)) {
-        t.data = w_arena_alloc(of->arena, bytes.len);
-        if (!t.data) return w_fail(err, W_TOO_LARGE, "input \"%s\": %zu bytes are more than a row's memory", io->name, bytes.len);
-        memcpy(t.data, bytes.ptr, bytes.len);
-    }
-    if (dtype == OP_BOOL)
-        for (size_t i = 0; i < bytes.len; i++)
-            if ((unsigned char)bytes.ptr[i] > 1)
-                return w_fail(err, W_BAD_INPUT, "input \"%s\": byte %zu is %u, a bool is 0 or 1", io->name, i, (unsigned char)bytes.ptr[i]);
-    *dst = t;
-    return true;
-}
-
-bool w__decode_tensor(const struct w_source_of *of, const struct op_io *io, struct w_span json, struct op_tensor *dst, struct w_error *err) {
-    struct w_scan s = {json.ptr, json.ptr + json.len};
-    w__scan_blank(&s);
-    if (s.p == s.end || *s.p != '{')
-        return w_tensor_from_json(json.ptr, json.len, io->name, io->dtype, elements_max(of, io->dtype), of->arena, dst, err);
-    struct value_object object;
-    struct op_tensor shape;
-    enum op_type dtype;
-    if (!object_read(io->name, json, &object, err) || !object_dtype(of, io, object.dtype, &dtype, err) ||
-        !object_shape(of, io->name, object.shape, &shape, err))
-        return false;
-    if (object.data.ptr) {
-        if (!w_tensor_from_json(object.data.ptr, object.data.len, io->name, dtype, elements_max(of, dtype), of->arena, dst, err)) return false;
-        if (shape.rank < 0) return true;
-        int64_t found = op_tensor_count(dst), expected = op_tensor_count(&shape);
-        shape.dtype = dtype;
-        shape.data = dst->data;
-        *dst = shape;
-        return found == expected || w_fail(err, W_BAD_SHAPE, "%s: \"data\" has %lld elements, \"shape\" needs %lld", io->name, (long long)found, (long long)expected);
-    }
-    struct w_span bytes;
-    if (object.ref.ptr) return fetch(of, object.ref, &bytes, err) && w__decode_bytes(of, io, bytes, dtype, &shape, dst, err);
-    if (object.b64.len < 2 || object.b64.ptr[0] != '"') return w_fail(err, W_BAD_INPUT, "%s: \"b64\" is no string", io->name);
-    return base64(of, io->name, object.b64.ptr + 1, object.b64.len - 2, &bytes, err) && w__decode_bytes(of, io, bytes, dtype, &shape, dst, err);
-}
-
-bool w__decode_blob(const struct w_source_of *of, struct w_span json, bool is_ref, struct w_span *bytes, struct w_error *err) {
-    struct w_scan s = {json.ptr, json.ptr + json.len};
-    w__scan_blank(&s);
-    if (s.p < s.end && *s.p == '"') {
-        const char *comma = memchr(s.p, ',', (size_t)(s.end - s.p < 128 ? s.end - s.p : 128));
-        if (!is_ref && s.end - s.p > 6 && !memcmp(s.p + 1, "data:", 5) && comma && comma - s.p > 8 && !memcmp(comma - 7, ";base64", 7))
-            return base64(of, "input", comma + 1, (size_t)(s.end - comma - 2), bytes, err);
-        if (is_ref) return fetch(of, (struct w_span){s.p, (size_t)(s.end - s.p)}, bytes, err);
-        return w_fail(err, W_BAD_INPUT, "the input is a plain string; a file is {\"ref\":\"file:…\"}, {\"b64\":\"…\"} or \"data:image/png;base64,…\"");
-    }
-    if (s.p == s.end || *s.p != '{')
-        return w_fail(err, W_BAD_INPUT, "the input is a list or a number; this model takes the bytes of a file: {\"ref\":\"file:…\"} or {\"b64\":\"…\"}");
-    struct value_object object;
-    if (!object_read("input", json, &object, err)) return false;
-    if (object.data.ptr) return w_fail(err, W_BAD_INPUT, "the input has \"data\", this model takes the bytes of a file: \"ref\" or \"b64\"");
-    if (object.ref.ptr) return fetch(of, object.ref, bytes, err);
-    if (object.b64.len < 2 || object.b64.ptr[0] != '"') return w_fail(err, W_BAD_INPUT, "\"b64\" is no string");
-    return base64(of, "input", object.b64.ptr + 1, object.b64.len - 2, bytes, err);
-}
-
-/* --- types of row sources ---------------------------------------------------------------------- */
-
-static bool is_float(enum op_type t) {
-    return t == OP_F32 || t == OP_F64 || t == OP_F16 || t == OP_BF16;
-}
-
-bool w__convert(const struct w_source_of *of, enum op_type dtype, struct op_tensor *t, struct w_error *err) {
-    int64_t n = op_tensor_count(t);
-    size_t size = op_type_size(dtype);
-    if (t->dtype == dtype) return true;
-    if (n < 0 || !size || t->dtype == OP_STRING || dtype == OP_STRING)
-        return w_fail(err, W_BAD_DTYPE, "the row is of %s, the model \"%s\" takes %s", op_type_name(t->dtype), of->model, op_type_name(dtype));
-    void *dst = w_arena_array(of->arena, (size_t)n, size);
-    if (!dst) return w_fail(err, W_TOO_LARGE, "a row of %lld elements is more than a row's memory", (long long)n);
-    for (int64_t i = 0; i < n; i++) {
-        double v = w__element(t, i);
-        struct w_number number = {.value = v, .negative = v < 0};
-        if (is_float(dtype) ? !w__store(dtype, dst, i, &number) : !(v == v && w__store(dtype, dst, i, &number)))
-            return w_fail(err, W_BAD_DTYPE, "element %lld of the row is %.17g, which %s cannot hold", (long long)i, v, op_type_name(dtype));
-    }
-    t->dtype = dtype;
-    t->data = dst;
-    return true;
-}
-
-/* --- rank -------------------------------------------------------------------------------------- */
-
-static bool misfit(const struct w_signature *sig, const struct op_io *io, const struct op_tensor *sent, int dim, int64_t found, struct w_error *err) {
+static bool misfit(const struct w_signature *sig, const struct op_io *io,
+                   const struct op_tensor *sent, int dim, int64_t found, struct w_error *err) {
     char want[200], got[200], why[80] = "";
-    if (dim >= 0) snprintf(why, sizeof why, " (dimension %d is %lld, not %lld)", dim, (long long)found, (long long)io->dims[dim]);
-    else if (sent->rank != io->rank) snprintf(why, sizeof why, " (rank %d, expected %d%s)", sent->rank, io->rank, io->rank ? ", or one less for one row" : "");
-    return w_fail(err, W_BAD_SHAPE, "model \"%s\": input \"%s\" is %s, the job sent %s%s", sig->model, io->name, w__io_describe(io, want, sizeof want),
+    if (dim >= 0)
+        snprintf(why, sizeof why, " (dimension %d is %lld, not %lld)", dim, (long long)found,
+                 (long long)io->dims[dim]);
+    else if (sent->rank != io->rank)
+        snprintf(why, sizeof why, " (rank %d, expected %d%s)", sent->rank, io->rank,
+                 io->rank ? ", or one less for one row" : "");
+    return w_fail(err, W_BAD_SHAPE, "model \"%s\": input \"%s\" is %s, the job sent %s%s",
+                  sig->model, io->name, w__io_describe(io, want, sizeof want),
                   op_tensor_describe(sent, got, sizeof got), why);
 }
 
@@ -279,8 +32,10 @@ static bool unflatten(const struct op_io *io, struct op_tensor *t) {
     if (io->rank < 1 || count < 1) return false;
     for (int i = 1; i < io->rank; i++) {
         if (io->dims[i] < 0 && free_dim >= 0) return false;
-        if (io->dims[i] < 0) free_dim = i;
-        else if (__builtin_mul_overflow(known, io->dims[i], &known)) return false;
+        if (io->dims[i] < 0)
+            free_dim = i;
+        else if (__builtin_mul_overflow(known, io->dims[i], &known))
+            return false;
     }
     if (known < 1 || count % known || (free_dim < 0 && count != known)) return false;
     t->rank = io->rank;
@@ -296,9 +51,12 @@ static bool is_required(const struct w_signature *sig, const struct op_io *io) {
     return false;
 }
 
-bool w__fit(const struct w_signature *sig, const struct op_io *io, bool flat, struct op_tensor *t, int64_t *n_rows, struct w_error *err) {
+bool w__fit(const struct w_signature *sig, const struct op_io *io, bool flat, struct op_tensor *t,
+            int64_t *n_rows, struct w_error *err) {
     struct op_tensor sent = *t;
-    if (flat && io->rank >= 0 && t->rank == 1 && !(io->rank == 1 && sig->batching == W_BATCH_NONE) && !unflatten(io, t)) return misfit(sig, io, &sent, -1, 0, err);
+    if (flat && io->rank >= 0 && t->rank == 1 &&
+        !(io->rank == 1 && sig->batching == W_BATCH_NONE) && !unflatten(io, t))
+        return misfit(sig, io, &sent, -1, 0, err);
     if (io->rank < 0) return true;
     bool has_batch = io->rank > 0 && (io->dims[0] < 0 || io->dims[0] == 1) && is_required(sig, io);
     if (t->rank == io->rank - 1 && has_batch) {
@@ -309,16 +67,21 @@ bool w__fit(const struct w_signature *sig, const struct op_io *io, bool flat, st
     if (t->rank != io->rank) return misfit(sig, io, &sent, -1, 0, err);
     bool batched = sig->batching != W_BATCH_NONE && is_required(sig, io);
     for (int i = 0; i < io->rank; i++) {
-        if (!(i == 0 && batched) && io->dims[i] >= 0 && t->dims[i] != io->dims[i]) return misfit(sig, io, &sent, i, t->dims[i], err);
+        if (!(i == 0 && batched) && io->dims[i] >= 0 && t->dims[i] != io->dims[i])
+            return misfit(sig, io, &sent, i, t->dims[i], err);
     }
     if (!batched || io->rank == 0) return true;
-    if (t->dims[0] == 0) return w_fail(err, W_BAD_SHAPE, "model \"%s\": input \"%s\" has no rows", sig->model, io->name);
+    if (t->dims[0] == 0)
+        return w_fail(err, W_BAD_SHAPE, "model \"%s\": input \"%s\" has no rows", sig->model,
+                      io->name);
     if (!*n_rows) *n_rows = t->dims[0];
-    return *n_rows == t->dims[0] || w_fail(err, W_BAD_SHAPE, "model \"%s\": input \"%s\" has %lld rows, the inputs before it have %lld", sig->model,
-                                           io->name, (long long)t->dims[0], (long long)*n_rows);
+    return *n_rows == t->dims[0] ||
+           w_fail(err, W_BAD_SHAPE,
+                  "model \"%s\": input \"%s\" has %lld rows, the inputs before it have %lld",
+                  sig->model, io->name, (long long)t->dims[0], (long long)*n_rows);
 }
 
-/* --- all inputs -------------------------------------------------------------------------------- */
+/* --- all inputs ------------------------------------------------------------------------------- */
 
 static int n_all(const struct w_signature *sig) {
     return sig->n_inputs + sig->n_optional;
@@ -331,7 +94,7 @@ static const char *next_input(void *user, size_t i) {
 
 static int find_input(const struct w_signature *sig, struct w_span key) {
     for (int i = 0; i < n_all(sig); i++)
-        if (key_is(key, sig->inputs[i]->name)) return i;
+        if (w__key_is(key, sig->inputs[i]->name)) return i;
     return -1;
 }
 
@@ -342,12 +105,12 @@ static bool is_value_object(const struct w_signature *sig, struct w_span json) {
     bool first = true;
     if (!w__scan_open(&s, '{')) return false;
     while (w__scan_member(&s, &first, &key, &value) > 0)
-        for (size_t i = 0; i < N_MEMBERS; i++)
-            if (key_is(key, members[i].name)) return find_input(sig, key) < 0;
+        if (w__key_of_value(key)) return find_input(sig, key) < 0;
     return false;
 }
 
-static bool decode_named(const struct w_source_of *of, const struct w_signature *sig, struct w_span json, struct op_tensor *dst, struct w_error *err) {
+static bool decode_named(const struct w_source_of *of, const struct w_signature *sig,
+                         struct w_span json, struct op_tensor *dst, struct w_error *err) {
     struct w_scan s = {json.ptr, json.ptr + json.len};
     struct w_span key, value;
     bool first = true;
@@ -361,7 +124,8 @@ static bool decode_named(const struct w_source_of *of, const struct w_signature 
         while (name && i < n_all(sig) && strcmp(name, sig->inputs[i]->name)) i++;
         if (!name || i == n_all(sig)) {
             const char *near = name ? w__nearest(name, next_input, (void *)(uintptr_t)sig) : NULL;
-            return w_fail(err, W_BAD_INPUT, "model \"%s\" has no input %.*s%s%s%s", sig->model, key.len < 80 ? (int)key.len : 80, key.ptr,
+            return w_fail(err, W_BAD_INPUT, "model \"%s\" has no input %.*s%s%s%s", sig->model,
+                          key.len < 80 ? (int)key.len : 80, key.ptr,
                           near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
         }
         if (!w__decode_tensor(of, sig->inputs[i], value, &dst[i], err)) return false;
@@ -369,14 +133,19 @@ static bool decode_named(const struct w_source_of *of, const struct w_signature 
     return got == 0 || w_fail(err, W_BAD_JSON, "the input is a malformed JSON object");
 }
 
-static bool decode_value(const struct w_source_of *of, const struct w_signature *sig, const struct w_value *v, struct op_tensor *dst, struct w_error *err) {
+static bool decode_value(const struct w_source_of *of, const struct w_signature *sig,
+                         const struct w_value *v, struct op_tensor *dst, struct w_error *err) {
     struct op_tensor none = {.rank = -1};
     switch (v->type) {
     case W_TENSOR:
         dst[0] = v->tensor;
         return w__convert(of, sig->inputs[0]->dtype, &dst[0], err);
-    case W_BYTES: return w__decode_bytes(of, sig->inputs[0], v->span, sig->inputs[0]->dtype, &none, &dst[0], err);
-    default: return w_fail(err, W_BAD_INPUT, "model \"%s\" takes tensors, the row is %s", sig->model, w_type_name(v->type));
+    case W_BYTES:
+        return w__decode_bytes(of, sig->inputs[0], v->span, sig->inputs[0]->dtype, &none, &dst[0],
+                               err);
+    default:
+        return w_fail(err, W_BAD_INPUT, "model \"%s\" takes tensors, the row is %s", sig->model,
+                      w_type_name(v->type));
     }
 }
 
@@ -385,12 +154,18 @@ static bool only_one(const struct w_signature *sig, struct w_error *err) {
     char names[200];
     int at = 0;
     names[0] = 0;
-    for (int i = 0; i < sig->n_inputs && at < 160; i++) at += snprintf(names + at, sizeof names - (size_t)at, "%s\"%.30s\"", i ? ", " : "", sig->inputs[i]->name);
-    return w_fail(err, W_BAD_INPUT, "model \"%s\" has %d inputs (%s): the input must be an object with a value for each", sig->model, sig->n_inputs, names);
+    for (int i = 0; i < sig->n_inputs && at < 160; i++)
+        at += snprintf(names + at, sizeof names - (size_t)at, "%s\"%.30s\"", i ? ", " : "",
+                       sig->inputs[i]->name);
+    return w_fail(
+        err, W_BAD_INPUT,
+        "model \"%s\" has %d inputs (%s): the input must be an object with a value for each",
+        sig->model, sig->n_inputs, names);
 }
 
-bool w__decode_inputs(const struct w_source_of *of, const struct w_signature *sig, const struct w_input *input, struct op_tensor *dst,
-                      int64_t *n_rows, struct w_error *err) {
+bool w__decode_inputs(const struct w_source_of *of, const struct w_signature *sig,
+                      const struct w_input *input, struct op_tensor *dst, int64_t *n_rows,
+                      struct w_error *err) {
     for (int i = 0; i < n_all(sig); i++) dst[i] = (struct op_tensor){.dtype = OP_UNDEFINED};
     const struct w_value *v = input->kind == W_INPUT_VALUE ? input->value : NULL;
     struct w_span json = v && v->type == W_JSON ? v->span : input->json;
@@ -403,7 +178,9 @@ bool w__decode_inputs(const struct w_source_of *of, const struct w_signature *si
         struct op_tensor none = {.rank = -1};
         if (!only_one(sig, err)) return false;
         bool is_text = s.p < s.end && *s.p == '"';
-        if (is_text ? !w__decode_blob(of, json, true, &bytes, err) || !w__decode_bytes(of, sig->inputs[0], bytes, sig->inputs[0]->dtype, &none, &dst[0], err)
+        if (is_text ? !w__decode_blob(of, json, true, &bytes, err) ||
+                          !w__decode_bytes(of, sig->inputs[0], bytes, sig->inputs[0]->dtype, &none,
+                                           &dst[0], err)
                     : !w__decode_tensor(of, sig->inputs[0], json, &dst[0], err))
             return false;
     } else {
@@ -411,7 +188,10 @@ bool w__decode_inputs(const struct w_source_of *of, const struct w_signature *si
         w__scan_blank(&s);
         if (s.p == s.end) return w_fail(err, W_BAD_INPUT, "the job has no input");
         bool named = *s.p == '{' && !is_value_object(sig, json);
-        if (named ? !decode_named(of, sig, json, dst, err) : !only_one(sig, err) || !w__decode_tensor(of, sig->inputs[0], json, &dst[0], err)) return false;
+        if (named
+                ? !decode_named(of, sig, json, dst, err)
+                : !only_one(sig, err) || !w__decode_tensor(of, sig->inputs[0], json, &dst[0], err))
+            return false;
     }
     *n_rows = 0;
     for (int i = 0; i < n_all(sig); i++) {
@@ -419,7 +199,8 @@ bool w__decode_inputs(const struct w_source_of *of, const struct w_signature *si
         char want[200];
         if (dst[i].dtype == OP_UNDEFINED && i >= sig->n_inputs) continue;
         if (dst[i].dtype == OP_UNDEFINED)
-            return w_fail(err, W_BAD_INPUT, "model \"%s\": the input \"%s\" (%s) is missing", sig->model, io->name, w__io_describe(io, want, sizeof want));
+            return w_fail(err, W_BAD_INPUT, "model \"%s\": the input \"%s\" (%s) is missing",
+                          sig->model, io->name, w__io_describe(io, want, sizeof want));
         bool flat = v && v->flat;
         if (!w__fit(sig, io, flat, &dst[i], n_rows, err)) return false;
     }
@@ -427,9 +208,10 @@ bool w__decode_inputs(const struct w_source_of *of, const struct w_signature *si
     return true;
 }
 
-/* --- references, ahead of time ------------------------------------------------------------------ */
+/* --- references, ahead of time ---------------------------------------------------------------- */
 
-static int refs_in(struct w_span json, int depth, struct w_arena *arena, bool (*fn)(void *, const char *), void *user) {
+static int refs_in(struct w_span json, int depth, struct w_arena *arena,
+                   bool (*fn)(void *, const char *), void *user) {
     struct w_scan s = {json.ptr, json.ptr + json.len};
     struct w_span key, value;
     bool first = true, array = false;
@@ -437,12 +219,14 @@ static int refs_in(struct w_span json, int depth, struct w_arena *arena, bool (*
     w__scan_blank(&s);
     if (s.p == s.end || (*s.p != '{' && *s.p != '[') || depth > W_SCAN_DEPTH_MAX) return 0;
     array = *s.p++ == '[';
-    while ((got = array ? w__scan_item(&s, &first, &value) : w__scan_member(&s, &first, &key, &value)) > 0) {
-        if (!array && key_is(key, "ref") && value.ptr[0] == '"') {
+    while ((got = array ? w__scan_item(&s, &first, &value)
+                        : w__scan_member(&s, &first, &key, &value)) > 0) {
+        if (!array && w__key_is(key, "ref") && value.ptr[0] == '"') {
             const char *ref = w__scan_string(value, arena, false, NULL);
             n++;
             if (ref && !fn(user, ref)) return n;
-        } else if (value.ptr[0] == '{' || (value.ptr[0] == '[' && memmem(value.ptr, value.len, "\"ref\"", 5))) {
+        } else if (value.ptr[0] == '{' ||
+                   (value.ptr[0] == '[' && memmem(value.ptr, value.len, "\"ref\"", 5))) {
             int inner = refs_in(value, depth + 1, arena, fn, user);
             if (inner < 0) return -1;
             n += inner;
@@ -451,7 +235,8 @@ static int refs_in(struct w_span json, int depth, struct w_arena *arena, bool (*
     return got < 0 ? -1 : n;
 }
 
-int w_input_refs(const char *json, size_t len, bool is_ref, bool (*fn)(void *user, const char *ref), void *user) {
+int w_input_refs(const char *json, size_t len, bool is_ref, bool (*fn)(void *user, const char *ref),
+                 void *user) {
     struct w_scan s = {json, json + len};
     w__scan_blank(&s);
     bool text = s.p < s.end && *s.p == '"';

@@ -1,10 +1,13 @@
-/* jpeg.c: JPEG → 8-bit rgb, with Pillow's bits: libjpeg-turbo with its defaults (accurate integer IDCT, smooth upsampling), gray
- * spread over three channels, CMYK and YCCK taken as Adobe writes them (inverted) and multiplied out.
+/* jpeg.c: JPEG → 8-bit rgb, with Pillow's bits: libjpeg-turbo with its defaults (accurate integer
+ * IDCT, smooth upsampling), gray spread over three channels, CMYK and YCCK taken as Adobe writes
+ * them (inverted) and multiplied out.
  *
- * libjpeg reports a fatal error by a call that must not return: it jumps to the one setjmp here, where everything that was made is
- * released (the pixels are the arena's). What it only warns of passes, as in Pillow, but for the end of the data: a file that is cut off is
- * an error. The size is compared with the limit before libjpeg allocates for it, and a progressive file may have at most
- * SCANS_MAX scans: each costs a pass over the whole picture, and a few bytes are enough to ask for one. */
+ * libjpeg reports a fatal error by a call that must not return: it jumps to the one setjmp here,
+ * where everything that was made is released (the pixels are the arena's). What it only warns of
+ * passes, as in Pillow, but for the end of the data: a file that is cut off is an error. The size
+ * is compared with the limit before libjpeg allocates for it, and a progressive file may have at
+ * most SCANS_MAX scans: each costs a pass over the whole picture, and a few bytes are enough to ask
+ * for one. */
 #include "worker/pipeline/image.h"
 
 #include <setjmp.h>
@@ -67,7 +70,8 @@ static void to_rgb(uint8_t *dst, const uint8_t *src, int32_t w, int components) 
     }
 }
 
-static bool read_pixels(j_decompress_ptr d, struct w_arena *a, struct w_image *dst, struct w_error *err) {
+static bool read_pixels(j_decompress_ptr d, struct w_arena *a, struct w_image *dst,
+                        struct w_error *err) {
     const bool direct = d->output_components == 3;
     uint8_t *row = direct ? NULL : w_arena_array(a, d->output_width, (size_t)d->output_components);
     if (!direct && !row) return w_fail(err, W_NO_MEMORY, "no memory for a row of the JPEG image");
@@ -81,24 +85,34 @@ static bool read_pixels(j_decompress_ptr d, struct w_arena *a, struct w_image *d
     return true;
 }
 
-static bool decode(j_decompress_ptr d, struct w_span bytes, int64_t pixels_max, struct w_arena *a, struct w_image *dst,
-                   int *orientation, struct w_error *err) {
+static bool decode(j_decompress_ptr d, struct w_span bytes, int64_t pixels_max, struct w_arena *a,
+                   struct w_image *dst, int *orientation, struct w_error *err) {
     jpeg_mem_src(d, (const unsigned char *)bytes.ptr, (unsigned long)bytes.len);
     jpeg_save_markers(d, JPEG_APP0 + 1, CHUNK_MAX);
     jpeg_read_header(d, TRUE);
     *orientation = orientation_of(d);
     if ((int64_t)d->image_width * d->image_height > pixels_max)
-        return w_fail(err, W_TOO_LARGE, "the JPEG image is %u×%u, which is over the limit of %lld pixels", d->image_width, d->image_height, (long long)pixels_max);
-    if (d->num_components == 1) d->out_color_space = JCS_GRAYSCALE;
-    else if (d->num_components == 3) d->out_color_space = JCS_RGB;
-    else if (d->num_components == 4) d->out_color_space = JCS_CMYK;
-    else return w_fail(err, W_UNSUPPORTED, "the JPEG image has %d components; 1, 3 and 4 are supported", d->num_components);
+        return w_fail(err, W_TOO_LARGE,
+                      "the JPEG image is %u×%u, which is over the limit of %lld pixels",
+                      d->image_width, d->image_height, (long long)pixels_max);
+    if (d->num_components == 1)
+        d->out_color_space = JCS_GRAYSCALE;
+    else if (d->num_components == 3)
+        d->out_color_space = JCS_RGB;
+    else if (d->num_components == 4)
+        d->out_color_space = JCS_CMYK;
+    else
+        return w_fail(err, W_UNSUPPORTED,
+                      "the JPEG image has %d components; 1, 3 and 4 are supported",
+                      d->num_components);
     jpeg_start_decompress(d);
-    return w__image_alloc(a, (int32_t)d->output_width, (int32_t)d->output_height, 3, W_COLOR_RGB, dst, err) && read_pixels(d, a, dst, err);
+    return w__image_alloc(a, (int32_t)d->output_width, (int32_t)d->output_height, 3, W_COLOR_RGB,
+                          dst, err) &&
+           read_pixels(d, a, dst, err);
 }
 
-bool w__jpeg_decode(struct w_span bytes, int64_t pixels_max, struct w_arena *a, struct w_image *dst, int *orientation,
-                    struct w_error *err) {
+bool w__jpeg_decode(struct w_span bytes, int64_t pixels_max, struct w_arena *a, struct w_image *dst,
+                    int *orientation, struct w_error *err) {
     struct jpeg_decompress_struct d;
     struct jpeg_progress_mgr progress = {.progress_monitor = watch};
     struct failure failure;

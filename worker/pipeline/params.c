@@ -1,5 +1,5 @@
-/* params.c: the table-driven reading of a step's parameters, with messages that say where, what was found and
- * what is allowed; and the registry of steps. */
+/* params.c: the table-driven reading of a step's parameters, with messages that say where, what was
+ * found and what is allowed; and the registry of steps. */
 #include "worker/pipeline/frame.h"
 
 #include "worker/nearest.h"
@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* --- the registry ------------------------------------------------------------------------------ */
+/* --- the registry ----------------------------------------------------------------------------- */
 
 extern const struct w_step_desc *const __start_quern_steps[];
 extern const struct w_step_desc *const __stop_quern_steps[];
@@ -27,7 +27,7 @@ const struct w_step_desc *w__step_find(const char *name) {
     return NULL;
 }
 
-/* --- reading ----------------------------------------------------------------------------------- */
+/* --- reading ---------------------------------------------------------------------------------- */
 
 struct reading {
     const struct w_param *param;
@@ -40,7 +40,8 @@ static bool wrong(const struct reading *r, json_t *found, const char *expected) 
     char shown[64];
     snprintf(shown, sizeof shown, "%s", text ? text : "?");
     free(text);
-    return w_fail(r->err, W_BAD_MODEL, "%s: \"%s\" is %s, expected %s", r->where, r->param->name, shown, expected);
+    return w_fail(r->err, W_BAD_MODEL, "%s: \"%s\" is %s, expected %s", r->where, r->param->name,
+                  shown, expected);
 }
 
 static bool in_range(const struct w_param *p, double v) {
@@ -52,8 +53,10 @@ static bool read_number(const struct reading *r, json_t *json, double *dst) {
     char expected[96];
     bool any = p->min == 0 && p->max == 0;
     const char *noun = p->kind == W_PARAM_INT ? "a whole number" : "a number";
-    if (any) snprintf(expected, sizeof expected, "%s", noun);
-    else snprintf(expected, sizeof expected, "%s from %g to %g", noun, p->min, p->max);
+    if (any)
+        snprintf(expected, sizeof expected, "%s", noun);
+    else
+        snprintf(expected, sizeof expected, "%s from %g to %g", noun, p->min, p->max);
     bool right = p->kind == W_PARAM_INT ? json_is_integer(json) : json_is_number(json);
     *dst = json_number_value(json);
     return (right && in_range(p, *dst)) || wrong(r, json, expected);
@@ -75,7 +78,8 @@ static bool read_floats(const struct reading *r, json_t *json, struct w_floats *
     size_t n = json_is_array(json) ? json_array_size(json) : 1;
     if (n < 1 || n > W_FLOATS_MAX) return wrong(r, json, "a number or a list of 1 to 16 numbers");
     for (size_t i = 0; i < n; i++)
-        if (!read_number(r, json_is_array(json) ? json_array_get(json, i) : json, &dst->v[i])) return false;
+        if (!read_number(r, json_is_array(json) ? json_array_get(json, i) : json, &dst->v[i]))
+            return false;
     dst->n = (int32_t)n;
     return true;
 }
@@ -102,20 +106,26 @@ static bool read_one(const struct reading *r, json_t *json, void *state) {
         if (v < INT32_MIN || v > INT32_MAX) return wrong(r, json, "a whole number of 32 bits");
         *(int32_t *)dst = (int32_t)v;
         return true;
-    case W_PARAM_DOUBLE: return read_number(r, json, dst);
+    case W_PARAM_DOUBLE:
+        return read_number(r, json, dst);
     case W_PARAM_BOOL:
         if (!json_is_boolean(json)) return wrong(r, json, "true or false");
         *(bool *)dst = json_is_true(json);
         return true;
-    case W_PARAM_CHOICE: return read_choice(r, json, dst);
-    case W_PARAM_FLOATS: return read_floats(r, json, dst);
+    case W_PARAM_CHOICE:
+        return read_choice(r, json, dst);
+    case W_PARAM_FLOATS:
+        return read_floats(r, json, dst);
     case W_PARAM_TEXT:
         if (!json_is_string(json)) return wrong(r, json, "a string");
         free(*(char **)dst);
         *(char **)dst = strdup(json_string_value(json));
         return *(char **)dst || w_fail(r->err, W_NO_MEMORY, "out of memory");
-    case W_PARAM_FILE: return read_file(r, json, dst);
-    case W_PARAM_JSON: *(json_t **)dst = json; return true;
+    case W_PARAM_FILE:
+        return read_file(r, json, dst);
+    case W_PARAM_JSON:
+        *(json_t **)dst = json;
+        return true;
     }
     return false;
 }
@@ -124,10 +134,17 @@ static void set_default(const struct w_param *p, void *state) {
     void *dst = (char *)state + p->offset;
     switch (p->kind) {
     case W_PARAM_INT:
-    case W_PARAM_CHOICE: *(int32_t *)dst = (int32_t)p->deflt; break;
-    case W_PARAM_DOUBLE: *(double *)dst = p->deflt; break;
-    case W_PARAM_BOOL: *(bool *)dst = p->deflt != 0; break;
-    default: break;
+    case W_PARAM_CHOICE:
+        *(int32_t *)dst = (int32_t)p->deflt;
+        break;
+    case W_PARAM_DOUBLE:
+        *(double *)dst = p->deflt;
+        break;
+    case W_PARAM_BOOL:
+        *(bool *)dst = p->deflt != 0;
+        break;
+    default:
+        break;
     }
 }
 
@@ -135,12 +152,13 @@ static const char *next_param(void *user, size_t i) {
     return ((const struct w_param *)user)[i].name;
 }
 
-bool w__params_read(const struct w_param *params, json_t *json, void *state, const char *folder, const char *where,
-                    struct w_error *err) {
+bool w__params_read(const struct w_param *params, json_t *json, void *state, const char *folder,
+                    const char *where, struct w_error *err) {
     static const struct w_param none[] = {{0}};
     if (!params) params = none;
     for (const struct w_param *p = params; p->name; p++) set_default(p, state);
-    if (!json_is_object(json)) return w_fail(err, W_BAD_MODEL, "%s: the parameters must be an object { … }", where);
+    if (!json_is_object(json))
+        return w_fail(err, W_BAD_MODEL, "%s: the parameters must be an object { … }", where);
     const char *key;
     json_t *value;
     json_object_foreach(json, key, value) {
@@ -148,18 +166,21 @@ bool w__params_read(const struct w_param *params, json_t *json, void *state, con
         while (p->name && strcmp(p->name, key)) p++;
         if (!p->name) {
             const char *near = w__nearest(key, next_param, (void *)(uintptr_t)params);
-            return w_fail(err, W_BAD_MODEL, "%s: unknown parameter \"%s\"%s%s%s", where, key, near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
+            return w_fail(err, W_BAD_MODEL, "%s: unknown parameter \"%s\"%s%s%s", where, key,
+                          near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
         }
         if (!read_one(&(struct reading){p, folder, where, err}, value, state)) return false;
     }
     for (const struct w_param *p = params; p->name; p++)
         if (p->required && !json_object_get(json, p->name))
-            return w_fail(err, W_BAD_MODEL, "%s: the parameter \"%s\" is missing (%s)", where, p->name, p->help);
+            return w_fail(err, W_BAD_MODEL, "%s: the parameter \"%s\" is missing (%s)", where,
+                          p->name, p->help);
     return true;
 }
 
 void w__params_free(const struct w_param *params, void *state) {
     if (!params || !state) return;
     for (const struct w_param *p = params; p->name; p++)
-        if (p->kind == W_PARAM_TEXT || p->kind == W_PARAM_FILE) free(*(char **)((char *)state + p->offset));
+        if (p->kind == W_PARAM_TEXT || p->kind == W_PARAM_FILE)
+            free(*(char **)((char *)state + p->offset));
 }

@@ -1,8 +1,9 @@
-/* png.c: PNG → 8-bit rgb: palettes and low depths spread out, 16 bits cut to the high byte (as Pillow does for colour), alpha
- * dropped or laid over white, interlaced files in all passes.
+/* png.c: PNG → 8-bit rgb: palettes and low depths spread out, 16 bits cut to the high byte (as
+ * Pillow does for colour), alpha dropped or laid over white, interlaced files in all passes.
  *
- * libpng reports a fatal error by a call that must not return: it jumps to the one setjmp here. The size is compared with the
- * limit before anything is allocated for it; chunks beside the picture are bounded by CHUNK_BYTES_MAX. */
+ * libpng reports a fatal error by a call that must not return: it jumps to the one setjmp here. The
+ * size is compared with the limit before anything is allocated for it; chunks beside the picture
+ * are bounded by CHUNK_BYTES_MAX. */
 #include "worker/pipeline/image.h"
 
 #include <png.h>
@@ -46,7 +47,8 @@ static uint8_t over_white(int v, int alpha) {
 
 static void drop_alpha(uint8_t *pixels, const uint8_t *rgba, size_t n, enum w_alpha alpha) {
     for (size_t i = 0; i < n; i++, pixels += 3, rgba += 4)
-        for (int c = 0; c < 3; c++) pixels[c] = alpha == W_ALPHA_WHITE ? over_white(rgba[c], rgba[3]) : rgba[c];
+        for (int c = 0; c < 3; c++)
+            pixels[c] = alpha == W_ALPHA_WHITE ? over_white(rgba[c], rgba[3]) : rgba[c];
 }
 
 static int orientation_of(png_structp png, png_infop info) {
@@ -59,12 +61,15 @@ static int orientation_of(png_structp png, png_infop info) {
 }
 
 /* What png.c has made of the header: all as rgb, or rgba where there is alpha to lay over white. */
-static bool prepare(png_structp png, png_infop info, int64_t pixels_max, enum w_alpha alpha, bool *with_alpha, struct w_error *err) {
+static bool prepare(png_structp png, png_infop info, int64_t pixels_max, enum w_alpha alpha,
+                    bool *with_alpha, struct w_error *err) {
     png_uint_32 w, h;
     int depth, color;
     png_get_IHDR(png, info, &w, &h, &depth, &color, NULL, NULL, NULL);
     if ((int64_t)w * h > pixels_max || w > W_SIDE_MAX || h > W_SIDE_MAX)
-        return w_fail(err, W_TOO_LARGE, "the PNG image is %u×%u, which is over the limit of %lld pixels", w, h, (long long)pixels_max);
+        return w_fail(err, W_TOO_LARGE,
+                      "the PNG image is %u×%u, which is over the limit of %lld pixels", w, h,
+                      (long long)pixels_max);
     bool transparent = (color & PNG_COLOR_MASK_ALPHA) || png_get_valid(png, info, PNG_INFO_tRNS);
     *with_alpha = transparent && alpha == W_ALPHA_WHITE;
     png_set_strip_16(png);
@@ -74,16 +79,21 @@ static bool prepare(png_structp png, png_infop info, int64_t pixels_max, enum w_
     png_set_interlace_handling(png);
     png_read_update_info(png, info);
     size_t row_bytes = png_get_rowbytes(png, info);
-    return row_bytes == (size_t)w * (*with_alpha ? 4 : 3) || w_fail(err, W_INTERNAL, "the PNG image has rows of %zu bytes for %u pixels", row_bytes, w);
+    return row_bytes == (size_t)w * (*with_alpha ? 4 : 3) ||
+           w_fail(err, W_INTERNAL, "the PNG image has rows of %zu bytes for %u pixels", row_bytes,
+                  w);
 }
 
 /* rows is the caller's to free: a jump may leave this function. */
-__attribute__((noinline)) static bool decode(png_structp png, png_infop info, int64_t pixels_max, enum w_alpha alpha, struct w_arena *a, struct w_image *dst, int *orientation,
-                   png_bytep *volatile *rows, struct w_error *err) {
+__attribute__((noinline)) static bool decode(png_structp png, png_infop info, int64_t pixels_max,
+                                             enum w_alpha alpha, struct w_arena *a,
+                                             struct w_image *dst, int *orientation,
+                                             png_bytep *volatile *rows, struct w_error *err) {
     bool with_alpha = false;
     png_read_info(png, info);
     if (!prepare(png, info, pixels_max, alpha, &with_alpha, err)) return false;
-    int32_t w = (int32_t)png_get_image_width(png, info), h = (int32_t)png_get_image_height(png, info);
+    int32_t w = (int32_t)png_get_image_width(png, info),
+            h = (int32_t)png_get_image_height(png, info);
     size_t row_bytes = png_get_rowbytes(png, info);
     if (!w__image_alloc(a, w, h, 3, W_COLOR_RGB, dst, err)) return false;
     uint8_t *pixels = with_alpha ? w_arena_array(a, row_bytes, (size_t)h) : dst->pixels;
@@ -97,8 +107,8 @@ __attribute__((noinline)) static bool decode(png_structp png, png_infop info, in
     return true;
 }
 
-bool w__png_decode(struct w_span bytes, int64_t pixels_max, enum w_alpha alpha, struct w_arena *a, struct w_image *dst,
-                   int *orientation, struct w_error *err) {
+bool w__png_decode(struct w_span bytes, int64_t pixels_max, enum w_alpha alpha, struct w_arena *a,
+                   struct w_image *dst, int *orientation, struct w_error *err) {
     struct reader r = {.left = bytes};
     png_bytep *volatile rows = NULL;
     png_structp png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &r, fail, warn);

@@ -1,11 +1,13 @@
 /* resample.c: Pillow's resize, bit for bit.
  *
- * Each axis has a table of weights: output i looks at the inputs within the filter's support around its centre, (i + 0.5)·scale,
- * where the support grows with the shrink (so that shrinking averages), and the weights of an output sum to 1. They are worked out in doubles,
- * rounded to 22 bits of fraction, and applied to 8-bit samples with 32-bit sums that start at one half. The horizontal pass comes
- * first and its result is rounded to 8 bits; only the rows that the vertical pass will look at are made. A pass whose size does not
- * change is left out. NEAREST is an affine lookup with the coordinate added up step by step, as the sum's rounding decides
- * which pixel is taken. Derived from reading what Pillow (HPND licence) computes; the code is ours. */
+ * Each axis has a table of weights: output i looks at the inputs within the filter's support around
+ * its centre, (i + 0.5)·scale, where the support grows with the shrink (so that shrinking
+ * averages), and the weights of an output sum to 1. They are worked out in doubles, rounded to 22
+ * bits of fraction, and applied to 8-bit samples with 32-bit sums that start at one half. The
+ * horizontal pass comes first and its result is rounded to 8 bits; only the rows that the vertical
+ * pass will look at are made. A pass whose size does not change is left out. NEAREST is an affine
+ * lookup with the coordinate added up step by step, as the sum's rounding decides which pixel is
+ * taken. Derived from reading what Pillow (HPND licence) computes; the code is ours. */
 #include "worker/pipeline/image.h"
 
 #include <math.h>
@@ -43,26 +45,33 @@ static double lanczos(double x) {
 static const struct {
     double (*weight)(double x);
     double support;
-} filters[] = {[W_PIL_BOX] = {box_filter, 0.5}, [W_PIL_BILINEAR] = {triangle, 1}, [W_PIL_BICUBIC] = {cubic, 2}, [W_PIL_LANCZOS] = {lanczos, 3}};
+} filters[] = {[W_PIL_BOX] = {box_filter, 0.5},
+               [W_PIL_BILINEAR] = {triangle, 1},
+               [W_PIL_BICUBIC] = {cubic, 2},
+               [W_PIL_LANCZOS] = {lanczos, 3}};
 
 /* The weights from [in0, in1) of in_size samples to out_size. */
-static bool axis_make(struct w_arena *a, enum w_filter filter, int32_t in_size, float in0, float in1, int32_t out_size, struct w_axis *axis,
-                      struct w_error *err) {
+static bool axis_make(struct w_arena *a, enum w_filter filter, int32_t in_size, float in0,
+                      float in1, int32_t out_size, struct w_axis *axis, struct w_error *err) {
     const double scale = (double)(in1 - in0) / out_size, filter_scale = scale < 1.0 ? 1.0 : scale;
     const double support = filters[filter].support * filter_scale, inverse = 1.0 / filter_scale;
     axis->taps = (int32_t)ceil(support) * 2 + 1;
     axis->first = w_arena_array(a, (size_t)out_size, sizeof *axis->first);
     axis->n = w_arena_array(a, (size_t)out_size, sizeof *axis->n);
-    axis->k = axis->taps < TAPS_MAX ? w_arena_array(a, (size_t)out_size, (size_t)axis->taps * sizeof *axis->k) : NULL;
+    axis->k = axis->taps < TAPS_MAX
+                  ? w_arena_array(a, (size_t)out_size, (size_t)axis->taps * sizeof *axis->k)
+                  : NULL;
     double *w = w_arena_array(a, (size_t)axis->taps, sizeof *w);
-    if (!axis->first || !axis->n || !axis->k || !w) return w_fail(err, W_NO_MEMORY, "no memory for the weights of a resize to %d", out_size);
+    if (!axis->first || !axis->n || !axis->k || !w)
+        return w_fail(err, W_NO_MEMORY, "no memory for the weights of a resize to %d", out_size);
     for (int32_t i = 0; i < out_size; i++) {
         const double centre = in0 + (i + 0.5) * scale;
         double sum = 0;
         int32_t low = (int32_t)(centre - support + 0.5), high = (int32_t)(centre + support + 0.5);
         if (low < 0) low = 0;
         if (high > in_size) high = in_size;
-        for (int32_t x = low; x < high; x++) sum += w[x - low] = filters[filter].weight((x - centre + 0.5) * inverse);
+        for (int32_t x = low; x < high; x++)
+            sum += w[x - low] = filters[filter].weight((x - centre + 0.5) * inverse);
         int32_t *k = axis->k + (size_t)i * (size_t)axis->taps;
         for (int32_t j = 0; j < high - low; j++) {
             double v = sum != 0.0 ? w[j] / sum : w[j];
@@ -82,56 +91,81 @@ static const struct w_resample *level(void) {
     return &w__resample_generic;
 }
 
-static bool nearest(struct w_arena *a, const struct w_image *src, const float *box, struct w_image *dst, struct w_error *err) {
-    const double step_x = (double)(box[2] - box[0]) / dst->w, step_y = (double)(box[3] - box[1]) / dst->h;
+static bool nearest(struct w_arena *a, const struct w_image *src, const float *box,
+                    struct w_image *dst, struct w_error *err) {
+    const double step_x = (double)(box[2] - box[0]) / dst->w,
+                 step_y = (double)(box[3] - box[1]) / dst->h;
     int32_t *at = w_arena_array(a, (size_t)dst->w, sizeof *at);
     if (!at) return w_fail(err, W_NO_MEMORY, "no memory for a row of %d pixels", dst->w);
     double x = box[0] + step_x * 0.5, y = box[1] + step_y * 0.5;
-    for (int32_t i = 0; i < dst->w; i++, x += step_x) at[i] = x < 0 ? -1 : (int32_t)x < src->w ? (int32_t)x : -1;
+    for (int32_t i = 0; i < dst->w; i++, x += step_x)
+        at[i] = x < 0 ? -1 : (int32_t)x < src->w ? (int32_t)x : -1;
     const size_t c = (size_t)src->channels;
     uint8_t *d = dst->pixels;
     for (int32_t j = 0; j < dst->h; j++, y += step_y) {
         int32_t row = y < 0 ? -1 : (int32_t)y < src->h ? (int32_t)y : -1;
         const uint8_t *s = src->pixels + (size_t)(row < 0 ? 0 : row) * (size_t)src->w * c;
         for (int32_t i = 0; i < dst->w; i++, d += c) {
-            if (row < 0 || at[i] < 0) memset(d, 0, c);
-            else if (c == 3) d[0] = s[3 * at[i]], d[1] = s[3 * at[i] + 1], d[2] = s[3 * at[i] + 2];
-            else d[0] = s[at[i]];
+            if (row < 0 || at[i] < 0)
+                memset(d, 0, c);
+            else if (c == 3)
+                d[0] = s[3 * at[i]], d[1] = s[3 * at[i] + 1], d[2] = s[3 * at[i] + 2];
+            else
+                d[0] = s[at[i]];
         }
     }
     return true;
 }
 
-static bool resample(struct w_arena *a, const struct w_image *src, enum w_filter filter, const float *box, struct w_image *dst, struct w_error *err) {
-    const bool across = dst->w != src->w || box[0] != 0 || box[2] != (float)dst->w, down = dst->h != src->h || box[1] != 0 || box[3] != (float)dst->h;
+static bool resample(struct w_arena *a, const struct w_image *src, enum w_filter filter,
+                     const float *box, struct w_image *dst, struct w_error *err) {
+    const bool across = dst->w != src->w || box[0] != 0 || box[2] != (float)dst->w,
+               down = dst->h != src->h || box[1] != 0 || box[3] != (float)dst->h;
     const struct w_resample *r = level();
     const size_t c = (size_t)src->channels;
     struct w_axis x_axis, y_axis;
-    if (!across && !down) return memcpy(dst->pixels, src->pixels, (size_t)src->w * (size_t)src->h * c), true;
-    if (!axis_make(a, filter, src->w, box[0], box[2], dst->w, &x_axis, err) || !axis_make(a, filter, src->h, box[1], box[3], dst->h, &y_axis, err)) return false;
-    const int32_t top = down ? y_axis.first[0] : 0, bottom = down ? y_axis.first[dst->h - 1] + y_axis.n[dst->h - 1] : src->h;
-    const uint8_t *rows = src->pixels + (size_t)top * (size_t)src->w * c; /* rows top … bottom, as the vertical pass sees them */
+    if (!across && !down)
+        return memcpy(dst->pixels, src->pixels, (size_t)src->w * (size_t)src->h * c), true;
+    if (!axis_make(a, filter, src->w, box[0], box[2], dst->w, &x_axis, err) ||
+        !axis_make(a, filter, src->h, box[1], box[3], dst->h, &y_axis, err))
+        return false;
+    const int32_t top = down ? y_axis.first[0] : 0,
+                  bottom = down ? y_axis.first[dst->h - 1] + y_axis.n[dst->h - 1] : src->h;
+    const uint8_t *rows =
+        src->pixels +
+        (size_t)top * (size_t)src->w * c; /* rows top … bottom, as the vertical pass sees them */
     if (across) {
-        uint8_t *wide = down ? w_arena_array(a, (size_t)(bottom - top) * (size_t)dst->w, c) : dst->pixels;
-        if (!wide) return w_fail(err, W_NO_MEMORY, "no memory for a picture of %d×%d between the passes of a resize", dst->w, bottom - top);
+        uint8_t *wide =
+            down ? w_arena_array(a, (size_t)(bottom - top) * (size_t)dst->w, c) : dst->pixels;
+        if (!wide)
+            return w_fail(err, W_NO_MEMORY,
+                          "no memory for a picture of %d×%d between the passes of a resize", dst->w,
+                          bottom - top);
         for (int32_t y = 0; y < bottom - top; y++)
-            r->horizontal(wide + (size_t)y * (size_t)dst->w * c, dst->w, rows + (size_t)y * (size_t)src->w * c, src->channels, &x_axis);
+            r->horizontal(wide + (size_t)y * (size_t)dst->w * c, dst->w,
+                          rows + (size_t)y * (size_t)src->w * c, src->channels, &x_axis);
         rows = wide;
     }
     const size_t stride = (size_t)dst->w * c;
     for (int32_t y = 0; down && y < dst->h; y++)
-        r->vertical(dst->pixels + (size_t)y * stride, stride, rows + (size_t)(y_axis.first[y] - top) * stride, stride,
+        r->vertical(dst->pixels + (size_t)y * stride, stride,
+                    rows + (size_t)(y_axis.first[y] - top) * stride, stride,
                     y_axis.k + (size_t)y * (size_t)y_axis.taps, y_axis.n[y]);
     return true;
 }
 
-bool w__image_resize(struct w_arena *a, const struct w_image *src, int32_t w, int32_t h, enum w_filter filter,
-                     const float *box, struct w_image *dst, struct w_error *err) {
+bool w__image_resize(struct w_arena *a, const struct w_image *src, int32_t w, int32_t h,
+                     enum w_filter filter, const float *box, struct w_image *dst,
+                     struct w_error *err) {
     const float all[4] = {0, 0, (float)src->w, (float)src->h};
     if (!box) box = all;
-    if (!(box[0] >= 0 && box[1] >= 0 && box[2] <= (float)src->w && box[3] <= (float)src->h && box[0] < box[2] && box[1] < box[3]))
-        return w_fail(err, W_BAD_INPUT, "the box %g,%g,%g,%g is not inside an image of %d×%d", (double)box[0], (double)box[1], (double)box[2], (double)box[3], src->w, src->h);
+    if (!(box[0] >= 0 && box[1] >= 0 && box[2] <= (float)src->w && box[3] <= (float)src->h &&
+          box[0] < box[2] && box[1] < box[3]))
+        return w_fail(err, W_BAD_INPUT, "the box %g,%g,%g,%g is not inside an image of %d×%d",
+                      (double)box[0], (double)box[1], (double)box[2], (double)box[3], src->w,
+                      src->h);
     if (!w__image_alloc(a, w, h, src->channels, src->color, dst, err)) return false;
     if (filter >= W_CV_LINEAR) return w__resize_cv(a, src, filter, dst, err);
-    return filter == W_PIL_NEAREST ? nearest(a, src, box, dst, err) : resample(a, src, filter, box, dst, err);
+    return filter == W_PIL_NEAREST ? nearest(a, src, box, dst, err)
+                                   : resample(a, src, filter, box, dst, err);
 }

@@ -1,6 +1,7 @@
-/* resample_avx2.c: the two passes of the resize for AVX2: the same integer sums, so the same bits. A pixel of three channels is
- * one load of four bytes whose last lane is never stored; the last tap, which may be the last pixel of the picture, is put
- * together from its three bytes, so that nothing is read behind it. */
+/* resample_avx2.c: the two passes of the resize for AVX2: the same integer sums, so the same bits.
+ * A pixel of three channels is one load of four bytes whose last lane is never stored; the last
+ * tap, which may be the last pixel of the picture, is put together from its three bytes, so that
+ * nothing is read behind it. */
 #include "worker/pipeline/image.h"
 
 #if defined(__x86_64__)
@@ -20,7 +21,8 @@ static inline __m128i pixel(const uint8_t *s) {
     return _mm_cvtepu8_epi32(_mm_cvtsi32_si128(v));
 }
 
-static void horizontal3(uint8_t *dst, int32_t dst_w, const uint8_t *src, const struct w_axis *axis) {
+static void horizontal3(uint8_t *dst, int32_t dst_w, const uint8_t *src,
+                        const struct w_axis *axis) {
     for (int32_t i = 0; i < dst_w; i++, dst += 3) {
         const int32_t *k = axis->k + (size_t)i * (size_t)axis->taps, n = axis->n[i];
         const uint8_t *s = src + (size_t)axis->first[i] * 3;
@@ -30,7 +32,8 @@ static void horizontal3(uint8_t *dst, int32_t dst_w, const uint8_t *src, const s
             sum = _mm_add_epi32(sum, _mm_mullo_epi32(pixel(s), _mm_set1_epi32(k[j])));
             odd = _mm_add_epi32(odd, _mm_mullo_epi32(pixel(s + 3), _mm_set1_epi32(k[j + 1])));
         }
-        for (; j + 1 < n; j++, s += 3) sum = _mm_add_epi32(sum, _mm_mullo_epi32(pixel(s), _mm_set1_epi32(k[j])));
+        for (; j + 1 < n; j++, s += 3)
+            sum = _mm_add_epi32(sum, _mm_mullo_epi32(pixel(s), _mm_set1_epi32(k[j])));
         if (j < n) {
             __m128i last = _mm_cvtepu8_epi32(_mm_cvtsi32_si128(s[0] | s[1] << 8 | s[2] << 16));
             sum = _mm_add_epi32(sum, _mm_mullo_epi32(last, _mm_set1_epi32(k[j])));
@@ -44,15 +47,18 @@ static void horizontal3(uint8_t *dst, int32_t dst_w, const uint8_t *src, const s
     }
 }
 
-static void horizontal1(uint8_t *dst, int32_t dst_w, const uint8_t *src, const struct w_axis *axis) {
+static void horizontal1(uint8_t *dst, int32_t dst_w, const uint8_t *src,
+                        const struct w_axis *axis) {
     for (int32_t i = 0; i < dst_w; i++) {
         const int32_t *k = axis->k + (size_t)i * (size_t)axis->taps, n = axis->n[i];
         const uint8_t *s = src + axis->first[i];
         __m256i wide = _mm256_setzero_si256();
         int32_t sum = 1 << (FRACTION_BITS - 1), j = 0;
         for (; j + 8 <= n; j += 8)
-            wide = _mm256_add_epi32(wide, _mm256_mullo_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(s + j))),
-                                                             _mm256_loadu_si256((const __m256i *)(k + j))));
+            wide = _mm256_add_epi32(
+                wide,
+                _mm256_mullo_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(s + j))),
+                                   _mm256_loadu_si256((const __m256i *)(k + j))));
         int32_t lanes[8];
         _mm256_storeu_si256((__m256i *)lanes, wide);
         for (int32_t l = 0; l < 8; l++) sum += lanes[l];
@@ -61,16 +67,21 @@ static void horizontal1(uint8_t *dst, int32_t dst_w, const uint8_t *src, const s
     }
 }
 
-static void horizontal(uint8_t *dst, int32_t dst_w, const uint8_t *src, int32_t channels, const struct w_axis *axis) {
-    if (channels == 3) horizontal3(dst, dst_w, src, axis);
-    else horizontal1(dst, dst_w, src, axis);
+static void horizontal(uint8_t *dst, int32_t dst_w, const uint8_t *src, int32_t channels,
+                       const struct w_axis *axis) {
+    if (channels == 3)
+        horizontal3(dst, dst_w, src, axis);
+    else
+        horizontal1(dst, dst_w, src, axis);
 }
 
 static inline __m256i step(__m256i sum, const uint8_t *s, __m256i k) {
-    return _mm256_add_epi32(sum, _mm256_mullo_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)s)), k));
+    return _mm256_add_epi32(
+        sum, _mm256_mullo_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)s)), k));
 }
 
-static void vertical(uint8_t *dst, size_t row_bytes, const uint8_t *src, size_t stride, const int32_t *k, int32_t n) {
+static void vertical(uint8_t *dst, size_t row_bytes, const uint8_t *src, size_t stride,
+                     const int32_t *k, int32_t n) {
     size_t x = 0;
     for (; x + 32 <= row_bytes; x += 32) {
         __m256i sums[4];
@@ -81,9 +92,12 @@ static void vertical(uint8_t *dst, size_t row_bytes, const uint8_t *src, size_t 
             for (int i = 0; i < 4; i++) sums[i] = step(sums[i], s + 8 * i, weight);
         }
         for (int i = 0; i < 4; i++) sums[i] = _mm256_srai_epi32(sums[i], FRACTION_BITS);
-        /* packs work within halves of 128 bits: the permutation puts the groups of four back in order */
-        __m256i low = _mm256_packs_epi32(sums[0], sums[1]), high = _mm256_packs_epi32(sums[2], sums[3]);
-        __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        /* packs work within halves of 128 bits: the permutation puts the groups of four back in
+         * order */
+        __m256i low = _mm256_packs_epi32(sums[0], sums[1]),
+                high = _mm256_packs_epi32(sums[2], sums[3]);
+        __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high),
+                                                    _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
         _mm256_storeu_si256((__m256i *)(dst + x), bytes);
     }
     for (; x < row_bytes; x++) {

@@ -8,7 +8,8 @@ static inline uint8_t clip(int32_t sum) {
     return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
 }
 
-static void horizontal(uint8_t *dst, int32_t dst_w, const uint8_t *src, int32_t channels, const struct w_axis *axis) {
+static void horizontal(uint8_t *dst, int32_t dst_w, const uint8_t *src, int32_t channels,
+                       const struct w_axis *axis) {
     for (int32_t i = 0; i < dst_w; i++) {
         const int32_t *k = axis->k + (size_t)i * (size_t)axis->taps;
         const uint8_t *s = src + (size_t)axis->first[i] * (size_t)channels;
@@ -20,7 +21,8 @@ static void horizontal(uint8_t *dst, int32_t dst_w, const uint8_t *src, int32_t 
     }
 }
 
-static void vertical(uint8_t *dst, size_t row_bytes, const uint8_t *src, size_t stride, const int32_t *k, int32_t n) {
+static void vertical(uint8_t *dst, size_t row_bytes, const uint8_t *src, size_t stride,
+                     const int32_t *k, int32_t n) {
     enum { BLOCK = 64 };
     for (size_t x = 0; x < row_bytes; x += BLOCK) {
         int32_t sums[BLOCK];

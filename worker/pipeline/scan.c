@@ -2,7 +2,8 @@
 
 #include <string.h>
 
-/* Passes over a string; p stands behind the opening quote. Returns behind the closing one, NULL if there is none. */
+/* Passes over a string; p stands behind the opening quote. Returns behind the closing one, NULL if
+ * there is none. */
 static const char *skip_string(const char *p, const char *end) {
     for (;;) {
         const char *quote = memchr(p, '"', (size_t)(end - p));
@@ -42,7 +43,8 @@ bool w__scan_value(struct w_scan *s, struct w_span *value) {
         bool in_object = depth && open[depth - 1] == '{';
         if ((c == '}' || c == ']') && depth) {
             if ((c == '}') != in_object) return false;
-            if (want != WANT_SEPARATOR && want != WANT_VALUE_OR_END && want != WANT_KEY_OR_END) return false;
+            if (want != WANT_SEPARATOR && want != WANT_VALUE_OR_END && want != WANT_KEY_OR_END)
+                return false;
             s->p++;
             depth--;
             want = WANT_SEPARATOR;
@@ -110,14 +112,17 @@ int w__scan_member(struct w_scan *s, bool *first, struct w_span *key, struct w_s
     return w__scan_value(s, value) ? 1 : -1;
 }
 
-/* --- strings ----------------------------------------------------------------------------------- */
+/* --- strings ---------------------------------------------------------------------------------- */
 
 static int hex4(const char *p, const char *end) {
     if (end - p < 4) return -1;
     int v = 0;
     for (int i = 0; i < 4; i++) {
         char c = p[i];
-        int d = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+        int d = c >= '0' && c <= '9'   ? c - '0'
+                : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                       : -1;
         if (d < 0) return -1;
         v = v * 16 + d;
     }
@@ -181,7 +186,8 @@ static const char *unescape(const char *p, const char *end, uint32_t *c) {
 char *w__scan_string(struct w_span raw, struct w_arena *arena, bool nul_ok, size_t *len) {
     if (raw.len < 2 || raw.ptr[0] != '"' || raw.ptr[raw.len - 1] != '"') return NULL;
     const char *p = raw.ptr + 1, *end = raw.ptr + raw.len - 1;
-    char *dst = w_arena_alloc(arena, raw.len), *d = dst; /* no escape is longer decoded than written */
+    char *dst = w_arena_alloc(arena, raw.len),
+         *d = dst; /* no escape is longer decoded than written */
     if (!dst) return NULL;
     while (p < end) {
         if (*p == '\\') {

@@ -2,15 +2,17 @@
  *
  *   struct blur { int32_t radius; };
  *   static const struct w_param params[] = {
- *       {"radius", W_PARAM_INT, offsetof(struct blur, radius), .min = 1, .max = 64, .deflt = 2, .help = "pixels"}, {0}};
- *   static bool check(struct w_step *s, const struct w_spec *in, struct w_spec *out, struct w_error *err) { … types and shapes … }
- *   static bool apply(const struct w_step *s, struct w_row *row, const struct w_value *in, struct w_value *out, struct w_error *err)
- *   static const struct w_step_desc desc = {.name = "blur", .summary = "…", .params = params, .state_bytes = sizeof(struct blur),
- *                                           .takes = W_TAKES(W_IMAGE), .gives = W_IMAGE, .check = check, .apply = apply};
- *   W_STEP(desc);
+ *       {"radius", W_PARAM_INT, offsetof(struct blur, radius), .min = 1, .max = 64, .deflt = 2,
+ * .help = "pixels"}, {0}}; static bool check(struct w_step *s, const struct w_spec *in, struct
+ * w_spec *out, struct w_error *err) { … types and shapes … } static bool apply(const struct w_step
+ * *s, struct w_row *row, const struct w_value *in, struct w_value *out, struct w_error *err) static
+ * const struct w_step_desc desc = {.name = "blur", .summary = "…", .params = params, .state_bytes =
+ * sizeof(struct blur), .takes = W_TAKES(W_IMAGE), .gives = W_IMAGE, .check = check, .apply =
+ * apply}; W_STEP(desc);
  *
- * The table reads the parameters (type, range, choice, file inside the model's folder) and refuses unknown keys with
- * the nearest name. check sees what the step before gives, as far as it is known at load, and says what this one gives. */
+ * The table reads the parameters (type, range, choice, file inside the model's folder) and refuses
+ * unknown keys with the nearest name. check sees what the step before gives, as far as it is known
+ * at load, and says what this one gives. */
 #ifndef QUERN_WORKER_STEP_H
 #define QUERN_WORKER_STEP_H
 
@@ -26,7 +28,8 @@ enum w_param_kind {
     W_PARAM_FLOATS, /* struct w_floats: a number or a list of 1 to W_FLOATS_MAX */
     W_PARAM_TEXT,   /* const char * */
     W_PARAM_FILE,   /* const char *: path of a file that exists inside the model's folder */
-    W_PARAM_JSON    /* json_t *, borrowed for the life of the pipeline: the step's own parse reads it */
+    W_PARAM_JSON /* json_t *, borrowed for the life of the pipeline: the step's own parse reads it
+                  */
 };
 
 #define W_FLOATS_MAX 16
@@ -38,9 +41,9 @@ struct w_floats {
 struct w_param {
     const char *name; /* NULL ends the table */
     enum w_param_kind kind;
-    size_t offset;    /* in the step's state */
-    double min, max;  /* of INT, DOUBLE and each of FLOATS; both 0: any finite number */
-    double deflt;     /* of INT, DOUBLE, BOOL, CHOICE (an index) */
+    size_t offset;       /* in the step's state */
+    double min, max;     /* of INT, DOUBLE and each of FLOATS; both 0: any finite number */
+    double deflt;        /* of INT, DOUBLE, BOOL, CHOICE (an index) */
     const char *choices; /* "rgb bgr gray" */
     bool required;
     const char *help;
@@ -51,7 +54,7 @@ struct w_spec {
     enum w_type type;
     int32_t w, h, channels; /* IMAGE */
     enum w_color color;
-    enum op_type dtype;     /* TENSOR; OP_UNDEFINED: not known */
+    enum op_type dtype; /* TENSOR; OP_UNDEFINED: not known */
     int rank;
     int64_t dims[OP_RANK_MAX];
     int8_t activated;
@@ -61,14 +64,12 @@ struct w_step_desc;
 
 struct w_step {
     const struct w_step_desc *desc;
-    void *state;         /* state_bytes, zeroed, then the defaults, then what was given */
-    int index;           /* from 0, for messages */
+    void *state; /* state_bytes, zeroed, then the defaults, then what was given */
+    int index;   /* from 0, for messages */
     const char *as, *from;
     const struct w_pipeline *pipeline;
-    const char *folder;  /* NULL: none */
+    const char *folder; /* NULL: none */
 };
-
-
 
 struct w_step_desc {
     const char *name, *summary;
@@ -77,22 +78,28 @@ struct w_step_desc {
     unsigned takes;    /* bits of W_TAKES */
     enum w_type gives; /* where check does not say otherwise */
     bool runs;         /* this is where the engine is called: no apply */
-    bool (*parse)(struct w_step *s, json_t *json, struct w_error *err); /* after the table; NULL: nothing more to read */
-    bool (*check)(struct w_step *s, const struct w_spec *in, struct w_spec *out, struct w_error *err);
-    bool (*apply)(const struct w_step *s, struct w_row *row, const struct w_value *in, struct w_value *out, struct w_error *err);
+    bool (*parse)(struct w_step *s, json_t *json,
+                  struct w_error *err); /* after the table; NULL: nothing more to read */
+    bool (*check)(struct w_step *s, const struct w_spec *in, struct w_spec *out,
+                  struct w_error *err);
+    bool (*apply)(const struct w_step *s, struct w_row *row, const struct w_value *in,
+                  struct w_value *out, struct w_error *err);
     void (*free)(void *state); /* what parse and check allocated; NULL: nothing */
 };
 
 #define W_TAKES(type) (1u << (type))
 #define W_STEP(desc)                                                                               \
-    __attribute__((used, section("quern_steps"))) static const struct w_step_desc *const w__registered_##desc = &desc
+    __attribute__((                                                                                \
+        used,                                                                                      \
+        section("quern_steps"))) static const struct w_step_desc *const w__registered_##desc =     \
+        &desc
 
 const struct w_step_desc *w__step_find(const char *name);
 const struct w_step_desc *w__step_at(size_t i); /* NULL past the last */
 
 /* Reads json (an object) into state by the table. `where` opens the messages: `step 2 "resize"`. */
-bool w__params_read(const struct w_param *params, json_t *json, void *state, const char *folder, const char *where,
-                    struct w_error *err);
+bool w__params_read(const struct w_param *params, json_t *json, void *state, const char *folder,
+                    const char *where, struct w_error *err);
 void w__params_free(const struct w_param *params, void *state); /* the strings */
 
 #endif

@@ -1,11 +1,13 @@
 /* text.c: writing JSON: a growing text in an arena, strings, shortest numbers, tensors.
  *
- * A float32 needs at most 9 significant digits. The number is scaled to an integer of 9 digits in double arithmetic
- * (exact to well below one unit), rounded to 6, 7, 8 and 9 digits, and the first that reads back as the same
- * float is written without its trailing zeros; six digits are enough to try first, for a shorter decimal that reads back is
- * the six-digit rounding too. Reading back is one multiplication or division of an integer below 2^53 by a power of
- * ten up to 10^22, which is exact to one rounding; where the double lies within a unit of the middle between two floats the
- * next precision is tried, so a tie is never relied upon. Numbers outside 1e-12 … 1e21 go through printf. */
+ * A float32 needs at most 9 significant digits. The number is scaled to an integer of 9 digits in
+ * double arithmetic (exact to well below one unit), rounded to 6, 7, 8 and 9 digits, and the first
+ * that reads back as the same float is written without its trailing zeros; six digits are enough to
+ * try first, for a shorter decimal that reads back is the six-digit rounding too. Reading back is
+ * one multiplication or division of an integer below 2^53 by a power of ten up to 10^22, which is
+ * exact to one rounding; where the double lies within a unit of the middle between two floats the
+ * next precision is tried, so a tie is never relied upon. Numbers outside 1e-12 … 1e21 go through
+ * printf. */
 #include "worker/pipeline/scan.h"
 
 #include <math.h>
@@ -19,8 +21,10 @@ static char *reserve(struct w_text *t, size_t n) {
     if (t->failed) return NULL;
     if (n < t->size - t->len) return t->ptr + t->len;
     size_t size = t->size ? 2 * t->size : 4096;
-    if (n > SIZE_MAX / 4 || t->len > SIZE_MAX / 4) size = SIZE_MAX;
-    else if (size < t->len + n + 1) size = t->len + n + 1;
+    if (n > SIZE_MAX / 4 || t->len > SIZE_MAX / 4)
+        size = SIZE_MAX;
+    else if (size < t->len + n + 1)
+        size = t->len + n + 1;
     char *p = w_arena_alloc(t->arena, size);
     if (!p) return t->failed = true, NULL;
     if (t->len) memcpy(p, t->ptr, t->len);
@@ -55,11 +59,15 @@ void w_text_printf(struct w_text *t, const char *format, ...) {
     va_end(again);
 }
 
-/* --- strings ----------------------------------------------------------------------------------- */
+/* --- strings ---------------------------------------------------------------------------------- */
 
 static size_t utf8_ok(const unsigned char *p, size_t n) {
     static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
-    size_t len = *p < 0x80 ? 1 : *p >= 0xc2 && *p < 0xe0 ? 2 : *p >= 0xe0 && *p < 0xf0 ? 3 : *p >= 0xf0 && *p < 0xf5 ? 4 : 0;
+    size_t len = *p < 0x80                 ? 1
+                 : *p >= 0xc2 && *p < 0xe0 ? 2
+                 : *p >= 0xe0 && *p < 0xf0 ? 3
+                 : *p >= 0xf0 && *p < 0xf5 ? 4
+                                           : 0;
     if (!len || len > n) return 0;
     uint32_t c = len == 1 ? *p : *p & (0xffu >> (len + 1));
     for (size_t i = 1; i < len; i++) {
@@ -88,7 +96,9 @@ void w_text_string(struct w_text *t, const char *text, size_t len) {
             i++;
         } else {
             size_t run = n; /* a stretch without escapes in one copy */
-            while (i + run < len && p[i + run] >= 32 && p[i + run] < 127 && p[i + run] != '"' && p[i + run] != '\\') run++;
+            while (i + run < len && p[i + run] >= 32 && p[i + run] < 127 && p[i + run] != '"' &&
+                   p[i + run] != '\\')
+                run++;
             w_text_add(t, text + i, run);
             i += run;
         }
@@ -96,10 +106,11 @@ void w_text_string(struct w_text *t, const char *text, size_t len) {
     w_text_add(t, "\"", 1);
 }
 
-/* --- numbers ----------------------------------------------------------------------------------- */
+/* --- numbers ---------------------------------------------------------------------------------- */
 
-static const double powers[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
-                                1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
+static const double powers[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,
+                                1e8,  1e9,  1e10, 1e11, 1e12, 1e13, 1e14, 1e15,
+                                1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
 
 /* m·10^e reads back as v, and no reader can see it otherwise. */
 static bool reads_back(uint64_t m, int e, float v) {
@@ -111,11 +122,14 @@ static bool reads_back(uint64_t m, int e, float v) {
     return (cut < 0x0fffffff || cut > 0x10000001) && (float)x.d == v;
 }
 
-static const char two_digits[] = "00010203040506070809101112131415161718192021222324252627282930313233343536373839404142434445464748"
-                                  "4950515253545556575859606162636465666768697071727374757677787980818283848586878889909192939495969798"
-                                  "99";
+static const char two_digits[] = "00010203040506070809101112131415161718192021222324252627282930313"
+                                 "233343536373839404142434445464748"
+                                 "49505152535455565758596061626364656667686970717273747576777879808"
+                                 "18283848586878889909192939495969798"
+                                 "99";
 
-/* m·10^e, 0 < m ≤ 10^9, as plain decimals or with an exponent. Returns behind the last character; at most 32. */
+/* m·10^e, 0 < m ≤ 10^9, as plain decimals or with an exponent. Returns behind the last character;
+ * at most 32. */
 static char *put_decimal(char *d, uint32_t m, int e) {
     char text[10];
     int n = 10;
@@ -165,7 +179,8 @@ static char *put_float(char *d, float v) {
         float f;
         uint32_t u;
     } bits = {v};
-    int k = (int)(((int)(bits.u >> 23) - 127) * 78913 >> 18); /* ⌊log10 v⌋ from ⌊log2 v⌋, or one less */
+    int k =
+        (int)(((int)(bits.u >> 23) - 127) * 78913 >> 18); /* ⌊log10 v⌋ from ⌊log2 v⌋, or one less */
     if (k >= -1 ? (double)v >= powers[k + 1] : (double)v * powers[-k - 1] >= 1) k++;
     const int e = k - 8; /* v is about m·10^e with 9 digits */
     const double scaled = e < 0 ? (double)v * powers[-e] : (double)v / powers[e];
@@ -184,7 +199,8 @@ void w_text_float(struct w_text *t, float value) {
 
 static char *put_double(char *d, double v) {
     if (!isfinite(v)) return memcpy(d, "null", 4), d + 4;
-    if (v == floor(v) && fabs(v) < 1e15 && !(v == 0 && signbit(v))) return d + sprintf(d, "%lld", (long long)v);
+    if (v == floor(v) && fabs(v) < 1e15 && !(v == 0 && signbit(v)))
+        return d + sprintf(d, "%lld", (long long)v);
     if (v == 0) return memcpy(d, "-0.0", 4), d + 4;
     for (int precision = 15; precision <= 17; precision++) {
         int n = sprintf(d, "%.*g", precision, v);
@@ -208,15 +224,19 @@ static char *put_int(char *d, uint64_t m, bool negative) {
     return d;
 }
 
-/* --- tensors ----------------------------------------------------------------------------------- */
+/* --- tensors ---------------------------------------------------------------------------------- */
 
 static char *put_element(char *d, const struct op_tensor *t, int64_t i) {
     switch (t->dtype) {
-    case OP_F32: return put_float(d, ((const float *)t->data)[i]);
+    case OP_F32:
+        return put_float(d, ((const float *)t->data)[i]);
     case OP_F16:
-    case OP_BF16: return put_float(d, (float)w__element(t, i));
-    case OP_F64: return put_double(d, ((const double *)t->data)[i]);
-    case OP_U64: return put_int(d, ((const uint64_t *)t->data)[i], false);
+    case OP_BF16:
+        return put_float(d, (float)w__element(t, i));
+    case OP_F64:
+        return put_double(d, ((const double *)t->data)[i]);
+    case OP_U64:
+        return put_int(d, ((const uint64_t *)t->data)[i], false);
     case OP_I64: {
         int64_t v = ((const int64_t *)t->data)[i];
         return put_int(d, v < 0 ? 0 - (uint64_t)v : (uint64_t)v, v < 0);
@@ -257,14 +277,19 @@ static bool text_data(struct w_text *t, const struct op_tensor *tensor, int64_t 
     return !t->failed;
 }
 
-bool w_text_tensor(struct w_text *t, const struct op_tensor *tensor, bool b64, struct w_error *err) {
+bool w_text_tensor(struct w_text *t, const struct op_tensor *tensor, bool b64,
+                   struct w_error *err) {
     int64_t count = op_tensor_count(tensor), bytes = op_tensor_bytes(tensor);
     if (tensor->kind != OP_KIND_TENSOR || count < 0 || bytes < 0)
-        return w_fail(err, W_UNSUPPORTED, "an output is a sequence or an optional: only tensors can be written as a result");
+        return w_fail(
+            err, W_UNSUPPORTED,
+            "an output is a sequence or an optional: only tensors can be written as a result");
     if (tensor->dtype == OP_C64 || tensor->dtype == OP_C128)
-        return w_fail(err, W_UNSUPPORTED, "an output is %s: complex numbers have no JSON form", op_type_name(tensor->dtype));
+        return w_fail(err, W_UNSUPPORTED, "an output is %s: complex numbers have no JSON form",
+                      op_type_name(tensor->dtype));
     w_text_printf(t, "{\"dtype\":\"%s\",\"shape\":[", op_type_name(tensor->dtype));
-    for (int i = 0; i < tensor->rank; i++) w_text_printf(t, i ? ",%lld" : "%lld", (long long)tensor->dims[i]);
+    for (int i = 0; i < tensor->rank; i++)
+        w_text_printf(t, i ? ",%lld" : "%lld", (long long)tensor->dims[i]);
     w_text_puts(t, "]");
     if (b64 && tensor->dtype != OP_STRING) {
         w_text_puts(t, ",\"b64\":\"");

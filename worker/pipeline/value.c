@@ -1,8 +1,9 @@
 /* value.c: the error slot, the arena, and the line that describes a value to people.
  *
- * The arena is a list of blocks, the newest first. A request that does not fit the newest block opens a block
- * of its own size or of the usual one, whichever is larger. Reset keeps blocks up to KEEP_BYTES, newest
- * (largest, as sizes double) first, so a lane that sees jobs of one kind stops asking malloc. */
+ * The arena is a list of blocks, the newest first. A request that does not fit the newest block
+ * opens a block of its own size or of the usual one, whichever is larger. Reset keeps blocks up to
+ * KEEP_BYTES, newest (largest, as sizes double) first, so a lane that sees jobs of one kind stops
+ * asking malloc. */
 #include "worker/pipeline/value.h"
 
 #include <math.h>
@@ -11,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* --- errors ------------------------------------------------------------------------------------ */
+/* --- errors ----------------------------------------------------------------------------------- */
 
 bool w_fail(struct w_error *err, const char *code, const char *format, ...) {
     if (!err) return false;
@@ -38,7 +39,7 @@ bool w_fail_in(struct w_error *err, const char *format, ...) {
     return false;
 }
 
-/* --- memory ------------------------------------------------------------------------------------ */
+/* --- memory ----------------------------------------------------------------------------------- */
 
 enum { ALIGN = 64, BLOCK_BYTES = 256 << 10, KEEP_BYTES = 16 << 20 };
 
@@ -60,7 +61,8 @@ void *w_arena_alloc(struct w_arena *a, size_t bytes) {
     /* The few kept blocks of earlier jobs stand in line behind the newest. */
     while (b && b->bytes - b->used < bytes) b = b->next;
     if (!b) {
-        size_t size = a->blocks && a->blocks->bytes < KEEP_BYTES ? 2 * a->blocks->bytes : BLOCK_BYTES;
+        size_t size =
+            a->blocks && a->blocks->bytes < KEEP_BYTES ? 2 * a->blocks->bytes : BLOCK_BYTES;
         if (size < bytes) size = bytes;
         if (size > a->bytes_max) size = bytes;
         b = aligned_alloc(ALIGN, sizeof *b + size);
@@ -112,7 +114,7 @@ void w_arena_finish(struct w_arena *a) {
     *a = (struct w_arena){.bytes_max = a->bytes_max};
 }
 
-/* --- describing -------------------------------------------------------------------------------- */
+/* --- describing ------------------------------------------------------------------------------- */
 
 const char *w_type_name(enum w_type type) {
     static const char *const names[] = {
@@ -142,7 +144,8 @@ static void summary_image(const struct w_image *im, char *dst, size_t n) {
         for (int32_t c = 0; c < im->channels; c++) sum[c] += im->pixels[i * im->channels + c];
     int at = snprintf(dst, n, "image %d×%d %s, mean", im->w, im->h, colors[im->color]);
     for (int32_t c = 0; c < im->channels && at > 0 && (size_t)at < n; c++)
-        at += snprintf(dst + at, n - (size_t)at, " %.2f", n_pixels ? (double)sum[c] / (double)n_pixels : 0.0);
+        at += snprintf(dst + at, n - (size_t)at, " %.2f",
+                       n_pixels ? (double)sum[c] / (double)n_pixels : 0.0);
 }
 
 static void summary_tensor(const struct op_tensor *t, char *dst, size_t n) {
@@ -158,15 +161,16 @@ static void summary_tensor(const struct op_tensor *t, char *dst, size_t n) {
         if (x[i] < least) least = x[i];
         if (x[i] > most) most = x[i];
     }
-    snprintf(dst + at, n - (size_t)at, " min %.5g mean %.5g max %.5g", least, sum / (double)count, most);
+    snprintf(dst + at, n - (size_t)at, " min %.5g mean %.5g max %.5g", least, sum / (double)count,
+             most);
 }
 
 static void summary_labels(const struct w_value *v, char *dst, size_t n) {
     int at = snprintf(dst, n, "labels, %zu:", v->labels.n);
     for (size_t i = 0; i < v->labels.n && i < 3 && at > 0 && (size_t)at < n; i++) {
         const struct w_label *l = &v->labels.items[i];
-        at += snprintf(dst + at, n - (size_t)at, "%s %s (%lld) %.4f", i ? "," : "", l->label ? l->label : "class",
-                       (long long)l->index, l->score);
+        at += snprintf(dst + at, n - (size_t)at, "%s %s (%lld) %.4f", i ? "," : "",
+                       l->label ? l->label : "class", (long long)l->index, l->score);
     }
 }
 
@@ -175,12 +179,23 @@ char *w_value_summary(const struct w_value *v, char *dst, size_t dst_bytes) {
     switch (v->type) {
     case W_BYTES:
     case W_TEXT:
-    case W_JSON: summary_text(v, dst, dst_bytes); break;
-    case W_IMAGE: summary_image(&v->image, dst, dst_bytes); break;
-    case W_TENSOR: summary_tensor(&v->tensor, dst, dst_bytes); break;
-    case W_LABELS: summary_labels(v, dst, dst_bytes); break;
-    case W_LIST: snprintf(dst, dst_bytes, "list, %zu items", v->list.n); break;
-    default: snprintf(dst, dst_bytes, "%s", w_type_name(v->type));
+    case W_JSON:
+        summary_text(v, dst, dst_bytes);
+        break;
+    case W_IMAGE:
+        summary_image(&v->image, dst, dst_bytes);
+        break;
+    case W_TENSOR:
+        summary_tensor(&v->tensor, dst, dst_bytes);
+        break;
+    case W_LABELS:
+        summary_labels(v, dst, dst_bytes);
+        break;
+    case W_LIST:
+        snprintf(dst, dst_bytes, "list, %zu items", v->list.n);
+        break;
+    default:
+        snprintf(dst, dst_bytes, "%s", w_type_name(v->type));
     }
     return dst;
 }

@@ -1,10 +1,11 @@
 /* value.h: what flows through a pipeline, the memory that it lives in, and the error slot.
  *
- * A value owns nothing: its data lies in the arena of its row, or is lent by whoever made it (a memory-mapped
- * file, the job's JSON text, the engine's outputs) for as long as the row lives. So nothing is freed one by
- * one, and a row that fails half-way is thrown away by one w_arena_reset.
+ * A value owns nothing: its data lies in the arena of its row, or is lent by whoever made it (a
+ * memory-mapped file, the job's JSON text, the engine's outputs) for as long as the row lives. So
+ * nothing is freed one by one, and a row that fails half-way is thrown away by one w_arena_reset.
  *
- * Threads: none of this is locked. An arena, and the values in it, belong to one thread at a time. */
+ * Threads: none of this is locked. An arena, and the values in it, belong to one thread at a time.
+ */
 #ifndef QUERN_WORKER_VALUE_H
 #define QUERN_WORKER_VALUE_H
 
@@ -14,10 +15,10 @@
 
 #include "ops/ops.h"
 
-/* --- errors ------------------------------------------------------------------------------------ */
+/* --- errors ----------------------------------------------------------------------------------- */
 
-/* code is one of the job error codes of the queue's table, as text ("bad_shape"), so that this folder
- * needs no queue; text is a sentence that names the thing, the found and the expected. */
+/* code is one of the job error codes of the queue's table, as text ("bad_shape"), so that this
+ * folder needs no queue; text is a sentence that names the thing, the found and the expected. */
 struct w_error {
     const char *code;
     char text[480];
@@ -37,24 +38,27 @@ struct w_error {
 #define W_OUTPUT_FAILED "output_failed"
 #define W_INTERNAL "internal"
 
-/* Fills err (NULL: nobody wants it) and returns false, so that a function can end in `return w_fail(…)`. */
+/* Fills err (NULL: nobody wants it) and returns false, so that a function can end in `return
+ * w_fail(…)`. */
 bool w_fail(struct w_error *err, const char *code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 /* Puts a printf prefix in front of err's text: where it happened. Returns false. */
 bool w_fail_in(struct w_error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* --- memory ------------------------------------------------------------------------------------ */
+/* --- memory ----------------------------------------------------------------------------------- */
 
 struct w__block;
 
-/* Bump allocation with a ceiling; reset keeps the blocks, so a lane in its stride allocates nothing. */
+/* Bump allocation with a ceiling; reset keeps the blocks, so a lane in its stride allocates
+ * nothing. */
 struct w_arena {
     struct w__block *blocks;
     size_t used_bytes, bytes_max;
 };
 
 void w_arena_init(struct w_arena *a, size_t bytes_max);
-/* 64-byte aligned, not zeroed; NULL beyond bytes_max or without memory. 0 bytes give a valid pointer. */
+/* 64-byte aligned, not zeroed; NULL beyond bytes_max or without memory. 0 bytes give a valid
+ * pointer. */
 void *w_arena_alloc(struct w_arena *a, size_t bytes);
 /* n × size, checked for overflow. */
 void *w_arena_array(struct w_arena *a, size_t n, size_t size);
@@ -62,7 +66,7 @@ char *w_arena_text(struct w_arena *a, const char *text, size_t len); /* a NUL-te
 void w_arena_reset(struct w_arena *a);  /* forgets all; keeps up to 16 MiB of blocks */
 void w_arena_finish(struct w_arena *a); /* gives the blocks back */
 
-/* --- types ------------------------------------------------------------------------------------- */
+/* --- types ------------------------------------------------------------------------------------ */
 
 #define W_TYPE_MAP(X)                                                                              \
     X(BYTES, "bytes")                                                                              \
@@ -86,7 +90,8 @@ enum w_type {
 };
 const char *w_type_name(enum w_type type);
 
-/* bytes, text (UTF-8) and json (the raw JSON text of one value; nothing is parsed before a step wants it) */
+/* bytes, text (UTF-8) and json (the raw JSON text of one value; nothing is parsed before a step
+ * wants it) */
 struct w_span {
     const char *ptr;
     size_t len;
@@ -108,8 +113,9 @@ struct w_label {
     int64_t index;
 };
 
-/* Where an image came from: x' = m[0]·x + m[1]·y + m[2], y' = m[3]·x + m[4]·y + m[5] takes a point of the
- * decoded original (after EXIF) to the present image. Pixel i covers [i, i+1). w 0: no image was there. */
+/* Where an image came from: x' = m[0]·x + m[1]·y + m[2], y' = m[3]·x + m[4]·y + m[5] takes a point
+ * of the decoded original (after EXIF) to the present image. Pixel i covers [i, i+1). w 0: no image
+ * was there. */
 struct w_geometry {
     double m[6];
     int32_t w, h; /* of the original */
@@ -117,7 +123,7 @@ struct w_geometry {
 
 struct w_value {
     enum w_type type;
-    bool flat;             /* a tensor whose shape says nothing: a table's row, to be given the model's shape */
+    bool flat; /* a tensor whose shape says nothing: a table's row, to be given the model's shape */
     int8_t activated;      /* a tensor that went through: 0 nothing, 1 softmax, 2 sigmoid */
     struct w_geometry geo; /* of an image and of what was made of it */
     union {
@@ -135,7 +141,8 @@ struct w_value {
     };
 };
 
-/* One line for people: `image 224×224 rgb, mean 112.3` or `tensor f32[3,224,224] min -2.1 mean 0.03 max 2.6`. */
+/* One line for people: `image 224×224 rgb, mean 112.3` or `tensor f32[3,224,224] min -2.1 mean 0.03
+ * max 2.6`. */
 char *w_value_summary(const struct w_value *v, char *dst, size_t dst_bytes);
 
 #endif
