@@ -172,7 +172,7 @@ OP_API int op_model_batchable(struct op_model *m, struct op_error *err);
 
 struct op_session_options {
     int n_threads;               /* intra-operator threads; 0: 1 */
-    const volatile bool *cancel; /* polled between nodes; NULL: never */
+    const volatile bool *cancel; /* polled between nodes (a relaxed atomic load: set it with an atomic store); NULL: never */
     void (*on_node)(void *user, const char *op_type, const char *name, uint64_t ns, double flops, double bytes); /* a profile; NULL: none */
     void *user;
     bool any_shape; /* inputs may have other shapes than the model declares, as long as its graph takes them */

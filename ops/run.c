@@ -71,7 +71,7 @@ static enum op_status step_dynamic(struct op_exec *x, struct op_plan *p, struct 
 static enum op_status run_step(struct op_exec *x, struct op_plan *p, struct op_step *s, char *arena) {
     s->ctx.exec = x;
     if (++x->steps > OP__STEPS_MAX) return op__fail(&s->ctx, OP_LIMIT, "the run has taken %d steps without coming to an end", OP__STEPS_MAX);
-    if (x->cancel && *x->cancel) return op__fail(&s->ctx, OP_CANCELLED, "the run was cancelled");
+    if (x->cancel && __atomic_load_n(x->cancel, __ATOMIC_RELAXED)) return op__fail(&s->ctx, OP_CANCELLED, "the run was cancelled");
     const struct op_session_options *o = x->session ? &x->session->options : NULL;
     if (!o || !o->on_node) return s->fixed ? step_fixed(x, s, arena) : step_dynamic(x, p, s);
     uint64_t start = now_ns();

@@ -17,7 +17,7 @@ rng = np.random.default_rng(2)
 
 
 def models(folder):
-    path = jobs.store(folder, double=tiny_onnx.affine(2), top=tiny_onnx.affine(1), slow=tiny_onnx.slow(3000))
+    path = jobs.store(folder, double=tiny_onnx.affine(2), top=tiny_onnx.affine(1), slow=tiny_onnx.slow(60 if os.environ.get("SAN") else 3000))
     with open(os.path.join(path, "top/1/model.json"), "w") as f:
         f.write('{"quern": 1, "pipeline": [{"run": {}}, {"topk": {"k": 1}}]}')
     return path
