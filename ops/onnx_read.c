@@ -303,7 +303,7 @@ static enum op_status read_list(struct reader *r, const struct proto *p, uint32_
 
 struct attr_parts { /* the fields of an AttributeProto */
     uint64_t type;
-    struct wire_field value; /* the last of the fields 2 to 6 */
+    struct wire_field value; /* the last of the fields 2 to 6, or a sparse tensor (22) */
     uint32_t list;           /* 7, 8, 9: which list there is */
     const char *ref;
     bool other;
@@ -316,11 +316,11 @@ static enum op_status attr_walk(struct reader *r, const struct proto *p, struct 
     a->name = "";
     while (st == OP_OK && wire_next(&w, &f)) {
         if (f.number == 1) st = take_name(r, &f, &a->name);
-        else if (f.number >= 2 && f.number <= 6) parts->value = f;
+        else if ((f.number >= 2 && f.number <= 6) || f.number == 22) parts->value = f;
         else if (f.number >= 7 && f.number <= 9) parts->list = f.number;
         else if (f.number == 20) parts->type = f.value;
         else if (f.number == 21) st = take_name(r, &f, &parts->ref);
-        else if (f.number == 10 || f.number == 11 || f.number == 14 || f.number == 15 || f.number == 22 || f.number == 23) parts->other = true;
+        else if (f.number == 10 || f.number == 11 || f.number == 14 || f.number == 15 || f.number == 23) parts->other = true;
     }
     return st != OP_OK ? st : w.bad ? malformed(r, "AttributeProto") : OP_OK;
 }
@@ -345,7 +345,9 @@ static enum op_status read_attr(struct reader *r, const struct proto *p, struct 
         return OP_OK;
     }
     const struct wire_field *f = &parts.value;
-    a->kind = parts.type >= 1 && parts.type <= 8 ? (enum op_attr_kind)parts.type : parts.type || parts.other ? OP_ATTR_OTHER
+    bool sparse = f->number == 22; /* becomes a dense one here */
+    a->kind = sparse ? OP_ATTR_TENSOR
+              : parts.type >= 1 && parts.type <= 8 ? (enum op_attr_kind)parts.type : parts.type || parts.other ? OP_ATTR_OTHER
               : f->number                        ? of_field[f->number]
               : parts.list                       ? of_field[parts.list]
                                                  : OP_ATTR_OTHER;
@@ -360,8 +362,8 @@ static enum op_status read_attr(struct reader *r, const struct proto *p, struct 
         a->s = (struct op_string){op__arena_string(&r->m->arena, bytes ? (const char *)f->data : "", bytes ? f->len : 0), bytes ? f->len : 0};
         return a->s.data ? OP_OK : no_memory(r);
     case OP_ATTR_TENSOR:
-        if (!bytes || f->number != 5) return op__node_fail(r->err, n, OP_BAD_MODEL, "attribute \"%s\" has no tensor", a->name);
-        st = read_constant(r, f, false, &c, NULL);
+        if (!bytes || (f->number != 5 && !sparse)) return op__node_fail(r->err, n, OP_BAD_MODEL, "attribute \"%s\" has no tensor", a->name);
+        st = read_constant(r, f, sparse, &c, NULL);
         if (st == OP_OK) a->t = &c->t;
         return st;
     case OP_ATTR_GRAPH:

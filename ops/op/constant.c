@@ -7,7 +7,7 @@
 /* The constant as a tensor whose data is the attribute's own. Exactly one of the attributes may be there. */
 static enum op_status constant_value(const struct op_ctx *ctx, struct op_tensor *v) {
     static const char *const names[] = {"value", "value_float", "value_floats", "value_int", "value_ints", "value_string", "value_strings", "sparse_value"};
-    static const enum op_attr_kind kinds[] = {OP_ATTR_TENSOR, OP_ATTR_FLOAT, OP_ATTR_FLOATS, OP_ATTR_INT, OP_ATTR_INTS, OP_ATTR_STRING, OP_ATTR_STRINGS, OP_ATTR_OTHER};
+    static const enum op_attr_kind kinds[] = {OP_ATTR_TENSOR, OP_ATTR_FLOAT, OP_ATTR_FLOATS, OP_ATTR_INT, OP_ATTR_INTS, OP_ATTR_STRING, OP_ATTR_STRINGS, OP_ATTR_TENSOR};
     static const enum op_type types[] = {OP_UNDEFINED, OP_F32, OP_F32, OP_I64, OP_I64, OP_STRING, OP_STRING, OP_UNDEFINED};
     const struct op_attr *found = NULL;
     int which = 0;
@@ -29,7 +29,7 @@ static enum op_status constant_value(const struct op_ctx *ctx, struct op_tensor 
     case OP_ATTR_FLOATS: v->data = found->floats; break;
     case OP_ATTR_INTS: v->data = found->ints; break;
     case OP_ATTR_STRINGS: v->data = found->strings; break;
-    default: return op__fail(ctx, OP_UNSUPPORTED, "sparse constants are not supported");
+    default: return op__fail(ctx, OP_UNSUPPORTED, "the attribute %s is not supported", found->name);
     }
     if (op_tensor_bytes(v) < 0) return op__fail(ctx, OP_BAD_MODEL, "the value has no valid size");
     return OP_OK;

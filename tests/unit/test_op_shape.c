@@ -606,6 +606,38 @@ static void test_old_opsets_are_upgraded(void **state) {
     free(x);
 }
 
+static void test_constants_of_every_form(void **state) {
+    (void)state;
+    struct ot m;
+    float one = 1, values[2] = {2.5f, 3.5f};
+    int64_t at[2] = {1, 5}, dims[2] = {2, 3};
+    struct op_tensor in = tensor(OP_F32, 0, NULL, &one);
+    begin(&m, 13, "Constant", "", "f", &in, 1);
+    ot_float(&m, "value_float", 4.5f);
+    ot_node(&m, "Constant", "", "i");
+    ot_ints(&m, "value_ints", 2, (int64_t[]){7, -8});
+    ot_node(&m, "Constant", "", "s");
+    ot_string(&m, "value_string", "word");
+    ot_node(&m, "Constant", "", "t");
+    struct ot_bytes b = ot_attr("sparse_value", 11), sparse = {0}, v = ot_tensor(NULL, OP_F32, 1, dims, values), k = ot_tensor(NULL, OP_I64, 1, dims, at);
+    ot_put_part(&sparse, 1, &v);
+    ot_put_part(&sparse, 2, &k);
+    ot_put_int(&sparse, 3, dims[0]);
+    ot_put_int(&sparse, 3, dims[1]);
+    ot_put_part(&b, 22, &sparse);
+    ot_put_part(&m.node, 5, &b);
+    const struct op_tensor *y = finish(&m, "fist", &in, 1);
+    const float dense[6] = {0, 2.5f, 0, 0, 0, 3.5f};
+    same_dims(&y[0], 0, NULL);
+    assert_true(*(const float *)y[0].data == 4.5f);
+    same_dims(&y[1], 1, (int64_t[]){2});
+    assert_int_equal(((const int64_t *)y[1].data)[1], -8);
+    assert_int_equal(((const struct op_string *)y[2].data)->len, 4);
+    same_dims(&y[3], 2, dims);
+    assert_memory_equal(y[3].data, dense, sizeof dense);
+    ot_end(&m);
+}
+
 static void test_every_element_size_moves(void **state) {
     (void)state;
     static const enum op_type types[] = {OP_U8, OP_BOOL, OP_F16, OP_I16, OP_I32, OP_U64, OP_F64, OP_C64, OP_C128};
@@ -648,6 +680,7 @@ int main(void) {
         cmocka_unit_test(test_range_counts_without_overflow),
         cmocka_unit_test(test_products_that_overflow_are_refused),
         cmocka_unit_test(test_old_opsets_are_upgraded),
+        cmocka_unit_test(test_constants_of_every_form),
         cmocka_unit_test(test_every_element_size_moves),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
