@@ -24,6 +24,7 @@ struct wire_field {
 };
 
 static inline struct wire wire_open(const void *data, size_t len) {
+    if (!data) data = "";
     return (struct wire){.at = data, .end = (const uint8_t *)data + len};
 }
 
