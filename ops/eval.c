@@ -47,7 +47,7 @@ enum op_status op__node_eval(struct op_exec *x, struct op_ctx *ctx, const struct
     const struct op_desc *d = ctx->node->desc;
     for (int i = 0; i < ctx->n_out; i++)
         if (ctx->out[i]) op__slot_clear((struct op_slot *)ctx->out[i]);
-    ctx->scratch = NULL;
+    ctx->scratch = op__nothing;
     enum op_status st = d->infer(ctx);
     if (st == OP_NEED_DATA) return op__fail(ctx, OP_UNSUPPORTED, "its shapes cannot be known from these inputs");
     if (st != OP_OK) return st;

@@ -90,7 +90,7 @@ struct op_ctx {
     int n_in, n_out;
     const struct op_tensor *const *in; /* in[i] is NULL if absent; i < n_in */
     struct op_tensor *const *out;      /* out[i] is NULL if nobody wants it */
-    void *scratch;                     /* in run only */
+    void *scratch;                     /* in run only; never NULL there */
     const struct k_kernels *kern;      /* of the model's ISA level; take it through op__kern */
     struct op_exec *exec;
 };

@@ -29,7 +29,7 @@ static void bind(struct op_plan *p, char *arena) {
 static enum op_status step_fixed(struct op_exec *x, struct op_step *s, char *arena) {
     if (s->view) return OP_OK;
     const struct op_desc *d = s->node->desc;
-    s->ctx.scratch = s->scratch_bytes ? arena + s->scratch_offset : NULL;
+    s->ctx.scratch = s->scratch_bytes ? arena + s->scratch_offset : op__nothing;
     return x->model->options.reference && d->ref ? d->ref(&s->ctx) : d->run(&s->ctx);
 }
 
