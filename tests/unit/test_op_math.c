@@ -1070,6 +1070,58 @@ static void test_losses_refuse_labels_out_of_range(void **state) {
     refuse(&m, in, 2, OP_BAD_VALUE, "a label is 3, must be 0 to 2");
 }
 
+/* Big enough for many pieces, on one thread and on three: the same bits. */
+static void test_threads_do_not_change_a_bit(void **state) {
+    enum { SIZE = 120 * 1000 };
+    static float x[SIZE];
+    (void)state;
+    random_state = 11;
+    fill(x, SIZE);
+    const struct op_tensor whole = {.dtype = OP_F32, .rank = 3, .dims = {120, 25, 40}, .data = x}, row = vec(OP_F32, 40, x), three = vec(OP_F32, 3, x);
+    const struct op_tensor plane = {.dtype = OP_F32, .rank = 3, .dims = {1, 25, 1}, .data = x}, bytes = {.dtype = OP_U8, .rank = 2, .dims = {600, 400}, .data = x};
+    const struct op_tensor narrow = {.dtype = OP_F32, .rank = 2, .dims = {SIZE / 3, 3}, .data = x}, half = {.dtype = OP_F16, .rank = 1, .dims = {SIZE}, .data = x};
+    const struct op_tensor image = {.dtype = OP_U8, .rank = 4, .dims = {2, 8, 60, 50}, .data = x}, kernel = {.dtype = OP_I8, .rank = 4, .dims = {16, 8, 3, 3}, .data = x};
+    const struct op_tensor mask = {.dtype = OP_BOOL, .rank = 3, .dims = {120, 1, 40}, .data = x}, wide = {.dtype = OP_U8, .rank = 2, .dims = {400, 300}, .data = x};
+    const struct {
+        const char *op;
+        int n, axis; /* 9: no axis */
+        struct op_tensor in[3];
+        enum op_type out;
+    } cases[] = {{"Sigmoid", 1, 9, {whole}, OP_F32},          {"Add", 2, 9, {whole, row}, OP_F32},         {"Sub", 2, 9, {whole, plane}, OP_F32},
+                 {"Mul", 2, 9, {narrow, three}, OP_F32},      {"Relu", 1, 9, {half}, OP_F16},              {"Where", 3, 9, {mask, whole, row}, OP_F32},
+                 {"Softmax", 1, -1, {whole}, OP_F32},         {"Softmax", 1, 0, {whole}, OP_F32},          {"ReduceSum", 1, 9, {whole}, OP_F32},
+                 {"ArgMax", 1, 1, {whole}, OP_I64},           {"ArgMax", 1, 2, {whole}, OP_I64},           {"MatMulInteger", 2, 9, {bytes, wide}, OP_I32},
+                 {"ConvInteger", 2, 9, {image, kernel}, OP_I32}, {"DynamicQuantizeLinear", 1, 9, {whole}, OP_U8}, {"Sin", 1, 9, {whole}, OP_F32}};
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        struct ot m;
+        struct op_error err;
+        begin_node(&m, 13, cases[i].op, cases[i].in, cases[i].n, "y", cases[i].out);
+        if (cases[i].axis != 9) ot_int(&m, "axis", cases[i].axis);
+        const struct op_tensor *one = run_node(&m, cases[i].in, cases[i].n), *many = NULL;
+        struct op_session *s = op_session_create(m.model, &(struct op_session_options){.n_threads = 3}, &err);
+        assert_non_null(s);
+        if (op_session_run(s, cases[i].in, cases[i].n, &many, &err) != OP_OK) fail_msg("%s", err.text);
+        same_shape(many, one->rank, one->dims);
+        if (memcmp(one->data, many->data, (size_t)op_tensor_bytes(one))) fail_msg("%s differs on three threads", cases[i].op);
+        op_session_destroy(s);
+        ot_end(&m);
+    }
+    for (size_t op = 0; op < COUNT(reductions); op++)
+        for (int axis = 0; axis < 3; axis++) {
+            struct ot m;
+            struct op_error err;
+            const struct op_tensor *many = NULL;
+            begin_node(&m, 11, reductions[op], &whole, 1, "y", OP_F32);
+            ot_ints(&m, "axes", 1, (int64_t[]){axis});
+            const struct op_tensor *one = run_node(&m, &whole, 1);
+            struct op_session *s = op_session_create(m.model, &(struct op_session_options){.n_threads = 3}, &err);
+            if (op_session_run(s, &whole, 1, &many, &err) != OP_OK) fail_msg("%s", err.text);
+            assert_memory_equal(one->data, many->data, (size_t)op_tensor_bytes(one));
+            op_session_destroy(s);
+            ot_end(&m);
+        }
+}
+
 static void test_types_that_an_operator_does_not_take(void **state) {
     (void)state;
     const int32_t i = 1;
@@ -1117,6 +1169,7 @@ int main(void) {
         cmocka_unit_test(test_short_rows_are_rows),
         cmocka_unit_test(test_seeded_random_numbers_are_those_of_the_reference),
         cmocka_unit_test(test_losses_refuse_labels_out_of_range),
+        cmocka_unit_test(test_threads_do_not_change_a_bit),
         cmocka_unit_test(test_types_that_an_operator_does_not_take),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
