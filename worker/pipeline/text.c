@@ -106,6 +106,8 @@ void w_text_string(struct w_text *t, const char *text, size_t len) {
     w_text_add(t, "\"", 1);
 }
 
+enum { NUMBER_MAX = 40, EXPONENT_MAX = 8 }; /* characters of a number, with room to spare */
+
 /* --- numbers ---------------------------------------------------------------------------------- */
 
 static const double powers[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,
@@ -138,12 +140,13 @@ static char *put_decimal(char *d, uint32_t m, int e) {
     if (m) text[--n] = (char)('0' + m);
     const char *digits = text + n;
     n = 10 - n;
+    if (n < 1) return d;     /* only m = 0 has no digit */
     const int point = n + e; /* digits before the point */
     if (point > 16 || point < -4) {
         *d++ = digits[0];
         if (n > 1) *d++ = '.';
         memcpy(d, digits + 1, (size_t)n - 1);
-        return d + n - 1 + sprintf(d + n - 1, "e%+03d", point - 1);
+        return d + n - 1 + snprintf(d + n - 1, EXPONENT_MAX, "e%+03d", point - 1);
     }
     if (point <= 0) {
         memcpy(d, "0.0000", 6);
@@ -163,7 +166,7 @@ static char *put_decimal(char *d, uint32_t m, int e) {
 
 static char *put_float_slow(char *d, float v) {
     for (int precision = 1; precision <= 9; precision++) { /* subnormal numbers have few digits */
-        int n = sprintf(d, "%.*g", precision, (double)v);
+        int n = snprintf(d, NUMBER_MAX, "%.*g", precision, (double)v);
         if (precision == 9 || strtof(d, NULL) == v) return d + n;
     }
     return d;
@@ -193,24 +196,24 @@ static char *put_float(char *d, float v) {
 }
 
 void w_text_float(struct w_text *t, float value) {
-    char *p = reserve(t, 40);
+    char *p = reserve(t, NUMBER_MAX);
     if (p) t->len = (size_t)(put_float(p, value) - t->ptr), t->ptr[t->len] = 0;
 }
 
 static char *put_double(char *d, double v) {
     if (!isfinite(v)) return memcpy(d, "null", 4), d + 4;
     if (v == floor(v) && fabs(v) < 1e15 && !(v == 0 && signbit(v)))
-        return d + sprintf(d, "%lld", (long long)v);
+        return d + snprintf(d, NUMBER_MAX, "%lld", (long long)v);
     if (v == 0) return memcpy(d, "-0.0", 4), d + 4;
     for (int precision = 15; precision <= 17; precision++) {
-        int n = sprintf(d, "%.*g", precision, v);
+        int n = snprintf(d, NUMBER_MAX, "%.*g", precision, v);
         if (precision == 17 || strtod(d, NULL) == v) return d + n;
     }
     return d;
 }
 
 void w_text_double(struct w_text *t, double value) {
-    char *p = reserve(t, 40);
+    char *p = reserve(t, NUMBER_MAX);
     if (p) t->len = (size_t)(put_double(p, value) - t->ptr), t->ptr[t->len] = 0;
 }
 
@@ -261,7 +264,7 @@ static bool text_data(struct w_text *t, const struct op_tensor *tensor, int64_t 
             w_text_string(t, s[i].data, s[i].len);
         }
     } else {
-        enum { STRETCH = 256, ELEMENT_MAX = 40 };
+        enum { STRETCH = 256, ELEMENT_MAX = NUMBER_MAX + 1 };
         for (int64_t i = 0; i < count;) {
             char *p = reserve(t, STRETCH * ELEMENT_MAX);
             if (!p) return false;
