@@ -16,6 +16,7 @@
  * SELECT, …) → READY; any failure → IDLE with decorrelated jitter. Thread: the loop's. */
 #include "queue/conn.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -66,6 +67,31 @@ struct q__conn {
     void (*closed)(void *ctx);
     void *closed_ctx;
 };
+
+/* A reader that refuses arrays larger than any that we ask for: hiredis would allocate whatever size the
+ * peer announces before a single element came. */
+enum { REPLY_ELEMENTS_MAX = 1 << 20 };
+static redisReplyObjectFunctions reader_functions;
+static void *(*create_array)(const redisReadTask *, int);
+static pthread_once_t reader_once = PTHREAD_ONCE_INIT;
+
+static void *create_small_array(const redisReadTask *task, int elements) {
+    return elements > REPLY_ELEMENTS_MAX ? NULL : create_array(task, elements);
+}
+
+static void init_reader_functions(void) {
+    redisReader *r = redisReaderCreate();
+    q__assert(r);
+    reader_functions = *r->fn;
+    create_array = reader_functions.createArray;
+    reader_functions.createArray = create_small_array;
+    redisReaderFree(r);
+}
+
+redisReader *q__reader_create(void) {
+    pthread_once(&reader_once, init_reader_functions);
+    return redisReaderCreateWithFunctions(&reader_functions);
+}
 
 static void try_connect(struct q__conn *c);
 static void lose(struct q__conn *c, enum q_status code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
@@ -497,7 +523,7 @@ static void on_connected(uv_connect_t *req, int status) {
         lose(c, Q_UNREACHABLE, "cannot reach Redis at %s: %s%s", c->endpoint->where, uv_strerror(status), hint);
         return;
     }
-    c->reader = redisReaderCreate();
+    c->reader = q__reader_create();
     if (c->endpoint->url.scheme != Q_SCHEME_UNIX)
         uv_tcp_nodelay(&c->io.tcp, 1);
     if (c->endpoint->tls)

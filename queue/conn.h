@@ -73,6 +73,8 @@ bool q__conn_args(struct q__conn *c, struct q__args *a, q__reply_fn *fn, void *c
 bool q__conn_script(struct q__conn *c, enum q__script script, size_t n_keys, struct q__args *a, q__reply_fn *fn,
                     void *ctx);
 
+redisReader *q__reader_create(void); /* hiredis' reader with a limit on arrays; NULL without memory */
+
 /* --- reading replies: all tolerate the wrong type */
 int64_t q__reply_int(const redisReply *r, int64_t otherwise);        /* integers and strings of digits */
 const redisReply *q__reply_at(const redisReply *r, size_t i);        /* element, or NULL */
