@@ -303,6 +303,26 @@ static void test_chain_of_runs(void **unused) {
     w_pipeline_destroy(p);
 }
 
+static void test_constants(void **unused) {
+    struct w_pipeline *p =
+        load("[{\"tensor\":{}},{\"run\":{\"in\":{\"x\":\".\",\"sr\":16000}}}]", &many_sig);
+    (void)unused;
+    gives(p, "[[1,2,3,4]]",
+          "{\"outputs\":{\"scores\":{\"dtype\":\"f32\",\"shape\":[1,4],\"data\":[2,4,6,8]}}}");
+    assert_int_equal(row->n_inputs, 2);
+    assert_true(*(int64_t *)row->inputs[1].data == 16000);
+    w_pipeline_destroy(p);
+    load_fails("{\"quern\":1,\"pipeline\":[{\"run\":{\"in\":{\"x\":\".\",\"sr\":1.5}}}]}",
+               &many_sig, "i64 cannot hold");
+    load_fails(
+        "{\"quern\":1,\"pipeline\":[{\"tensor\":{}},{\"run\":{\"in\":{\"x\":\".\",\"sr\":[1]}}}]}",
+        &many_sig, "rank 1");
+    load_fails("{\"quern\":1,\"pipeline\":[{\"run\":{\"in\":{\"x\":\".\",\"sr\":null}}}]}",
+               &many_sig, "or be numbers");
+    load_fails("{\"quern\":1,\"pipeline\":[{\"run\":{\"state\":{\"a\":\"b\"}}}]}", &many_sig,
+               "\"state\" is not supported");
+}
+
 static void test_rows_of_tables(void **unused) {
     struct w_error err;
     struct w_pipeline *p = w_pipeline_load(NULL, &image_sig, &err);
@@ -416,6 +436,7 @@ int main(void) {
                                        cmocka_unit_test(test_several_inputs),
                                        cmocka_unit_test(test_answers),
                                        cmocka_unit_test(test_chain_of_runs),
+                                       cmocka_unit_test(test_constants),
                                        cmocka_unit_test(test_rows_of_tables),
                                        cmocka_unit_test(test_golden_samples),
                                        cmocka_unit_test(test_mistakes_of_model_json)};

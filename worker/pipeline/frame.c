@@ -116,6 +116,11 @@ static bool bind(const struct w_pipeline *p, struct w__frame *f, const struct w_
         const char *from = w__run_from(s, i);
         struct op_tensor *t = &f->run_inputs[i];
         *t = (struct op_tensor){.dtype = OP_UNDEFINED};
+        const struct op_tensor *constant = w__run_constant(s, i);
+        if (constant) {
+            *t = *constant;
+            if (!w__fit(sig, sig->inputs[i], false, t, &n_rows, err)) return false;
+        }
         if (!from) continue;
         const struct w_value *v = find(f, from);
         if (!v || v->type != W_TENSOR)

@@ -46,6 +46,7 @@ struct w__frame {
  * the model's signature. */
 bool w__run_binds(const struct w_step *s);
 const char *w__run_from(const struct w_step *s, int input);
+const struct op_tensor *w__run_constant(const struct w_step *s, int input); /* NULL: none */
 /* The outputs that the steps behind it see, the first as the current value; the index of output i,
  * -1 past the last. */
 int w__run_output(const struct w_step *s, int i);

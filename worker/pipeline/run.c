@@ -3,27 +3,34 @@
  *
  *   {"run": {"in": {"image": ".", "sizes": "kept"}, "out": ["boxes", "scores"]}}
  *
- * `in` says for each input of the model which value it takes: "." is the current one, else a name
- * given by "as" or an output of an earlier run. Left out, a model with one input takes the current
- * value; as the first step, the job's own tensors. `out` names the outputs that the steps behind it
- * see; the first becomes the current value. Left out: all, in the model's order. */
+ * `in` says for each input of the model which value it takes: "." is the current one, another
+ * string a name given by "as" or an output of an earlier run, numbers are a constant. Left out, a
+ * model with one input takes the current value; as the first step, the job's own tensors. `out`
+ * names the outputs that the steps behind it see; the first becomes the current value. Left out:
+ * all, in the model's order. */
 #include "worker/pipeline/frame.h"
 
 #include "worker/nearest.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 struct run {
     json_t *in, *out;
+    json_t *model, *state; /* not supported: told so */
     bool binds;
     const char *from[W_INPUTS_MAX];
+    struct op_tensor constants[W_INPUTS_MAX]; /* dtype OP_UNDEFINED: none */
+    struct w_arena arena;                     /* of the constants */
     int outputs[W_INPUTS_MAX], n_outputs;
 };
 
 /* clang-format off */
 static const struct w_param params[] = {
-    {.name = "in", .kind = W_PARAM_JSON, .offset = offsetof(struct run, in), .help = "input name → value name (. is the current one)"},
+    {.name = "in", .kind = W_PARAM_JSON, .offset = offsetof(struct run, in), .help = "input name → value name (. is the current one), or numbers: a constant"},
     {.name = "out", .kind = W_PARAM_JSON, .offset = offsetof(struct run, out), .help = "names of outputs; the first becomes the current value"},
+    {.name = "model", .kind = W_PARAM_JSON, .offset = offsetof(struct run, model), .help = "not supported yet: each run calls the folder's own model"},
+    {.name = "state", .kind = W_PARAM_JSON, .offset = offsetof(struct run, state), .help = "not supported yet: send the state as an input, take it from the outputs"},
     {0}};
 /* clang-format on */
 
@@ -32,6 +39,10 @@ bool w__run_binds(const struct w_step *s) {
 }
 const char *w__run_from(const struct w_step *s, int input) {
     return ((const struct run *)s->state)->from[input];
+}
+const struct op_tensor *w__run_constant(const struct w_step *s, int input) {
+    const struct op_tensor *t = &((const struct run *)s->state)->constants[input];
+    return t->dtype == OP_UNDEFINED ? NULL : t;
 }
 int w__run_output(const struct w_step *s, int i) {
     const struct run *run = s->state;
@@ -63,11 +74,33 @@ static int find_io(const struct op_io *const *list, int n, const char *what, con
     return -1;
 }
 
+enum { CONSTANT_BYTES_MAX = 64 << 20 };
+
+/* Numbers in "in", as a tensor of the input's type. */
+static bool read_constant(struct run *run, int i, const struct op_io *io, json_t *json,
+                          struct w_error *err) {
+    if (!json_is_number(json) && !json_is_array(json) && !json_is_boolean(json))
+        return w_fail(err, W_BAD_MODEL, "\"in\": \"%s\" must name a value, be \".\", or be numbers",
+                      io->name);
+    char *text = json_dumps(json, JSON_ENCODE_ANY | JSON_COMPACT);
+    if (!text) return w_fail(err, W_NO_MEMORY, "out of memory");
+    if (!run->arena.bytes_max) w_arena_init(&run->arena, CONSTANT_BYTES_MAX);
+    bool good = w_tensor_from_json(text, strlen(text), io->name, io->dtype, CONSTANT_BYTES_MAX,
+                                   &run->arena, &run->constants[i], err);
+    free(text);
+    if (good) return true;
+    err->code = W_BAD_MODEL;
+    return w_fail_in(err, "\"in\": ");
+}
+
 static bool parse(struct w_step *s, json_t *json, struct w_error *err) {
     struct run *run = s->state;
     const struct w_signature *sig = &s->pipeline->sig;
     (void)json;
     if (!s->pipeline->has_sig) return true; /* check refuses it */
+    if (run->model || run->state)
+        return w_fail(err, W_BAD_MODEL, "\"%s\" is not supported by this version",
+                      run->model ? "model" : "state");
     run->binds = run->in || s->index > 0;
     if (run->in && !json_is_object(run->in))
         return w_fail(err, W_BAD_MODEL, "\"in\" must be an object: input name → value name");
@@ -77,8 +110,10 @@ static bool parse(struct w_step *s, json_t *json, struct w_error *err) {
         int i =
             find_io(sig->inputs, sig->n_inputs + sig->n_optional, "input", sig->model, key, err);
         if (i < 0) return false;
-        if (!json_is_string(value))
-            return w_fail(err, W_BAD_MODEL, "\"in\": \"%s\" must name a value, or be \".\"", key);
+        if (!json_is_string(value)) {
+            if (!read_constant(run, i, sig->inputs[i], value, err)) return false;
+            continue;
+        }
         run->from[i] = json_string_value(value);
     }
     if (!run->in && run->binds) {
@@ -89,7 +124,7 @@ static bool parse(struct w_step *s, json_t *json, struct w_error *err) {
         run->from[0] = ".";
     }
     for (int i = 0; run->in && i < sig->n_inputs; i++)
-        if (!run->from[i])
+        if (!run->from[i] && !run->constants[i].dtype)
             return w_fail(err, W_BAD_MODEL, "\"in\" says nothing of the model's input \"%s\"",
                           sig->inputs[i]->name);
     if (run->out && (!json_is_array(run->out) || !json_array_size(run->out) ||
@@ -141,6 +176,12 @@ static bool check(struct w_step *s, const struct w_spec *in, struct w_spec *out,
     (void)in;
     for (int i = 0; run->binds && i < sig->n_inputs + sig->n_optional; i++) {
         struct w_spec spec;
+        const struct op_tensor *t = &run->constants[i];
+        if (t->dtype != OP_UNDEFINED) {
+            spec = (struct w_spec){.type = W_TENSOR, .dtype = t->dtype, .rank = t->rank};
+            memcpy(spec.dims, t->dims, sizeof spec.dims);
+            if (!fits(sig, sig->inputs[i], &spec, err)) return false;
+        }
         if (!run->from[i]) continue;
         if (!w__spec_of(s->pipeline, s, run->from[i], &spec))
             return w_fail(err, W_BAD_MODEL, "\"in\": no step before this one gives the name \"%s\"",
@@ -158,6 +199,10 @@ static bool check(struct w_step *s, const struct w_spec *in, struct w_spec *out,
     return true;
 }
 
+static void free_state(void *state) {
+    w_arena_finish(&((struct run *)state)->arena);
+}
+
 /* Takes any type: with "in" the current value may be of no interest. */
 static const struct w_step_desc desc = {.name = "run",
                                         .summary = "calls the model",
@@ -167,5 +212,6 @@ static const struct w_step_desc desc = {.name = "run",
                                         .gives = W_TENSOR,
                                         .runs = true,
                                         .parse = parse,
-                                        .check = check};
+                                        .check = check,
+                                        .free = free_state};
 W_STEP(desc);
