@@ -1070,6 +1070,67 @@ static void test_losses_refuse_labels_out_of_range(void **state) {
     refuse(&m, in, 2, OP_BAD_VALUE, "a label is 3, must be 0 to 2");
 }
 
+/* --- com.microsoft ----------------------------------------------------------------------------- */
+
+static void test_contrib_matmul_in_both_orders(void **state) {
+    static float a[2 * 5 * 7], b[3 * 7 * 4];
+    (void)state;
+    random_state = 12;
+    fill(a, COUNT(a));
+    fill(b, COUNT(b));
+    for (int order = 0; order < 4; order++) {
+        const bool ta = order & 1, tb = order & 2;
+        struct op_tensor in[2] = {{.dtype = OP_F32, .rank = 4, .dims = {2, 1, ta ? 7 : 5, ta ? 5 : 7}, .data = a},
+                                  {.dtype = OP_F32, .rank = 3, .dims = {3, tb ? 4 : 7, tb ? 7 : 4}, .data = b}};
+        struct ot m;
+        ot_begin(&m, 17);
+        ot_input(&m, "a", OP_F32, -1, NULL);
+        ot_input(&m, "b", OP_F32, -1, NULL);
+        ot_node_of(&m, "com.microsoft", "FusedMatMul", "a b", "y");
+        ot_int(&m, "transA", ta);
+        ot_int(&m, "transB", tb);
+        ot_float(&m, "alpha", 0.5f);
+        ot_output(&m, "y", OP_F32, -1, NULL);
+        const struct op_tensor *y = run_node(&m, in, 2);
+        same_shape(y, 4, (int64_t[]){2, 3, 5, 4});
+        for (int n = 0; n < 2; n++)
+            for (int h = 0; h < 3; h++)
+                for (int i = 0; i < 5; i++)
+                    for (int j = 0; j < 4; j++) {
+                        double sum = 0;
+                        for (int k = 0; k < 7; k++) sum += (double)a[n * 35 + (ta ? k * 5 + i : i * 7 + k)] * b[h * 28 + (tb ? j * 7 + k : k * 4 + j)];
+                        assert_true(fabs(((float *)y->data)[((n * 3 + h) * 5 + i) * 4 + j] - sum / 2) < 1e-4);
+                    }
+        ot_end(&m);
+    }
+}
+
+static void test_contrib_activations(void **state) {
+    (void)state;
+    const float x[2] = {1, -0.5f}, bias[2] = {0.25f, -0.25f};
+    const struct {
+        const char *op;
+        int n;
+        double want[2];
+    } cases[] = {{"Gelu", 1, {0.5 * (1 + erf(M_SQRT1_2)), -0.25 * (1 + erf(-0.5 * M_SQRT1_2))}},
+                 {"BiasGelu", 2, {0.625 * (1 + erf(1.25 * M_SQRT1_2)), -0.375 * (1 + erf(-0.75 * M_SQRT1_2))}},
+                 {"FastGelu", 2, {0.625 * (1 + tanh(0.7978845608 * (1.25 + 0.044715 * 1.953125))), -0.375 * (1 + tanh(0.7978845608 * (-0.75 - 0.044715 * 0.421875)))}},
+                 {"QuickGelu", 1, {1 / (1 + exp(-1.702)), -0.5 / (1 + exp(0.851))}}};
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        struct op_tensor in[2] = {vec(OP_F32, 2, x), vec(OP_F32, 2, bias)};
+        struct ot m;
+        ot_begin(&m, 17);
+        ot_input(&m, "a", OP_F32, -1, NULL);
+        if (cases[i].n > 1) ot_input(&m, "b", OP_F32, -1, NULL);
+        ot_node_of(&m, "com.microsoft", cases[i].op, cases[i].n > 1 ? "a b" : "a", "y");
+        ot_output(&m, "y", OP_F32, -1, NULL);
+        const float *y = run_node(&m, in, cases[i].n)->data;
+        for (int k = 0; k < 2; k++)
+            if (fabs(y[k] - cases[i].want[k]) > 1e-6) fail_msg("%s of %g is %g, not %g", cases[i].op, x[k], y[k], cases[i].want[k]);
+        ot_end(&m);
+    }
+}
+
 /* Big enough for many pieces, on one thread and on three: the same bits. */
 static void test_threads_do_not_change_a_bit(void **state) {
     enum { SIZE = 120 * 1000 };
@@ -1169,6 +1230,8 @@ int main(void) {
         cmocka_unit_test(test_short_rows_are_rows),
         cmocka_unit_test(test_seeded_random_numbers_are_those_of_the_reference),
         cmocka_unit_test(test_losses_refuse_labels_out_of_range),
+        cmocka_unit_test(test_contrib_matmul_in_both_orders),
+        cmocka_unit_test(test_contrib_activations),
         cmocka_unit_test(test_threads_do_not_change_a_bit),
         cmocka_unit_test(test_types_that_an_operator_does_not_take),
     };
