@@ -1,12 +1,8 @@
-/* ml_linear.c: LinearClassifier, LinearRegressor and SVMRegressor of ai.onnx.ml.
- *
- * A score is coefficients · x + intercept, or for the machine Σ coefficient_i K(support vector_i, x) + rho, with the kernel K
- * x·v, (γ x·v + c)^degree, e^(-γ |x - v|²) or tanh(γ x·v + c). Sums run in f64 in the order of the lists. */
+/* ml_linear.c: LinearClassifier and LinearRegressor of ai.onnx.ml: coefficients · x + intercept, summed in f64. */
 #include "ops/op/elementwise.h"
 #include "ops/op/ml.h"
 #include "ops/op/nn.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -94,93 +90,3 @@ static const struct op_desc linear_regressor = {.name = "LinearRegressor", .doma
                                                 .out_min = 1, .out_max = 1, .prepare = linear_prepare, .release = free, .infer = linear_infer,
                                                 .scratch = linear_scratch, .run = linear_run};
 OP_REGISTER(linear_regressor);
-
-/* --- SVMRegressor ------------------------------------------------------------------------------ */
-
-enum kernel { LINEAR, POLY, RBF, SIGMOID };
-
-struct machine {
-    int64_t n_vectors, n_features; /* n_vectors 0: coefficients are the weights of a linear model */
-    const float *coefficients, *vectors;
-    double rho, gamma, coef0, degree;
-    enum kernel kernel;
-    enum ml_transform transform;
-    bool one_class;
-};
-
-static enum op_status svm_prepare(struct op_prepare *p) {
-    static const char *const names[] = {"LINEAR", "POLY", "RBF", "SIGMOID"};
-    struct machine *s = calloc(1, sizeof *s);
-    const struct op_node *n = p->node;
-    int64_t n_coefficients, n_values, n_rho, n_params;
-    if (!s) return op__node_fail(p->err, n, OP_NOMEM, "no memory");
-    p->node->state = s;
-    enum op_status status = op__ml_transform_parse(n, p->err, &s->transform);
-    if (status != OP_OK) return status;
-    const char *kernel = op__attr_string(n, "kernel_type", "LINEAR");
-    int k = 0;
-    while (k < 4 && strcmp(names[k], kernel)) k++;
-    if (k == 4) return op__node_fail(p->err, n, OP_BAD_VALUE, "kernel_type is \"%s\", must be LINEAR, POLY, RBF or SIGMOID", kernel);
-    s->kernel = (enum kernel)k;
-    s->coefficients = op__attr_floats(n, "coefficients", &n_coefficients);
-    s->vectors = op__attr_floats(n, "support_vectors", &n_values);
-    s->n_vectors = op__attr_int(n, "n_supports", 0);
-    s->one_class = op__attr_int(n, "one_class", 0) != 0;
-    const float *rho = op__attr_floats(n, "rho", &n_rho), *params = op__attr_floats(n, "kernel_params", &n_params);
-    s->rho = n_rho ? rho[0] : 0;
-    if (n_params >= 3) s->gamma = params[0], s->coef0 = params[1], s->degree = params[2];
-    const bool fits = s->n_vectors > 0 ? n_coefficients == s->n_vectors && n_values > 0 && n_values % s->n_vectors == 0 : n_coefficients > 0;
-    if (!fits || s->n_vectors < 0 || (s->kernel != LINEAR && n_params < 3))
-        return op__node_fail(p->err, n, OP_BAD_MODEL, "%lld support vectors do not fit %lld values and %lld coefficients, or kernel_params has less than 3",
-                             (long long)s->n_vectors, (long long)n_values, (long long)n_coefficients);
-    s->n_features = s->n_vectors > 0 ? n_values / s->n_vectors : n_coefficients;
-    return OP_OK;
-}
-
-static enum op_status svm_infer(struct op_ctx *ctx) {
-    const struct machine *s = ctx->state;
-    int64_t rows, features;
-    enum op_status status = op__ml_rows(ctx, &rows, &features);
-    if (status != OP_OK) return status;
-    if (features != s->n_features)
-        return op__fail(ctx, OP_BAD_SHAPE, "the input has %lld features, the machine %lld", (long long)features, (long long)s->n_features);
-    op__set(ctx, 0, OP_F32, 2, (int64_t[]){rows, 1});
-    return OP_OK;
-}
-
-static double kernel_of(const struct machine *s, const float *v, const struct op_tensor *x, int64_t row) {
-    double sum = 0;
-    for (int64_t i = 0; i < s->n_features; i++) {
-        const double a = nn_load(x, row + i);
-        sum += s->kernel == RBF ? (a - v[i]) * (a - v[i]) : a * v[i];
-    }
-    switch (s->kernel) {
-    case POLY: return pow(s->gamma * sum + s->coef0, s->degree);
-    case RBF: return exp(-s->gamma * sum);
-    case SIGMOID: return tanh(s->gamma * sum + s->coef0);
-    default: return sum;
-    }
-}
-
-static enum op_status svm_run(struct op_ctx *ctx) {
-    const struct machine *s = ctx->state;
-    const struct op_tensor *x = ctx->in[0];
-    int64_t rows, features;
-    enum op_status status = op__ml_rows(ctx, &rows, &features);
-    if (status != OP_OK || !ctx->out[0]) return status;
-    for (int64_t row = 0; row < rows; row++) {
-        double score = s->rho;
-        if (s->n_vectors > 0)
-            for (int64_t i = 0; i < s->n_vectors; i++) score += s->coefficients[i] * kernel_of(s, s->vectors + i * s->n_features, x, row * features);
-        else
-            score += kernel_of(s, s->coefficients, x, row * features);
-        if (s->one_class) score = score > 0 ? 1 : -1;
-        op__ml_transform(s->transform, &score, 1);
-        nn_store(ctx->out[0], row, score);
-    }
-    return OP_OK;
-}
-
-static const struct op_desc svm_regressor = {.name = "SVMRegressor", .domain = "ai.onnx.ml", .since = 1, .in_min = 1, .in_max = 1, .out_min = 1,
-                                             .out_max = 1, .prepare = svm_prepare, .release = free, .infer = svm_infer, .run = svm_run};
-OP_REGISTER(svm_regressor);

@@ -249,6 +249,53 @@ static void test_svm_regressor(void **state) {
     }
 }
 
+/* Three classes, one unit vector each: the value of the pair i < j is x_i - x_j. */
+static void put_machines(struct ot *m) {
+    begin(m, "SVMClassifier", OP_F32, "y z", OP_STRING);
+    STRINGS(m, "classlabels_strings", "a", "b", "c");
+    INTS(m, "vectors_per_class", 1, 1, 1);
+    FLOATS(m, "support_vectors", 1, 0, 0, 0, 1, 0, 0, 0, 1);
+    FLOATS(m, "coefficients", 1, -1, -1, 1, 1, -1);
+    FLOATS(m, "rho", 0, 0, 0);
+}
+
+static void test_svm_classifier(void **state) {
+    (void)state;
+    const float x[3] = {1, 3, 2};
+    const struct op_tensor in = rows(1, 3, x), two = rows(1, 2, x);
+    struct ot m;
+    put_machines(&m);
+    const struct op_tensor *y = run(&m, &in);
+    same_text(&y[0], 0, "b");
+    EXPECT(&y[1], -2, -1, 1);
+    ot_end(&m);
+    /* pairs of probabilities e^x_i / (e^x_i + e^x_j), which the softmax of x alone agrees with */
+    put_machines(&m);
+    FLOATS(&m, "prob_a", -1, -1, -1);
+    FLOATS(&m, "prob_b", 0, 0, 0);
+    y = run(&m, &in);
+    same_text(&y[0], 0, "b");
+    const float softmax[3] = {0.09003057f, 0.66524096f, 0.24472847f};
+    for (int i = 0; i < 3; i++) assert_true(fabsf(((float *)y[1].data)[i] - softmax[i]) < 0.005f);
+    ot_end(&m);
+    begin(&m, "SVMClassifier", OP_F32, "y z", OP_I64); /* f = x0 - x1 + 0.5 for the first class */
+    INTS(&m, "classlabels_ints", 4, 5);
+    INTS(&m, "vectors_per_class", 1, 1);
+    FLOATS(&m, "support_vectors", 1, 0, 0, 1);
+    FLOATS(&m, "coefficients", 1, -1);
+    FLOATS(&m, "rho", 0.5f);
+    y = run(&m, &two);
+    assert_int_equal(*(int64_t *)y[0].data, 5);
+    EXPECT(&y[1], -1.5f, 1.5f);
+    ot_end(&m);
+    put_machines(&m);
+    FLOATS(&m, "prob_a", 1);
+    FLOATS(&m, "prob_b", 1);
+    refuse(&m, &in, "do not fit");
+    put_machines(&m);
+    refuse(&m, &two, "2 features");
+}
+
 /* --- features and labels ----------------------------------------------------------------------- */
 
 static void test_features(void **state) {
@@ -338,6 +385,7 @@ int main(void) {
         cmocka_unit_test(test_malformed_trees_are_refused),
         cmocka_unit_test(test_linear_models),
         cmocka_unit_test(test_svm_regressor),
+        cmocka_unit_test(test_svm_classifier),
         cmocka_unit_test(test_features),
         cmocka_unit_test(test_label_encoder),
         cmocka_unit_test(test_one_hot_encoder),
