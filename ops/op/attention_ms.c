@@ -224,6 +224,7 @@ static enum op_status prepare(struct op_prepare *p) {
     if (!s->packed) return op__node_fail(p->err, p->node, OP_NOMEM, "out of memory: %zu bytes for packed weights", bytes);
     p->packed_bytes += bytes;
     k_pack_b(s->kern->gemm, w->dims[0], w->dims[1], w->data, w->dims[1], 1, s->packed);
+    p->consumed |= 1u << IN_W;
     return OP_OK;
 }
 

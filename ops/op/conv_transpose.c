@@ -56,6 +56,7 @@ static enum op_status pack(struct op_prepare *p, struct conv_transpose *s) {
     p->packed_bytes += bytes;
     for (int64_t g = 0; g < s->groups; g++)
         k_pack_a(s->kern->gemm, rows, in, (const float *)w->data + g * in * rows, 1, rows, s->packed + (size_t)g * one);
+    p->consumed |= 1u << 1;
     return OP_OK;
 }
 

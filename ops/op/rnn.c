@@ -81,6 +81,7 @@ static enum op_status pack(struct op_prepare *p, struct rnn *s) {
         op__rnn_pack(s, s->kern->gemm, in, hidden, (const float *)w->data + dir * w->dims[1] * in,
                      (const float *)r->data + dir * w->dims[1] * hidden, mem, &s->packed[dir]);
     }
+    p->consumed |= 1u << RNN_W | 1u << RNN_R;
     return OP_OK;
 }
 
