@@ -18,6 +18,7 @@
 
 #define MAX OP__MOVE_RANK
 #define TASK_BYTES (256 * 1024) /* a quarter of a core's L2: worth a hand-over to another thread */
+#define NARROW 4                /* below it (three colours) a block is all edge: the plain loop is faster */
 #define BLOCK_BYTES 64          /* of a transpose: the side of a block is one cache line */
 
 typedef uint8_t e1;
@@ -39,7 +40,7 @@ static void copy_rows(char *dst, const char *src, const struct plane *p) { /* n1
 }
 
 /* 4 by 4 elements of 4 bytes in registers: four rows of the source become four columns. */
-static inline void transpose_4x4(char *dst, int64_t d0, const char *src, int64_t s1) {
+static inline void block_e4(char *dst, int64_t d0, const char *src, int64_t s1) {
     v4 a = *(const v4u *)src, b = *(const v4u *)(src + s1);
     v4 c = *(const v4u *)(src + 2 * s1), d = *(const v4u *)(src + 3 * s1);
     v4 ab_lo = {a[0], b[0], a[1], b[1]}, ab_hi = {a[2], b[2], a[3], b[3]};
@@ -50,31 +51,78 @@ static inline void transpose_4x4(char *dst, int64_t d0, const char *src, int64_t
     *(v4u *)(dst + 3 * d0) = (v4){ab_hi[2], ab_hi[3], cd_hi[2], cd_hi[3]};
 }
 
-static void transpose_edge(char *dst, const char *src, const struct plane *p, int64_t i0, int64_t i_end, int64_t j0, int64_t j_end) {
-    for (int64_t i = i0; i < i_end; i++)
-        for (int64_t j = j0; j < j_end; j++) *(e4 *)(dst + i * p->d0 + j * 4) = *(const e4 *)(src + i * 4 + j * p->s1);
+typedef uint8_t v16b __attribute__((vector_size(16)));
+typedef uint16_t v8h __attribute__((vector_size(16)));
+typedef uint64_t v2d __attribute__((vector_size(16)));
+
+static inline v8h low_h(v8h a, v8h b) { return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
+static inline v8h high_h(v8h a, v8h b) { return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
+static inline v8h low_w(v8h a, v8h b) { return __builtin_shufflevector(a, b, 0, 1, 8, 9, 2, 3, 10, 11); }
+static inline v8h high_w(v8h a, v8h b) { return __builtin_shufflevector(a, b, 4, 5, 12, 13, 6, 7, 14, 15); }
+static inline void store_2x8(char *dst, int64_t d0, v8h a, v8h b) { /* columns of low halves, then of high ones */
+    v2d x = (v2d)a, y = (v2d)b;
+    *(v4u *)dst = (v4)(v2d){x[0], y[0]};
+    *(v4u *)(dst + d0) = (v4)(v2d){x[1], y[1]};
 }
 
-static void transpose_e4(char *dst, const char *src, const struct plane *p) { /* d1 = s0 = 4 */
-    const int64_t side = BLOCK_BYTES / 4;
-    for (int64_t b0 = 0; b0 < p->n0; b0 += side) {
-        int64_t end0 = b0 + side < p->n0 ? b0 + side : p->n0, full0 = end0 - (end0 - b0) % 4;
-        for (int64_t b1 = 0; b1 < p->n1; b1 += side) {
-            int64_t end1 = b1 + side < p->n1 ? b1 + side : p->n1, full1 = end1 - (end1 - b1) % 4;
-            for (int64_t i = b0; i < full0; i += 4)
-                for (int64_t j = b1; j < full1; j += 4) transpose_4x4(dst + i * p->d0 + j * 4, p->d0, src + i * 4 + j * p->s1, p->s1);
-            transpose_edge(dst, src, p, b0, full0, full1, end1);
-            transpose_edge(dst, src, p, full0, end0, b1, end1);
-        }
+/* 8 by 8 elements of 2 bytes: pairs of rows are woven into each other by 2, 4, then 8 bytes. */
+static inline void block_e2(char *dst, int64_t d0, const char *src, int64_t s1) {
+    v8h r[8], a[8], b[8];
+    for (int i = 0; i < 8; i++) r[i] = (v8h) * (const v4u *)(src + i * s1);
+    for (int i = 0; i < 4; i++) a[2 * i] = low_h(r[2 * i], r[2 * i + 1]), a[2 * i + 1] = high_h(r[2 * i], r[2 * i + 1]);
+    for (int k = 0; k < 2; k++) { /* the upper and the lower four rows */
+        b[4 * k] = low_w(a[4 * k], a[4 * k + 2]), b[4 * k + 1] = high_w(a[4 * k], a[4 * k + 2]);
+        b[4 * k + 2] = low_w(a[4 * k + 1], a[4 * k + 3]), b[4 * k + 3] = high_w(a[4 * k + 1], a[4 * k + 3]);
+    }
+    for (int i = 0; i < 4; i++) store_2x8(dst + 2 * i * d0, d0, b[i], b[4 + i]);
+}
+
+/* 8 by 8 bytes, two rows a register from the first weaving on. */
+static inline void block_e1(char *dst, int64_t d0, const char *src, int64_t s1) {
+    v8h a[4];
+    for (int i = 0; i < 4; i++) {
+        v16b x = (v16b)(v2d){*(const e8 *)(src + 2 * i * s1), 0}, y = (v16b)(v2d){*(const e8 *)(src + (2 * i + 1) * s1), 0};
+        a[i] = (v8h)__builtin_shufflevector(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    }
+    v8h lo[2] = {low_h(a[0], a[1]), low_h(a[2], a[3])}, hi[2] = {high_h(a[0], a[1]), high_h(a[2], a[3])};
+    v2d c[4] = {(v2d)low_w(lo[0], lo[1]), (v2d)high_w(lo[0], lo[1]), (v2d)low_w(hi[0], hi[1]), (v2d)high_w(hi[0], hi[1])};
+    for (int i = 0; i < 4; i++) {
+        *(e8 *)(dst + 2 * i * d0) = c[i][0];
+        *(e8 *)(dst + (2 * i + 1) * d0) = c[i][1];
     }
 }
 
+/* Blocks of a cache line's width, of squares of side S in registers, of single elements at the edges. d1 = s0 = the size. */
+#define TRANSPOSE_SQUARES(E, S, SQUARE)                                                            \
+    static void edge_##E(char *dst, const char *src, const struct plane *p, int64_t i0, int64_t i_end, int64_t j0, int64_t j_end) { \
+        const int64_t w = sizeof(E);                                                               \
+        for (int64_t i = i0; i < i_end; i++)                                                       \
+            for (int64_t j = j0; j < j_end; j++) *(E *)(dst + i * p->d0 + j * w) = *(const E *)(src + i * w + j * p->s1); \
+    }                                                                                              \
+    static void transpose_##E(char *dst, const char *src, const struct plane *p) {                 \
+        const int64_t w = sizeof(E), side = BLOCK_BYTES / w;                                       \
+        for (int64_t b0 = 0; b0 < p->n0; b0 += side) {                                             \
+            int64_t end0 = b0 + side < p->n0 ? b0 + side : p->n0, full0 = end0 - (end0 - b0) % S;  \
+            for (int64_t b1 = 0; b1 < p->n1; b1 += side) {                                         \
+                int64_t end1 = b1 + side < p->n1 ? b1 + side : p->n1, full1 = end1 - (end1 - b1) % S; \
+                for (int64_t i = b0; i < full0; i += S)                                            \
+                    for (int64_t j = b1; j < full1; j += S) SQUARE(dst + i * p->d0 + j * w, p->d0, src + i * w + j * p->s1, p->s1); \
+                edge_##E(dst, src, p, b0, full0, full1, end1);                                     \
+                edge_##E(dst, src, p, full0, end0, b1, end1);                                      \
+            }                                                                                      \
+        }                                                                                          \
+    }
+TRANSPOSE_SQUARES(e1, 8, block_e1)
+TRANSPOSE_SQUARES(e2, 8, block_e2)
+TRANSPOSE_SQUARES(e4, 4, block_e4)
+
 #define STRIDED(E)                                                                                 \
     static void strided_##E(char *dst, const char *src, const struct plane *p) {                   \
-        for (int64_t i = 0; i < p->n0; i++) {                                                      \
-            char *d = dst + i * p->d0;                                                             \
-            const char *s = src + i * p->s0;                                                       \
-            for (int64_t j = 0; j < p->n1; j++) *(E *)(d + j * p->d1) = *(const E *)(s + j * p->s1); \
+        const struct plane q = *p; /* what is stored may alias *p: keep it in registers */         \
+        for (int64_t i = 0; i < q.n0; i++) {                                                       \
+            char *d = dst + i * q.d0;                                                              \
+            const char *s = src + i * q.s0;                                                        \
+            for (int64_t j = 0; j < q.n1; j++, d += q.d1, s += q.s1) *(E *)d = *(const E *)s;      \
         }                                                                                          \
     }                                                                                              \
     static void repeat_##E(char *dst, const char *src, const struct plane *p) {                    \
@@ -100,8 +148,6 @@ STRIDED(e2)
 STRIDED(e4)
 STRIDED(e8)
 STRIDED(e16)
-TRANSPOSE(e1)
-TRANSPOSE(e2)
 TRANSPOSE(e8)
 TRANSPOSE(e16)
 
@@ -194,7 +240,7 @@ static void choose_kernel(struct nest *n) {
         int64_t dims = m->dims[i], dst = m->dst[i];
         drop_dim(m, i);
         insert_dim(m, last - 1, dims, dst, w);
-        n->fn = transposed[row];
+        if (dims >= NARROW && m->dims[last] >= NARROW) n->fn = transposed[row];
         return;
     }
 }
