@@ -38,12 +38,23 @@ K_INLINE void tile_finish(const int mr, const int nv, vf acc[TILE_ROWS][TILE_VEC
     }
 }
 
+/* C is often not in cache, nor is what is added to it: they come while the products are computed. */
+K_INLINE void tile_prefetch(const int mr, const int nv, const struct k_tile *t) {
+    K_UNROLL for (int r = 0; r < mr; r++) {
+        K_UNROLL for (int v = 0; v < nv; v++) {
+            __builtin_prefetch(t->c + r * t->c_row + VW * v, 1);
+            if (t->residual) __builtin_prefetch(t->residual + r * t->residual_row + VW * v);
+        }
+    }
+}
+
 K_INLINE void tile(const int mr, const int nv, const struct k_tile *t) {
     const vp part = v_part(t->n - VW * (nv - 1));
     const int64_t a_row = t->a_row, a_k = t->a_k, b_k = t->b_k;
     const float *a = t->a, *b = t->b;
     vf acc[TILE_ROWS][TILE_VECTORS];
 
+    if (t->last) tile_prefetch(mr, nv, t);
     if (t->first) {
         K_UNROLL for (int r = 0; r < mr; r++) {
             K_UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_set(0.0f);
@@ -97,6 +108,7 @@ K_INLINE void tile_and_column(const int mr, const int nv, const struct k_tile *t
     const float *a = t->a, *b = t->b;
     const vp rows = v_part(TILE_ROWS), all = v_part(VW);
     vf acc[TILE_ROWS][TILE_VECTORS], side = v_set(0.0f);
+    if (t->last) tile_prefetch(mr, nv, t);
     K_UNROLL for (int r = 0; r < mr; r++) {
         K_UNROLL for (int v = 0; v < nv; v++) acc[r][v] = t->first ? v_set(0.0f) : v_load(t->c + r * t->c_row + VW * v);
     }
