@@ -31,11 +31,15 @@ static int find_runs(const struct k_geometry *g, int64_t p0, int64_t n, struct r
 /* dst[i] = src[stride * i] where lo <= stride * i < hi, else 0. */
 K_INLINE void copy_run(const float *src, int64_t len, int64_t stride, int64_t lo, int64_t hi, float *dst) {
     if (stride == 1) {
-        for (int64_t i = 0; i < len; i += VW)
+        for (int64_t i = 0; i < len; i += VW) {
+            __builtin_prefetch(src + i + 64, 0, 2); /* the next panel's, into L2, while this one is used */
             v_store(dst + i, i >= lo && i + VW <= hi ? v_load(src + i) : v_load_range(src + i, lo - i, hi - i));
+        }
     } else if (stride == 2) {
         for (int64_t i = 0; i < len; i += VW) {
             const int64_t e = 2 * i;
+            __builtin_prefetch(src + e + 128, 0, 2);
+            __builtin_prefetch(src + e + 128 + VW, 0, 2);
             v_store(dst + i, v_even(v_load_range(src + e, lo - e, hi - e), v_load_range(src + e + VW, lo - e - VW, hi - e - VW)));
         }
     } else {
