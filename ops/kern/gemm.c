@@ -43,9 +43,12 @@ void k_pack_b(const struct k_gemm *g, int64_t k, int64_t n, const float *b, int6
 }
 
 void k_pack_a(const struct k_gemm *g, int64_t m, int64_t k, const float *a, int64_t a_i, int64_t a_k, float *dst) {
-    for (int64_t i0 = 0; i0 < m; i0 += g->mr, dst += k * g->mr)
-        for (int64_t r = 0; r < g->mr; r++)
-            for (int64_t i = 0; i < k; i++) dst[i * g->mr + r] = i0 + r < m ? a[(i0 + r) * a_i + i * a_k] : 0.0f;
+    for (int64_t k0 = 0; k0 < k; k0 += K_GEMM_BLOCK) {
+        const int64_t k1 = min64(k0 + K_GEMM_BLOCK, k);
+        for (int64_t i0 = 0; i0 < m; i0 += g->mr, dst += (k1 - k0) * g->mr)
+            for (int64_t r = 0; r < g->mr; r++)
+                for (int64_t i = k0; i < k1; i++) dst[(i - k0) * g->mr + r] = i0 + r < m ? a[(i0 + r) * a_i + i * a_k] : 0.0f;
+    }
 }
 
 /* Sets the tile's clip for the activations that are one, and says whether it did. */
@@ -66,7 +69,7 @@ void k_gemm_panel(const struct k_kernels *kern, const struct k_product *p, int64
 
     for (int64_t i = m0; i < m1; i += g->mr) {
         const int m = (int)min64(g->mr, m1 - i);
-        t.a = p->a_packed ? p->a + i * p->k + k0 * g->mr : p->a + i * p->a_row + k0 * p->a_k;
+        t.a = p->a_packed ? p->a + k0 * round_up(p->m, g->mr) + i * (k1 - k0) : p->a + i * p->a_row + k0 * p->a_k;
         t.c = p->c + i * p->c_row + j;
         t.bias_row = e->bias_row ? e->bias_row + i : NULL;
         t.bias_col = e->bias_col ? e->bias_col + j : NULL;

@@ -67,6 +67,7 @@ K_INLINE void tile(const int mr, const int nv, const struct k_tile *t) {
     }
     for (int64_t k = t->k; k > 0; k--, a += a_k, b += b_k) {
         vf bv[TILE_VECTORS];
+        if (mr > 2) __builtin_prefetch(a + 96 * a_k); /* of a convolution these are the weights: from memory, and read once */
         K_UNROLL for (int v = 0; v < nv; v++) bv[v] = v == nv - 1 ? v_loadp(b + VW * v, part) : v_load(b + VW * v);
         K_UNROLL for (int r = 0; r < mr; r++) {
             const vf av = v_set(a[r * a_row]);
@@ -119,6 +120,7 @@ K_INLINE void tile_and_column(const int mr, const int nv, const struct k_tile *t
     }
     for (int64_t k = t->k; k > 0; k--, a += a_k, b += b_k) {
         vf bv[TILE_VECTORS];
+        __builtin_prefetch(a + 96 * a_k);
         K_UNROLL for (int v = 0; v < nv; v++) bv[v] = v_load(b + VW * v);
         side = v_fma(v_loadp(a, rows), v_set(b[j]), side);
         K_UNROLL for (int r = 0; r < mr; r++) {

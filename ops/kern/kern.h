@@ -148,7 +148,8 @@ struct k_epilogue {
  * the panel, the last one rounded up to a vector and filled with zeros. Panel p starts at dst + p * nr * K. */
 size_t k_pack_b_floats(const struct k_gemm *g, int64_t k, int64_t n);
 void k_pack_b(const struct k_gemm *g, int64_t k, int64_t n, const float *b, int64_t b_k, int64_t b_j, float *dst);
-/* A (M x K, element (i, k) at a[i * a_i + k * a_k]) in panels of mr rows: (k, r) at dst[p * mr * K + k * mr + r], zeros beyond M. */
+/* A (M x K, element (i, k) at a[i * a_i + k * a_k]) as k_gemm reads it from front to back: for each block of k (K_GEMM_BLOCK) the panels of
+ * mr rows, each as columns of mr, zeros beyond M. */
 size_t k_pack_a_floats(const struct k_gemm *g, int64_t m, int64_t k);
 void k_pack_a(const struct k_gemm *g, int64_t m, int64_t k, const float *a, int64_t a_i, int64_t a_k, float *dst);
 
@@ -220,7 +221,7 @@ struct k_winograd {
 };
 
 struct k_winograd_job {
-    const struct k_geometry *g; /* kernel 3 x 3 */
+    const struct k_geometry *g; /* kernel 3 x 3, at most K_GEMM_BLOCK channels */
     int m;
     int64_t images, oc;
     const float *x, *u; /* (images, channels, in), weights from k_winograd_pack */

@@ -43,7 +43,7 @@ void k_winograd_pack(const struct k_kernels *k, int m, int64_t oc, int64_t chann
     for (int64_t o = 0; o < round_up(oc, mr); o++)
         for (int64_t c = 0; c < channels; c++) {
             if (o < oc) transform_weights(m, w + (o * channels + c) * 9, u);
-            float *to = dst + o / mr * mr * channels + c * mr + o % mr; /* k_pack_a's form */
+            float *to = dst + o / mr * mr * channels + c * mr + o % mr; /* k_pack_a's form of one block of k */
             for (int i = 0; i < t2; i++) to[i * xi] = o < oc ? (float)u[i] : 0.0f;
         }
 }
@@ -114,8 +114,7 @@ void k_winograd_block(const struct k_kernels *k, const struct k_winograd_job *jo
         for (int64_t i = 0; i < t2; i++) {
             const struct k_product product = {.m = rows, .n = n, .k = channels, .a = job->u + i * u_xi + o * channels, .a_packed = true,
                                               .c = p + i * p_xi, .c_row = nr};
-            for (int64_t k0 = 0; k0 < channels; k0 += K_GEMM_BLOCK)
-                k_gemm_panel(k, &product, 0, rows, 0, n, k0, min64(k0 + K_GEMM_BLOCK, channels), v + i * v_xi + k0 * nr, nr);
+            k_gemm_panel(k, &product, 0, rows, 0, n, 0, channels, v + i * v_xi, nr);
         }
         finish(k, job, runs, n_runs, o, rows, p, p_xi);
     }

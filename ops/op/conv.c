@@ -39,7 +39,7 @@ struct conv_state {
 static int winograd_m(const struct conv_state *s, const struct op_tensor *w) {
     enum { CHANNELS_MIN = 16, F4_MAX = 20000, F2_MAX = 70000 }; /* F4: 128 x 128 channels, F2: 256 x 256 */
     const int64_t *d = w->dims;
-    if (w->rank != 4 || d[2] != 3 || d[3] != 3 || s->group != 1 || d[0] < CHANNELS_MIN || d[1] < CHANNELS_MIN) return 0;
+    if (w->rank != 4 || d[2] != 3 || d[3] != 3 || s->group != 1 || d[0] < CHANNELS_MIN || d[1] < CHANNELS_MIN || d[1] > K_GEMM_BLOCK) return 0;
     for (int i = 0; i < s->window.n_stride; i++)
         if (s->window.stride[i] != 1) return 0;
     for (int i = 0; i < s->window.n_dilation; i++)
