@@ -21,11 +21,20 @@ static void finish(struct call *c) {
     free(c);
 }
 
-static void on_later_closed(uv_handle_t *h) { finish(h->data); }
+static void on_later_closed(uv_handle_t *h) {
+    struct call *c = h->data;
+    struct q_worker *w = c->w;
+    if (w->closing)
+        free(c); /* its job is gone */
+    else
+        finish(c);
+    q__worker_release(w);
+}
 
 static void finish_later(struct call *c) {
     uv_timer_init(c->w->loop, &c->later);
     c->later.data = c;
+    q__worker_keep(c->w);
     uv_close((uv_handle_t *)&c->later, on_later_closed);
 }
 
@@ -269,7 +278,9 @@ static void on_starts(void *ctx, redisReply *r, const struct q_error *err) {
 
 static void on_ranges_later(uv_handle_t *h) {
     struct ranges *q = h->data;
+    struct q_worker *w = q->w;
     on_plan(q, NULL, &q->err);
+    q__worker_release(w);
 }
 
 void q_bulk_ranges(struct q_worker *w, struct q_job *job, q_bulk_ranges_fn *done, void *ctx) {
@@ -295,5 +306,6 @@ void q_bulk_ranges(struct q_worker *w, struct q_job *job, q_bulk_ranges_fn *done
     q__error(&q->err, Q_UNREACHABLE, "no connection to Redis");
     uv_timer_init(w->loop, &q->later);
     q->later.data = q;
+    q__worker_keep(w);
     uv_close((uv_handle_t *)&q->later, on_ranges_later);
 }

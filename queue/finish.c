@@ -36,6 +36,13 @@ void q__finish_end(struct q_job *job, const char *state, enum q_code code, const
         e.manifest = made->manifest;
         e.ref = made->ref;
     }
+    char text[120];
+    if (result_len > Q_RESULT_BYTES_MAX) { /* Redis takes no string above 512 MB */
+        snprintf(text, sizeof text, "the result has %zu bytes, at most %d are kept in Redis: use output_ref", result_len, Q_RESULT_BYTES_MAX);
+        e.state = state = "failed";
+        e.code = Q_CODE_too_large;
+        e.message = text;
+    }
     size_t len = 0;
     char *envelope = q__envelope_make(&e, &len);
     if (!envelope) { /* no memory for the answer: somebody else may have some */
@@ -60,6 +67,7 @@ void q_job_done(struct q_worker *w, struct q_job *job, char *result, size_t resu
 void q_job_fail(struct q_worker *w, struct q_job *job, enum q_code code, const char *message, int retryable) {
     if (!take_back(job))
         return;
+    message = message ? message : q_code_meaning(code);
     struct q_job_priv *p = job->priv;
     bool again = retryable < 0 ? q_code_retryable(code) : retryable > 0;
     if (code == Q_CODE_cancelled || code == Q_CODE_expired) {
@@ -175,6 +183,7 @@ void q_worker_cost(struct q_worker *w, const char *queue, const char *model, dou
 /* --- references */
 
 struct fetch {
+    struct q_worker *w;
     size_t bytes_max;
     q_fetch_fn *done;
     void *ctx;
@@ -206,12 +215,15 @@ static void on_fetched(void *ctx, redisReply *r, const struct q_error *err) {
 
 static void on_later_closed(uv_handle_t *h) {
     struct fetch *f = h->data;
+    struct q_worker *w = f->w;
     on_fetched(f, NULL, &f->err);
+    q__worker_release(w);
 }
 
 void q_worker_fetch(struct q_worker *w, const char *key, size_t bytes_max, q_fetch_fn *done, void *ctx) {
     struct fetch *f = calloc(1, sizeof *f);
     q__assert(f); /* the callback is promised, and there is nothing to promise it with */
+    f->w = w;
     f->bytes_max = bytes_max;
     f->done = done;
     f->ctx = ctx;
@@ -224,5 +236,6 @@ void q_worker_fetch(struct q_worker *w, const char *key, size_t bytes_max, q_fet
     q__error(&f->err, Q_UNREACHABLE, "no connection to Redis for key \"%.200s\"", key);
     uv_timer_init(w->loop, &f->later);
     f->later.data = f;
+    q__worker_keep(w);
     uv_close((uv_handle_t *)&f->later, on_later_closed);
 }

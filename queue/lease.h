@@ -124,6 +124,10 @@ struct q__queue *q__worker_queue(struct q_worker *w, const char *name);
 void q__job_link(struct q__queue *q, struct q_job *job);
 void q__job_unlink(struct q_job *job);                 /* and out of the counts; does not free */
 
+/* Something of w's will call back after a uv_close: w outlives it. */
+void q__worker_keep(struct q_worker *w);
+void q__worker_release(struct q_worker *w);
+
 /* --- turn.c */
 void q__turn_all(struct q_worker *w);                  /* at the end of each loop iteration */
 void q__turn_push(struct q__queue *q, struct q_job *job, char verb, const char *state, char *envelope,

@@ -123,6 +123,7 @@ enum {
     Q_BATCH_MAX = 64,            /* jobs in one script call */
     Q_QUEUES_MAX = 16,           /* queues of one worker */
     Q_WID_MAX = 32,
+    Q_RESULT_BYTES_MAX = 256 << 20, /* above it a job fails with too_large */
     Q_BULK_GRAINS_MAX = 1 << 24, /* units of a bulk job: 2 MiB of bits */
     Q_BULK_TICKETS_MAX = 256,
 };

@@ -24,6 +24,8 @@ struct turn {
     char wid[Q_WID_MAX + 1]; /* under which it was sent */
 };
 
+enum { TURN_BYTES = 32 << 20 }; /* of envelopes in one call */
+
 enum { WAIT = 1, REPLY = 2, STATUS = 4, UNIQUE = 8, BULK = 16, CANCEL = 32 }; /* flags of turn.lua */
 
 void q__turn_push(struct q__queue *q, struct q_job *job, char verb, const char *state, char *envelope,
@@ -323,7 +325,11 @@ static void send_turn(struct q__queue *q, uint32_t n) {
     struct q__item *last = NULL;
     q__args_reset(a);
     fixed_keys(a, q, now);
+    size_t bytes = 0;
     for (struct q__item *item = q->pending; item && t->n_items < Q_BATCH_MAX; item = item->next, t->n_items++) {
+        bytes += item->envelope_len;
+        if (last && bytes > TURN_BYTES)
+            break;
         item_keys(a, item, item_flags(item));
         last = item;
     }

@@ -573,11 +573,14 @@ static void free_worker(struct q_worker *w) {
         closed(ctx);
 }
 
-static void on_part_closed(void *ctx) {
-    struct q_worker *w = ctx;
-    if (--w->closing_left == 0)
+void q__worker_keep(struct q_worker *w) { w->closing_left++; }
+
+void q__worker_release(struct q_worker *w) {
+    if (--w->closing_left == 0 && w->closing)
         free_worker(w);
 }
+
+static void on_part_closed(void *ctx) { q__worker_release(ctx); }
 
 static void on_handle_closed(uv_handle_t *h) { on_part_closed(h->data); }
 
@@ -623,14 +626,14 @@ static bool retire(struct q__queue *q, struct farewell *f) {
     return q__conn_script(q->w->cmd, Q__SCRIPT_retire, 10, a, on_retired, f);
 }
 
-/* closing_left counts what still has to end: three handles, the farewell, the heartbeat, and what
+/* closing_left counts what still has to end: late answers (q__worker_keep), three handles, the farewell, the heartbeat, and what
  * these close in turn. */
 void q_worker_close(struct q_worker *w, void (*done)(void *ctx), void *ctx) {
     q__assert(!w->closing);
     w->closing = true;
     w->closed = done;
     w->closed_ctx = ctx;
-    w->closing_left = 5;
+    w->closing_left += 5;
     uv_close((uv_handle_t *)&w->prepare, on_handle_closed);
     uv_close((uv_handle_t *)&w->tick, on_handle_closed);
     uv_close((uv_handle_t *)&w->due, on_handle_closed);
@@ -668,7 +671,8 @@ void q_worker_stats(const struct q_worker *w, struct q_worker_stats *out) {
     out->owned = out->pending = 0;
     for (size_t i = 0; i < w->n_queues; i++) {
         out->owned += w->queue[i].n_held;
-        out->pending += w->queue[i].n_pending;
+        for (const struct q_job_priv *p = w->queue[i].jobs; p; p = p->next)
+            out->pending += p->hold == Q__ENDING;
     }
 }
 

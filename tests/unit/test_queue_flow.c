@@ -540,6 +540,39 @@ static void test_large_entry_goes_through(void **state) {
     rig_finish(&r);
 }
 
+/* Results too large for one script call go out in several; one too large for Redis fails its job. */
+static void test_huge_results(void **state) {
+    struct rig r;
+    (void)state;
+    for (int i = 0; i < 5; i++) {
+        char json[64];
+        snprintf(json, sizeof json, "{\"id\":\"h%d\",\"op\":\"ping\"}", i);
+        PUSH(ctl, json);
+    }
+    start(&r, 5);
+    n_wanted = 5;
+    rig_until(&r, has_wanted);
+    for (int i = 0; i < 5; i++) {
+        size_t len = i == 4 ? (size_t)Q_RESULT_BYTES_MAX + 1 : (size_t)20 << 20;
+        char *big = malloc(len);
+        assert_non_null(big);
+        memset(big, '1', len);
+        q_job_done(r.w, r.held[i], big, len, NULL);
+    }
+    rig_until(&r, is_settled);
+    command_says(ctl, "5", "EXISTS", "quern:{t}:r:h0", "quern:{t}:r:h1", "quern:{t}:r:h2", "quern:{t}:r:h3", "quern:{t}:r:h4");
+    int too_large = 0;
+    for (int i = 0; i < 5; i++) {
+        char key[32];
+        snprintf(key, sizeof key, "quern:{t}:r:h%d", i);
+        char *head = command(ctl, "GETRANGE", key, "0", "1000");
+        too_large += strstr(head, "\"code\":\"too_large\"") != NULL;
+        free(head);
+    }
+    assert_int_equal(too_large, 1);
+    rig_finish(&r);
+}
+
 int main(void) {
     if (!have_redis()) {
         printf("ok 1 - queue flow # SKIP redis-server is not installed\n");
@@ -553,7 +586,7 @@ int main(void) {
         T(test_inboxes_share_by_weight), T(test_never_more_than_wanted), T(test_drain_hands_back_without_counting),
         T(test_pause_and_resume), T(test_unique_key), T(test_after_waits_for_others),
         T(test_cancel_waiting_delayed_and_running), T(test_progress_is_live), T(test_submit_and_wait),
-        T(test_several_queues_by_weight), T(test_fetch_of_references), T(test_large_entry_goes_through),
+        T(test_several_queues_by_weight), T(test_fetch_of_references), T(test_large_entry_goes_through), T(test_huge_results),
     };
     return cmocka_run_group_tests_name("queue_flow", tests, setup, teardown);
 }
