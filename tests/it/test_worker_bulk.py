@@ -120,6 +120,29 @@ def test_kill_nine_in_the_middle_and_the_output_is_exactly_right():
         assert not os.path.exists(os.path.join(s.folder, "out.jsonl.parts"))
 
 
+def test_a_row_that_kills_its_worker_is_found_and_written_off():
+    if os.environ.get("SAN"):
+        raise tap.SkipTest("one node that takes seconds takes minutes with a sanitizer")
+    with Server() as s:
+        store = jobs.store(s.folder, stall=tiny_onnx.stall())
+        values = [float(i % 9 + 1) for i in range(60)]
+        values[23] = 7000.0
+        with open(os.path.join(s.folder, "x.jsonl"), "w") as f:
+            f.writelines(f"[[{v}]]\n" for v in values)
+        job = jobs.push(s, bulk("stall", "x.jsonl", "out.jsonl", grain_rows=4))
+        for ends in range(6):
+            p = s.worker(*QUICK, "--models", store, "--files", s.folder, "--lanes", "2", "--lane-limit-ms", "200")
+            jobs.until(lambda: p.poll() is not None or s.client.exists("quern:{default}:r:" + job), "the end of the job or of the worker", 60)
+            if p.poll() is None:
+                break
+        e = jobs.wait(s, job)
+        assert e["state"] == "done" and e["result"]["failed"] == 1 and e["result"]["ok"] == 59 and ends == 2, (ends, e)
+        errors = lines(os.path.join(s.folder, "out.jsonl.errors.jsonl"))
+        assert [(x["row"], x["code"]) for x in errors] == [(23, "crashed")], errors
+        got = lines(os.path.join(s.folder, "out.jsonl"))
+        assert [(g["row"], g["outputs"]["y"]["data"][0]) for g in got] == [(i, v**3) for i, v in enumerate(values) if i != 23]
+
+
 def test_all_workers_gone_and_the_undone_shards_are_finished_later():
     with Server() as s:
         x = write_rows(s.folder, 3000)

@@ -118,3 +118,11 @@ def slow(turns):
                  {"zero": np.zeros(1, np.float32)}, "body")
     return model(graph([node("Loop", ["turns", "go", "x"], ["y"], body=body)], [("x", FLOAT, ["N", 4])], [("y", FLOAT, ["N", 4])],
                        {"turns": np.array(turns, np.int64), "go": np.array(True)}))
+
+
+def stall():
+    """y = the largest element of e·e, e = x[1,1] repeated x times x times: with 7000 one node of 686 GFLOP, in which no counter
+    grows and no cancellation is seen; with 1 nothing"""
+    nodes = [node("Cast", ["x"], ["n"], to=7), node("Reshape", ["n", "one"], ["r"]), node("Concat", ["r", "r"], ["s"], axis=0), node("Expand", ["x", "s"], ["e"]),
+             node("MatMul", ["e", "e"], ["m"]), node("ReduceMax", ["m"], ["y"], axes=[0, 1], keepdims=1)]
+    return model(graph(nodes, [("x", FLOAT, [1, 1])], [("y", FLOAT, [1, 1])], {"one": np.array([1], np.int64)}))

@@ -66,6 +66,7 @@ static void reload(struct w_daemon *d) {
         w_log(W_ERROR, "reload_failed", "error=%s", w_log_quote(err, quoted, sizeof quoted));
     } else {
         w__tunables_from(&d->tune, &fresh);
+        atomic_store(&d->lanes.rows_max, d->tune.batch_rows_max);
         w_store_tune(d->store, (uint32_t)fresh.models_poll_ms, (uint64_t)fresh.models_bytes_max);
         w_log_init(w_log_level_parse(fresh.log_level));
         w_log(W_NOTICE, "reloaded", "file=%s", fresh.config_file ? fresh.config_file : "");

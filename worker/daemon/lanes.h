@@ -66,6 +66,7 @@ struct w_lanes {
     struct w_lane *lanes;
     int n, n_threads;
     size_t row_bytes_max;
+    atomic_llong rows_max; /* of one run, where the model does not say */
     pthread_mutex_t mutex;
     struct w_lane *done;
     uv_async_t *async;

@@ -313,6 +313,7 @@ static bool open_parts(struct w_daemon *d, const struct w_daemon_options *o, str
         if (!w_store_alias(d->store, o->aliases[i].name, o->aliases[i].path, err)) return false;
     int n = c->lanes > 0 ? (int)c->lanes : w_cpus();
     if (!w_lanes_start(&d->lanes, n, (int)c->lane_threads, d->files, &d->wake)) return w_fail(err, W_NO_MEMORY, "%d lanes cannot be started", n);
+    atomic_store(&d->lanes.rows_max, d->tune.batch_rows_max);
     return open_queue(d, &o->conn, err);
 }
 

@@ -81,17 +81,21 @@ static void retire(struct w_model *m) {
 
 /* --- merging a scan (mutex held) ------------------------------------------------------------------ */
 
-static struct slot *slot_find(struct slot *slots, size_t n, const char *name, int64_t version) {
+/* The first slot that is not before (name, version) in the array's order. */
+static size_t slot_from(const struct slot *slots, size_t n, const char *name, int64_t version) {
     size_t lo = 0, hi = n;
     while (lo < hi) {
         size_t mid = (lo + hi) / 2;
         int c = strcmp(slots[mid].at.name, name);
-        if (c == 0) c = (version > slots[mid].at.version) - (version < slots[mid].at.version);
-        if (c == 0) return &slots[mid];
-        if (c < 0) lo = mid + 1;
+        if (c < 0 || (c == 0 && slots[mid].at.version > version)) lo = mid + 1;
         else hi = mid;
     }
-    return NULL;
+    return lo;
+}
+
+static struct slot *slot_find(struct slot *slots, size_t n, const char *name, int64_t version) {
+    size_t i = slot_from(slots, n, name, version);
+    return i < n && slots[i].at.version == version && strcmp(slots[i].at.name, name) == 0 ? &slots[i] : NULL;
 }
 
 /* The newest loaded version below i's of the same model. */
@@ -311,9 +315,8 @@ static void *thread_main(void *arg) {
 static struct slot *latest(struct w_store *s, const char *name, struct slot **newest) {
     struct slot *ready = NULL;
     *newest = NULL;
-    for (size_t i = 0; i < s->n_slots; i++) {
+    for (size_t i = slot_from(s->slots, s->n_slots, name, INT64_MAX); i < s->n_slots && strcmp(s->slots[i].at.name, name) == 0; i++) {
         struct slot *slot = &s->slots[i];
-        if (strcmp(slot->at.name, name) != 0) continue;
         if (!*newest) *newest = slot;
         if (slot->state == FAILED) continue;
         if (slot->model && (slot->state == READY || slot->state == WANTED || slot->state == LOADING)) {

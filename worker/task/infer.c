@@ -163,7 +163,7 @@ static void gather(struct lane_run *r, const struct w_model *model) {
 static void on_lane(struct w_lane *lane, struct w_task **tasks, size_t n) {
     struct lane_run r = {.lane = lane};
     struct w_model *model = tasks[0]->model;
-    int64_t rows_max = model->batch.max > 0 ? model->batch.max : 64;
+    int64_t rows_max = model->batch.max > 0 ? model->batch.max : atomic_load(&lane->pool->rows_max);
     uint64_t from = uv_hrtime();
     for (size_t i = 0; i < n; i++) {
         w_lane_beat(lane);
