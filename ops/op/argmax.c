@@ -23,7 +23,7 @@ struct arg_job {
     X(U32, uint32_t, uint32_t, PLAIN)                                                              \
     X(U64, uint64_t, uint64_t, PLAIN)
 
-enum { TILE = 256, BLOCK = 64 };
+enum { TILE = 256, BLOCK = 64, SHORT_ROW = 40 }; /* SHORT_ROW: up to here a kernel costs more than a loop */
 
 /* x (n, inner) to dst (inner), a tile of columns at a time: the best so far and where it was stand side by side. */
 #define SEARCH(TYPE, T, V, LOAD)                                                                   \
@@ -52,6 +52,15 @@ TYPES(SEARCH)
 
 /* Contiguous f32: the extreme by a kernel, then where it is. */
 static int64_t search_row(const struct arg_job *job, const struct k_vmath *math, const float *x) {
+    if (job->n <= SHORT_ROW) {
+        int64_t at = 0;
+        for (int64_t k = 1; k < job->n; k++) {
+            const float v = x[k], b = x[at];
+            const bool better = v != v ? b == b : job->smallest ? v < b : v > b;
+            if (better || (job->last && (v == b || (v != v && b != b)))) at = k;
+        }
+        return at;
+    }
     const float best = (job->smallest ? math->min : math->max)(job->n, x);
     int64_t i = job->last ? job->n - 1 : 0;
     for (; !job->last && i + BLOCK <= job->n; i += BLOCK) { /* whole blocks without a hit */

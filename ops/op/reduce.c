@@ -21,6 +21,7 @@ OP_VECTOR_FILE
 #define CHUNK 4096
 #define LINES 32
 #define TASK_ELEMENTS 32768
+#define SHORT_ROW 40 /* up to here a kernel costs more than the loop (measured: 125 ns a call, 1 to 3 ns an element) */
 
 enum reduction { SUM, MEAN, L1, SUM_SQUARE, L2, LOG_SUM, PROD, MAX, MIN, LOG_SUM_EXP };
 /* What is accumulated: a reduction without what is done to the total. */
@@ -298,6 +299,7 @@ static float add_mapped(const struct k_vmath *math, k_unary_fn *map, const float
 }
 
 static double row_total(const struct k_vmath *math, enum step step, const float *x, int64_t n, double acc, float top) {
+    if (n <= SHORT_ROW && step != ADD_EXP) return gather_f32(step, x, n, 1, acc, 0);
     for (int64_t i = 0; i < n; i += CHUNK) {
         int64_t m = n - i < CHUNK ? n - i : CHUNK;
         float v;

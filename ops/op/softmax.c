@@ -2,8 +2,10 @@
  *
  * Up to opset 12 the input was coerced to a matrix at `axis` and each row of it normalised: the upgrade leaves the mark
  * "coerced" in the node, and the axes from `axis` on count as one. If the normalised axis is the last one its rows are
- * contiguous and each goes through a kernel of kern.h; else a tile of neighbouring columns is done line by line. f64
- * and the reference go an element at a time. */
+ * contiguous and each goes through a kernel of kern.h; else a tile of neighbouring columns is done line by line. Short rows
+ * (the two classes of a detector's thousand boxes) are turned into columns first: TILE of them at a time fill the vectors
+ * that one of them would not. f64 and the reference go an element at a time. Which way is taken depends on the axis and its
+ * length only, so that a row has the same bits in any batch. */
 #include "ops/op/elementwise.h"
 
 #include <math.h>
@@ -13,6 +15,7 @@ OP_VECTOR_FILE
 
 enum form { SOFTMAX, LOG_SOFTMAX, HARDMAX };
 #define TILE 64
+#define SHORT_ROW 32
 #define TASK_ELEMENTS 16384
 
 struct op_softmax {
@@ -132,8 +135,28 @@ static void slab_f32(const struct softmax_job *job, const float *x, float *y) {
     }
 }
 
+/* `rows` rows of n <= SHORT_ROW elements each, by way of columns. */
+static void short_rows_f32(const struct softmax_job *job, const float *x, float *y, int64_t rows) {
+    float turned[SHORT_ROW * TILE]; /* (n, TILE) */
+    const int64_t n = job->n;
+    for (int64_t r = 0; r < rows; r += TILE, x += TILE * n, y += TILE * n) {
+        const int64_t m = rows - r < TILE ? rows - r : TILE;
+        for (int64_t j = 0; j < m; j++)
+            for (int64_t i = 0; i < n; i++) turned[i * TILE + j] = x[j * n + i];
+        columns_f32(job, turned, turned, m, TILE);
+        for (int64_t j = 0; j < m; j++)
+            for (int64_t i = 0; i < n; i++) y[j * n + i] = turned[i * TILE + j];
+    }
+}
+
 static void softmax_task(void *arg, int64_t task) {
     const struct softmax_job *job = arg;
+    if (job->type == OP_F32 && job->last && job->n <= SHORT_ROW && job->math && job->form != HARDMAX) {
+        const int64_t first = task * job->per_task, left = job->outer - first;
+        short_rows_f32(job, (const float *)(const void *)job->src + first * job->n, (float *)(void *)job->dst + first * job->n,
+                       left < job->per_task ? left : job->per_task);
+        return;
+    }
     const int64_t slab = job->n * job->inner;
     float *wide = job->rows ? job->rows + task * slab : NULL;
     for (int64_t i = task * job->per_task; i < (task + 1) * job->per_task && i < job->outer; i++) {

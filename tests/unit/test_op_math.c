@@ -645,6 +645,59 @@ static void test_softmax_along_every_axis(void **state) {
             }
 }
 
+/* Against the plain form, on few different values, so that there are ties, and some NaN. */
+static void test_argmax_of_every_length(void **state) {
+    static float x[20 * 200];
+    (void)state;
+    random_state = 14;
+    for (size_t i = 0; i < COUNT(x); i++) x[i] = below(300) == 0 ? NAN : (float)below(6);
+    for (int64_t n = 1; n <= 200; n += n < 70 ? 1 : 13)
+        for (int form = 0; form < 4; form++) {
+            const struct op_tensor in = {.dtype = OP_F32, .rank = 2, .dims = {20, n}, .data = x};
+            struct ot m[2];
+            struct op_error err;
+            const struct op_tensor *y[2];
+            for (int plain = 0; plain < 2; plain++) {
+                begin_node(&m[plain], 13, form & 1 ? "ArgMax" : "ArgMin", &in, 1, "y", OP_I64);
+                ot_int(&m[plain], "axis", 1);
+                ot_int(&m[plain], "select_last_index", form >> 1);
+                y[plain] = try_node(&m[plain], plain, &in, 1, &err);
+                if (!y[plain]) fail_msg("%s", err.text);
+            }
+            assert_memory_equal(y[0]->data, y[1]->data, 20 * sizeof(int64_t));
+            ot_end(&m[0]);
+            ot_end(&m[1]);
+        }
+}
+
+/* Rows of every length around the change from columns to rows; a row alone has the bits that it has among others. */
+static void test_softmax_of_short_rows(void **state) {
+    static float x[150 * 40];
+    (void)state;
+    random_state = 13;
+    fill(x, COUNT(x));
+    for (int log = 0; log < 2; log++)
+        for (int64_t n = 1; n <= 40; n++) {
+            const struct op_tensor all = {.dtype = OP_F32, .rank = 2, .dims = {150, n}, .data = x}, one = {.dtype = OP_F32, .rank = 2, .dims = {1, n}, .data = x + 149 * n};
+            struct ot m, m1;
+            begin_node(&m, 13, log ? "LogSoftmax" : "Softmax", &all, 1, "y", OP_F32);
+            begin_node(&m1, 13, log ? "LogSoftmax" : "Softmax", &one, 1, "y", OP_F32);
+            const float *y = run_node(&m, &all, 1)->data, *y1 = run_node(&m1, &one, 1)->data;
+            assert_memory_equal(y + 149 * n, y1, (size_t)n * sizeof *y);
+            for (int r = 0; r < 150; r++) {
+                double top = -INFINITY, sum = 0;
+                for (int64_t i = 0; i < n; i++) top = fmax(top, x[r * n + i]);
+                for (int64_t i = 0; i < n; i++) sum += exp(x[r * n + i] - top);
+                for (int64_t i = 0; i < n; i++) {
+                    const double d = x[r * n + i] - top, want = log ? d - log1p(sum - 1) : exp(d) / sum;
+                    assert_true(fabs(y[r * n + i] - want) <= 1e-6 * fmax(1, fabs(want)));
+                }
+            }
+            ot_end(&m);
+            ot_end(&m1);
+        }
+}
+
 /* --- choosing ---------------------------------------------------------------------------------- */
 
 static void test_topk_orders_ties_and_nan(void **state) {
@@ -1215,6 +1268,8 @@ int main(void) {
         cmocka_unit_test(test_reductions_of_nothing_and_of_no_axes),
         cmocka_unit_test(test_reductions_of_integers_bool_and_nan),
         cmocka_unit_test(test_softmax_along_every_axis),
+        cmocka_unit_test(test_softmax_of_short_rows),
+        cmocka_unit_test(test_argmax_of_every_length),
         cmocka_unit_test(test_topk_orders_ties_and_nan),
         cmocka_unit_test(test_topk_matches_a_sort),
         cmocka_unit_test(test_unique_keeps_first_appearance),
