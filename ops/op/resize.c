@@ -251,21 +251,25 @@ struct axis {
     uint8_t *outside;      /* [out]: the position lies outside the crop's image: the extrapolation value */
 };
 
-static double coordinate(const struct resize *s, const struct geometry *g, int a, int64_t in, int64_t o) {
-    double x = (double)o, n = (double)in, scale = g->scale[a], resized = scale * n;
-    switch (s->coordinate) {
-    case ALIGN_CORNERS: return resized == 1 ? 0 : x * (n - 1) / (resized - 1);
-    case ASYMMETRIC: return x / scale;
-    case CROP:
-        return g->start[a] * (n - 1) +
-               (resized == 1 ? (g->end[a] - g->start[a]) * (n - 1) / 2 : x * (g->end[a] - g->start[a]) * (n - 1) / (resized - 1));
-    case PYTORCH_HALF_PIXEL: return resized == 1 ? 0 : (x + 0.5) / scale - 0.5;
-    case HALF_PIXEL_SYMMETRIC: return n / 2 * (1 - (double)g->out[a] / resized) + (x + 0.5) / scale - 0.5;
-    case TF_HALF_PIXEL: return (x + 0.5) / scale; /* of version 11 only */
-    case HALF_PIXEL: break;
+/* The input position of output o. In single precision for nearest: a scale such as 0.6 is meant to hit whole positions, and the
+ * engines that models come from round it so; in double precision where it only sets weights. */
+#define DEFINE_COORDINATE(T, name)                                                                                                          \
+    static T name(const struct resize *s, const struct geometry *g, int a, int64_t in, int64_t o) {                                         \
+        T x = (T)o, n = (T)in, scale = (T)g->scale[a], resized = scale * n, half = (T)0.5, start = (T)g->start[a], end = (T)g->end[a];      \
+        switch (s->coordinate) {                                                                                                            \
+        case ALIGN_CORNERS: return resized == 1 ? 0 : x * (n - 1) / (resized - 1);                                                          \
+        case ASYMMETRIC: return x / scale;                                                                                                  \
+        case CROP: return start * (n - 1) + (end - start) * (n - 1) * (resized == 1 ? half : x / (resized - 1));                            \
+        case PYTORCH_HALF_PIXEL: return resized == 1 ? 0 : (x + half) / scale - half;                                                       \
+        case HALF_PIXEL_SYMMETRIC: return n / 2 * (1 - (T)g->out[a] / resized) + (x + half) / scale - half;                                 \
+        case TF_HALF_PIXEL: return (x + half) / scale; /* of version 11 only */                                                             \
+        case HALF_PIXEL: break;                                                                                                             \
+        }                                                                                                                                   \
+        return (x + half) / scale - half;                                                                                                   \
     }
-    return (x + 0.5) / scale - 0.5;
-}
+
+DEFINE_COORDINATE(double, coordinate)
+DEFINE_COORDINATE(float, coordinate_f32)
 
 static int64_t clamp(double v, int64_t n) {
     return v >= 0 ? v < (double)n ? (int64_t)v : n - 1 : 0; /* NaN gives 0 */
@@ -302,7 +306,7 @@ static double filter(const struct resize *s, double d) {
 }
 
 static void fill_position(const struct resize *s, const struct geometry *g, int a, const struct axis *t, int64_t o) {
-    double x = coordinate(s, g, a, t->in, o), shrink = s->antialias && g->scale[a] < 1 ? g->scale[a] : 1, sum = 0;
+    double x = s->mode == NEAREST ? (double)coordinate_f32(s, g, a, t->in, o) : coordinate(s, g, a, t->in, o), shrink = s->antialias && g->scale[a] < 1 ? g->scale[a] : 1, sum = 0;
     t->outside[o] = s->coordinate == CROP && (x < 0 || x > (double)(t->in - 1));
     int64_t *at = t->at + o * t->taps;
     if (s->mode == NEAREST) {

@@ -392,6 +392,30 @@ static void test_resize_keeps_a_plane(void **state) {
     free(x.data);
 }
 
+/* Resize 10 has no coordinate attributes and rounds up when it shrinks; later ones meet whole positions where the scale means to. */
+static void test_nearest_positions(void **state) {
+    (void)state;
+    const float scales[4] = {1, 1, 1, 0.6f}, first[] = {0, 2, 4, 5, 7, 9}, floor_of[] = {0, 1, 3, 5, 6, 8};
+    struct op_tensor x = TENSOR(1, 1, 1, 10);
+    for (int i = 0; i < 10; i++) ((float *)x.data)[i] = (float)i;
+    for (int opset = 10; opset < 14; opset += 3) {
+        struct ot m;
+        struct op_error err;
+        ot_begin(&m, opset);
+        ot_input(&m, "i0", OP_F32, 4, x.dims);
+        ot_constant(&m, "scales", OP_F32, 1, (int64_t[]){4}, scales);
+        ot_node(&m, "Resize", opset == 10 ? "i0 scales" : "i0 . scales", "y");
+        ot_string(&m, "mode", "nearest");
+        if (opset > 10) ot_string(&m, "coordinate_transformation_mode", "asymmetric");
+        if (opset > 10) ot_string(&m, "nearest_mode", "floor");
+        const struct op_tensor *y = must(go(&m, false, &x, 1, "y", &err), &err);
+        assert_int_equal(y->dims[3], 6);
+        assert_memory_equal(y->data, opset == 10 ? first : floor_of, sizeof first);
+        ot_end(&m);
+    }
+    free(x.data);
+}
+
 /* --- attention --------------------------------------------------------------------------------- */
 
 static void test_attention_forms_agree(void **state) {
@@ -616,6 +640,7 @@ int main(void) {
         cmocka_unit_test(test_conv_transpose_scatters),
         cmocka_unit_test(test_resize_forms_agree),
         cmocka_unit_test(test_resize_keeps_a_plane),
+        cmocka_unit_test(test_nearest_positions),
         cmocka_unit_test(test_attention_forms_agree),
         cmocka_unit_test(test_dft_of_every_length),
         cmocka_unit_test(test_rows_keep_their_bits_in_a_batch),

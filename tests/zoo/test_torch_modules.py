@@ -138,6 +138,7 @@ TESTS = {} if torch is None else {
     "pixel_shuffle": layer(lambda: nn.PixelShuffle(2), 3, 8, 5, 6),
     "interpolate_nearest": function(lambda x: F.interpolate(x, scale_factor=2), (2, 3, 7, 9)),
     "interpolate_nearest_sizes": function(lambda x: F.interpolate(x, size=(11, 5)), (2, 3, 7, 9)),
+    "interpolate_nearest_odd_scale": function(lambda x: F.interpolate(x, scale_factor=(0.6, 2.3)), (2, 3, 10, 9)),
     "interpolate_linear": function(lambda x: F.interpolate(x, size=17, mode="linear"), (2, 3, 9)),
     "interpolate_bilinear": function(lambda x: F.interpolate(x, scale_factor=2.5, mode="bilinear"), (2, 3, 8, 10)),
     "interpolate_bilinear_corners": function(lambda x: F.interpolate(x, size=(5, 21), mode="bilinear", align_corners=True), (2, 3, 7, 9)),
