@@ -95,3 +95,28 @@ int op_model_batchable(struct op_model *m, struct op_error *err) {
     if (answer < 0 && err->code == OP_OK) op__model_fail(m, err, OP_NOMEM, "out of memory");
     return answer;
 }
+
+bool op__output_shapes(struct op_model *m, struct op_tensor *out) {
+    int n = m->n_inputs_required, n_out = m->graph->n_outputs, good = 0;
+    struct op_session *s = op_session_create(m, NULL, NULL);
+    struct op_tensor *in = calloc((size_t)n + 1, sizeof *in), *other = calloc((size_t)n_out + 1, sizeof *other);
+    for (int i = 0; i < n; i++)
+        if (m->inputs[i].kind != OP_KIND_TENSOR || m->inputs[i].rank < 0) s = (op_session_destroy(s), NULL);
+    for (size_t k = 0; s && in && other && k < sizeof stand_ins / sizeof *stand_ins && good != 1; k++) {
+        /* Two sizes of the batch and of every other symbol: what differs is symbolic. */
+        fill_shapes(m, 2, stand_ins[k], in, n);
+        good = shapes_for(s, in, n, out);
+        fill_shapes(m, 3, stand_ins[k] + 1, in, n);
+        if (good == 1 && shapes_for(s, in, n, other) != 1) {
+            fill_shapes(m, 3, stand_ins[k], in, n);
+            good = shapes_for(s, in, n, other);
+        }
+    }
+    for (int i = 0; i < n_out && good == 1; i++)
+        for (int d = 0; d < out[i].rank; d++)
+            if (out[i].dims[d] != other[i].dims[d]) out[i].dims[d] = -1;
+    op_session_destroy(s);
+    free(in);
+    free(other);
+    return good == 1;
+}

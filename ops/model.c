@@ -307,6 +307,22 @@ struct op_model *op_model_load_memory(const void *bytes, size_t n_bytes, const c
     return finish_load(m, err);
 }
 
+struct op_model *op__model_load_mapping(void *map, size_t n_bytes, struct op_error *err) {
+    struct op_model *m = model_new("", NULL, err);
+    struct op_mapping *entry = m ? calloc(1, sizeof *entry) : NULL;
+    if (!entry) {
+        munmap(map, n_bytes);
+        if (m) op__model_fail(m, err, OP_NOMEM, "out of memory");
+        op_model_release(m);
+        return NULL;
+    }
+    *entry = (struct op_mapping){.data = map, .bytes = n_bytes};
+    m->mappings = entry;
+    m->bytes = map;
+    m->n_bytes = n_bytes;
+    return finish_load(m, err);
+}
+
 struct op_model *op__model_open(struct op_model *m, struct op_error *err) {
     pthread_mutex_lock(&m->lock);
     if (!m->open) {

@@ -73,6 +73,10 @@ struct op_model {
     int batchable; /* -2: not yet asked */
 };
 
+/* model.c: a model whose bytes lie in a mapping of a file or memfd, which it takes over (unmapped, also on error). */
+struct op_model *op__model_load_mapping(void *map, size_t n_bytes, struct op_error *err);
+/* batch.c: the outputs' types and shapes, -1 where they follow the batch or another symbol; false where they depend on data. */
+bool op__output_shapes(struct op_model *m, struct op_tensor *out);
 /* onnx_read.c: parses the mapped bytes into m->graph. */
 enum op_status op__onnx_read(struct op_model *m, const char *bytes, size_t n, struct op_error *err);
 /* Sets an error that names the model. */

@@ -111,7 +111,7 @@ struct op_trainer;
 OP_API struct op_trainer *op_trainer_create(struct op_model *m, const struct op_trainer_options *options, struct op_error *err);
 OP_API void op_trainer_destroy(struct op_trainer *t); /* accepts NULL */
 
-struct op_step {
+struct op_step_result {
     double loss;                     /* of this batch, regularisers included */
     double gradient_norm;            /* before clipping */
     const struct op_tensor *outputs; /* the model's outputs for this batch (training form), until the next call */
@@ -119,10 +119,10 @@ struct op_step {
 /* One batch: forward, backward, update. inputs as in op_session_run; targets[k] belongs to loss k; sample_weights f32[N] or NULL.
  * learning_rate NaN: the optimiser's own. A loss that is not finite leaves the weights as they were and returns OP_BAD_VALUE. */
 OP_API enum op_status op_trainer_step(struct op_trainer *t, const struct op_tensor *inputs, int n_inputs, const struct op_tensor *targets, int n_targets,
-                                      const struct op_tensor *sample_weights, float learning_rate, struct op_step *step, struct op_error *err);
+                                      const struct op_tensor *sample_weights, float learning_rate, struct op_step_result *step, struct op_error *err);
 /* Inference form with the weights of now (those of the EMA where there is one): loss without regularisers, outputs. */
 OP_API enum op_status op_trainer_evaluate(struct op_trainer *t, const struct op_tensor *inputs, int n_inputs, const struct op_tensor *targets, int n_targets,
-                                          const struct op_tensor *sample_weights, struct op_step *step, struct op_error *err);
+                                          const struct op_tensor *sample_weights, struct op_step_result *step, struct op_error *err);
 /* Memory of a step with these input shapes, and its floating-point operations, before anything runs. */
 OP_API enum op_status op_trainer_plan(struct op_trainer *t, const struct op_tensor *inputs, int n_inputs, const struct op_tensor *targets, int n_targets,
                                       size_t *peak_bytes, double *flops, struct op_error *err);
