@@ -67,7 +67,7 @@ static void test_numbers_equal_strtod(void **unused) {
     char text[64];
     (void)unused;
     for (size_t i = 0; i < sizeof hard / sizeof *hard; i++) same_as_strtod(hard[i]);
-    for (int i = 0; i < 200000; i++) {
+    for (int i = 0; i < 60000; i++) {
         union {
             uint64_t u;
             double d;
@@ -164,7 +164,7 @@ static void test_floats_are_short_and_read_back(void **unused) {
                                  123456.0f,    0.3f,          1.0f / 3,       8.5899346e9f};
     for (size_t i = 0; i < sizeof hard / sizeof *hard; i++)
         round_trip(&a, hard[i]), round_trip(&a, -hard[i]);
-    for (int i = 0; i < 300000; i++) {
+    for (int i = 0; i < 60000; i++) {
         union {
             uint32_t u;
             float f;
@@ -184,7 +184,7 @@ static void test_doubles_read_back(void **unused) {
     struct w_arena a;
     (void)unused;
     w_arena_init(&a, 1 << 20);
-    for (int i = 0; i < 50000; i++) {
+    for (int i = 0; i < 20000; i++) {
         union {
             uint64_t u;
             double d;
