@@ -10,7 +10,8 @@ static enum op_status concat_infer(struct op_ctx *ctx) {
     if (st != OP_OK) return st;
     const struct op_tensor *first = ctx->in[0];
     if (first->rank == 0) return op__fail(ctx, OP_BAD_SHAPE, "scalars cannot be concatenated");
-    if (!op__attr(ctx->node, "axis")) return op__fail(ctx, OP_BAD_MODEL, "the attribute axis is missing");
+    if (!op__attr(ctx->node, "axis"))
+        return op__fail(ctx, OP_BAD_MODEL, "the attribute axis is missing");
     st = op__axis_attr(ctx, "axis", 0, first->rank, &axis);
     if (st != OP_OK) return st;
     int64_t dims[OP_RANK_MAX];
@@ -20,9 +21,11 @@ static enum op_status concat_infer(struct op_ctx *ctx) {
         bool fits = t->rank == first->rank;
         for (int k = 0; fits && k < t->rank; k++) fits = k == axis || t->dims[k] == dims[k];
         if (!fits || t->dtype != first->dtype)
-            return op__fail(ctx, fits ? OP_BAD_TYPE : OP_BAD_SHAPE, "input %d is %s, which does not fit behind %s along axis %d", i, op__text(t, text[0]),
-                            op__text(first, text[1]), axis);
-        if (__builtin_add_overflow(dims[axis], t->dims[axis], &dims[axis])) return op__fail(ctx, OP_LIMIT, "the output is too large");
+            return op__fail(ctx, fits ? OP_BAD_TYPE : OP_BAD_SHAPE,
+                            "input %d is %s, which does not fit behind %s along axis %d", i,
+                            op__text(t, text[0]), op__text(first, text[1]), axis);
+        if (__builtin_add_overflow(dims[axis], t->dims[axis], &dims[axis]))
+            return op__fail(ctx, OP_LIMIT, "the output is too large");
     }
     st = op__check_size(ctx, first->dtype, first->rank, dims);
     if (st == OP_OK) op__set(ctx, 0, first->dtype, first->rank, dims);
@@ -34,19 +37,22 @@ static enum op_status concat_run(struct op_ctx *ctx) {
     size_t elem = op_type_size(y->dtype);
     if (op_tensor_count(y) == 0) return OP_OK;
     int axis = op__axis(op__attr_int(ctx->node, "axis", 0), y->rank);
-    int64_t n_outer = op__product(y->dims, 0, axis), row = op__product(y->dims, axis, y->rank), at = 0;
+    int64_t n_outer = op__product(y->dims, 0, axis), row = op__product(y->dims, axis, y->rank),
+            at = 0;
     for (int i = 0; i < ctx->n_in; i++) {
         const struct op_tensor *t = ctx->in[i];
         int64_t piece = op__product(t->dims, axis, t->rank);
         if (!piece || !n_outer) continue;
-        struct op__move m = {.rank = 2, .dims = {n_outer, piece}, .dst = {row, 1}, .src = {piece, 1}};
+        struct op__move m = {
+            .rank = 2, .dims = {n_outer, piece}, .dst = {row, 1}, .src = {piece, 1}};
         op__move_run(ctx, &m, (char *)y->data + (size_t)at * elem, t->data, elem);
         at += piece;
     }
     return OP_OK;
 }
 
-static enum op_status concat_upgrade(struct op_graph *g, struct op_node *n, int opset, struct op_error *err) {
+static enum op_status concat_upgrade(struct op_graph *g, struct op_node *n, int opset,
+                                     struct op_error *err) {
     (void)err;
     return opset < 4 && !op__attr(n, "axis") ? op__attr_set_int(g, n, "axis", 1) : OP_OK;
 }

@@ -1,14 +1,17 @@
 /* Loop: for (i = 0; i < M && cond; i++) body(i, cond, v…) -> (cond, v…, scan values…).
  *
- * The node's inputs are M, cond (both may be absent), then the N initial v; its outputs are the N final v, then the
- * scan values of all iterations stacked along a new first axis. The condition that the body gives counts also where the
- * node's own cond is absent. A trip count from a file is only a number here: memory grows with the iterations that have
- * run, and the executor's step budget bounds those. v may be tensors, sequences or optionals. */
+ * The node's inputs are M, cond (both may be absent), then the N initial v; its outputs are the N
+ * final v, then the scan values of all iterations stacked along a new first axis. The condition
+ * that the body gives counts also where the node's own cond is absent. A trip count from a file is
+ * only a number here: memory grows with the iterations that have run, and the executor's step
+ * budget bounds those. v may be tensors, sequences or optionals. */
 #include "ops/op/control.h"
 
 #include <string.h>
 
-static int n_carried(const struct op_ctx *ctx) { return ctx->n_in > 2 ? ctx->n_in - 2 : 0; }
+static int n_carried(const struct op_ctx *ctx) {
+    return ctx->n_in > 2 ? ctx->n_in - 2 : 0;
+}
 
 static enum op_status loop_infer(struct op_ctx *ctx) {
     const struct op_graph *body = op__attr_graph(ctx->node, "body");
@@ -16,13 +19,21 @@ static enum op_status loop_infer(struct op_ctx *ctx) {
     char text[OP__TENSOR_TEXT];
     int n = n_carried(ctx);
     if (!body) return op__fail(ctx, OP_BAD_MODEL, "the body is missing");
-    if (op__graph_n_inputs(body) != 2 + n || op__graph_n_outputs(body) < 1 + n || ctx->n_out > op__graph_n_outputs(body) - 1)
-        return op__fail(ctx, OP_BAD_MODEL, "a body of %d inputs and %d outputs does not fit a node of %d inputs and %d outputs", op__graph_n_inputs(body),
-                        op__graph_n_outputs(body), ctx->n_in, ctx->n_out);
-    if (trips && (trips->kind != OP_KIND_TENSOR || (trips->dtype != OP_I64 && trips->dtype != OP_I32) || op_tensor_count(trips) != 1))
-        return op__fail(ctx, OP_BAD_TYPE, "the trip count is %s, one i64 is expected", op__text(trips, text));
-    if (cond && (cond->kind != OP_KIND_TENSOR || cond->dtype != OP_BOOL || op_tensor_count(cond) != 1))
-        return op__fail(ctx, OP_BAD_TYPE, "the condition is %s, one bool is expected", op__text(cond, text));
+    if (op__graph_n_inputs(body) != 2 + n || op__graph_n_outputs(body) < 1 + n ||
+        ctx->n_out > op__graph_n_outputs(body) - 1)
+        return op__fail(
+            ctx, OP_BAD_MODEL,
+            "a body of %d inputs and %d outputs does not fit a node of %d inputs and %d outputs",
+            op__graph_n_inputs(body), op__graph_n_outputs(body), ctx->n_in, ctx->n_out);
+    if (trips &&
+        (trips->kind != OP_KIND_TENSOR || (trips->dtype != OP_I64 && trips->dtype != OP_I32) ||
+         op_tensor_count(trips) != 1))
+        return op__fail(ctx, OP_BAD_TYPE, "the trip count is %s, one i64 is expected",
+                        op__text(trips, text));
+    if (cond &&
+        (cond->kind != OP_KIND_TENSOR || cond->dtype != OP_BOOL || op_tensor_count(cond) != 1))
+        return op__fail(ctx, OP_BAD_TYPE, "the condition is %s, one bool is expected",
+                        op__text(cond, text));
     for (int i = 0; i < n; i++)
         if (!ctx->in[2 + i]) return op__fail(ctx, OP_BAD_MODEL, "input %d is missing", 2 + i);
     return OP_OK;
@@ -43,13 +54,15 @@ static enum op_status take_results(const struct op_ctx *ctx, struct loop *l) {
     char text[2][OP__TENSOR_TEXT];
     enum op_status st = OP_OK;
     if (cond->kind != OP_KIND_TENSOR || cond->dtype != OP_BOOL || op_tensor_count(cond) != 1)
-        return op__fail(ctx, OP_BAD_TYPE, "the body's condition is %s, one bool is expected", op__text(cond, text[0]));
+        return op__fail(ctx, OP_BAD_TYPE, "the body's condition is %s, one bool is expected",
+                        op__text(cond, text[0]));
     l->cond = *(const uint8_t *)cond->data != 0;
     op__give_back(ctx, cond);
     for (int k = 0; k < l->n; k++) {
         struct op_tensor *v = &l->args[2 + k], *next = &l->results[1 + k];
         if (v->kind == OP_KIND_TENSOR && next->kind == OP_KIND_TENSOR && v->dtype != next->dtype)
-            return op__fail(ctx, OP_BAD_TYPE, "value %d is %s before and %s after an iteration", k, op__text(v, text[0]), op__text(next, text[1]));
+            return op__fail(ctx, OP_BAD_TYPE, "value %d is %s before and %s after an iteration", k,
+                            op__text(v, text[0]), op__text(next, text[1]));
         if (l->i) op__give_back(ctx, v); /* the first ones are the node's own inputs */
         *v = *next;
     }
@@ -83,7 +96,8 @@ static enum op_status loop_run(struct op_ctx *ctx) {
     for (int k = 0; st == OP_OK && k < l.n; k++) st = op__take(ctx, k, &l.args[2 + k]);
     for (int k = 0; st == OP_OK && k < l.n_scan; k++) {
         if (l.n + k >= ctx->n_out || !ctx->out[l.n + k]) continue;
-        if (l.stacks[k].n == 0) st = op__stack_declare(ctx, &l.stacks[k], l.body, 1 + l.n + k, "a scan output");
+        if (l.stacks[k].n == 0)
+            st = op__stack_declare(ctx, &l.stacks[k], l.body, 1 + l.n + k, "a scan output");
         if (st == OP_OK) st = op__stack_output(ctx, l.n + k, &l.stacks[k], 0, false);
     }
     return st;

@@ -1,5 +1,6 @@
-/* Optionals: Optional, OptionalGetElement, OptionalHasElement. An optional holds nothing, or one tensor or sequence; its
- * one item lives until the end of the run like a sequence's. From opset 18 on the last two also take what is not optional. */
+/* Optionals: Optional, OptionalGetElement, OptionalHasElement. An optional holds nothing, or one
+ * tensor or sequence; its one item lives until the end of the run like a sequence's. From opset 18
+ * on the last two also take what is not optional. */
 #include "ops/op/move.h"
 
 #include <string.h>
@@ -13,7 +14,8 @@ static enum op_status optional_infer(struct op_ctx *ctx) {
 
 static enum op_status optional_run(struct op_ctx *ctx) {
     const struct op_tensor *x = op__in(ctx, 0);
-    enum op_status st = op__output_items(ctx, 0, OP_KIND_OPTIONAL, x ? x->dtype : OP_UNDEFINED, x ? 1 : 0);
+    enum op_status st =
+        op__output_items(ctx, 0, OP_KIND_OPTIONAL, x ? x->dtype : OP_UNDEFINED, x ? 1 : 0);
     return st == OP_OK && x ? op__copy(ctx, &ctx->out[0]->items[0], x) : st;
 }
 

@@ -1,11 +1,13 @@
-/* Pad: constant, reflect, edge and wrap; negative pads crop. Along each axis the input is first cropped by the negative
- * pads to [lo, lo + n), then output index o reads input index lo + fold(o - before), where fold is the mode's rule:
+/* Pad: constant, reflect, edge and wrap; negative pads crop. Along each axis the input is first
+ * cropped by the negative pads to [lo, lo + n), then output index o reads input index lo + fold(o -
+ * before), where fold is the mode's rule:
  *
  *   reflect   … 2 1 | 0 1 2 3 | 2 1 0 1 …      period 2 (n - 1)
  *   edge      … 0 0 | 0 1 2 3 | 3 3 …
  *   wrap      … 2 3 | 0 1 2 3 | 0 1 …          period n
  *
- * Constant pads fill, then copy the inside. The others read through one index table an axis (scratch). */
+ * Constant pads fill, then copy the inside. The others read through one index table an axis
+ * (scratch). */
 #include "ops/op/move.h"
 
 #include <string.h>
@@ -28,17 +30,21 @@ static int read_mode(const struct op_ctx *ctx) {
 }
 
 /* Positive pads of one axis end up in before and after, negative ones in lo and n. */
-static enum op_status plan_axis(const struct op_ctx *ctx, struct pad_plan *p, int axis, int64_t dim, int64_t before, int64_t after) {
+static enum op_status plan_axis(const struct op_ctx *ctx, struct pad_plan *p, int axis, int64_t dim,
+                                int64_t before, int64_t after) {
     int64_t crop_before = before < 0 ? before : 0, crop_after = after < 0 ? after : 0, end;
     p->before[axis] = before > 0 ? before : 0;
     p->after[axis] = after > 0 ? after : 0;
     if (crop_before < -dim || crop_after < -dim || crop_before + crop_after < -dim)
-        return op__fail(ctx, OP_BAD_SHAPE, "pads %lld and %lld take more from axis %d than its %lld elements", (long long)before, (long long)after, axis,
-                        (long long)dim);
+        return op__fail(ctx, OP_BAD_SHAPE,
+                        "pads %lld and %lld take more from axis %d than its %lld elements",
+                        (long long)before, (long long)after, axis, (long long)dim);
     p->lo[axis] = -crop_before;
     p->n[axis] = dim + crop_before + crop_after;
-    if (__builtin_add_overflow(p->n[axis], p->before[axis], &end) || __builtin_add_overflow(end, p->after[axis], &p->dims[axis]))
-        return op__fail(ctx, OP_LIMIT, "axis %d is to be padded by %lld and %lld: too large", axis, (long long)before, (long long)after);
+    if (__builtin_add_overflow(p->n[axis], p->before[axis], &end) ||
+        __builtin_add_overflow(end, p->after[axis], &p->dims[axis]))
+        return op__fail(ctx, OP_LIMIT, "axis %d is to be padded by %lld and %lld: too large", axis,
+                        (long long)before, (long long)after);
     if (p->mode != CONSTANT && p->n[axis] == 0 && p->dims[axis] > 0)
         return op__fail(ctx, OP_BAD_SHAPE, "axis %d has no element to pad with", axis);
     return OP_OK;
@@ -52,13 +58,18 @@ static enum op_status make_plan(const struct op_ctx *ctx, struct pad_plan *p) {
     if (st == OP_OK) st = op__read_axes(ctx, 3, x->rank, axes, &n_axes);
     if (st != OP_OK) return st;
     if (mode < 0)
-        return op__fail(ctx, OP_BAD_VALUE, "mode \"%.40s\" is none of constant, reflect, edge, wrap", op__attr_string(ctx->node, "mode", ""));
+        return op__fail(ctx, OP_BAD_VALUE,
+                        "mode \"%.40s\" is none of constant, reflect, edge, wrap",
+                        op__attr_string(ctx->node, "mode", ""));
     p->mode = (enum mode)mode;
     if (n_axes < 0)
         for (n_axes = 0; n_axes < x->rank; n_axes++) axes[n_axes] = n_axes;
-    if (n != 2 * n_axes) return op__fail(ctx, OP_BAD_SHAPE, "pads has %d values for %d axes: two an axis are expected", n, n_axes);
+    if (n != 2 * n_axes)
+        return op__fail(ctx, OP_BAD_SHAPE,
+                        "pads has %d values for %d axes: two an axis are expected", n, n_axes);
     for (int i = 0; i < x->rank; i++) st = plan_axis(ctx, p, i, x->dims[i], 0, 0);
-    for (int i = 0; st == OP_OK && i < n_axes; i++) st = plan_axis(ctx, p, axes[i], x->dims[axes[i]], pads[i], pads[n_axes + i]);
+    for (int i = 0; st == OP_OK && i < n_axes; i++)
+        st = plan_axis(ctx, p, axes[i], x->dims[axes[i]], pads[i], pads[n_axes + i]);
     return st;
 }
 
@@ -68,16 +79,21 @@ static enum op_status pad_infer(struct op_ctx *ctx) {
     if (st == OP_OK) st = make_plan(ctx, &p);
     if (st != OP_OK) return st;
     const struct op_tensor *x = ctx->in[0], *value = op__in(ctx, 2);
-    if (value && op_tensor_count(value) > 1) return op__fail(ctx, OP_BAD_SHAPE, "the pad value has %lld elements, one is expected", (long long)op_tensor_count(value));
-    if (value && value->dtype != x->dtype && !(value->dtype == OP_F32 && (x->dtype == OP_F16 || x->dtype == OP_BF16 || x->dtype == OP_F64)))
-        return op__fail(ctx, OP_BAD_TYPE, "the pad value is %s, the data %s", op_type_name(value->dtype), op_type_name(x->dtype));
+    if (value && op_tensor_count(value) > 1)
+        return op__fail(ctx, OP_BAD_SHAPE, "the pad value has %lld elements, one is expected",
+                        (long long)op_tensor_count(value));
+    if (value && value->dtype != x->dtype &&
+        !(value->dtype == OP_F32 &&
+          (x->dtype == OP_F16 || x->dtype == OP_BF16 || x->dtype == OP_F64)))
+        return op__fail(ctx, OP_BAD_TYPE, "the pad value is %s, the data %s",
+                        op_type_name(value->dtype), op_type_name(x->dtype));
     st = op__check_size(ctx, x->dtype, x->rank, p.dims);
     if (st == OP_OK) op__set(ctx, 0, x->dtype, x->rank, p.dims);
     return st;
 }
 
-/* The pad value as an element of the data's type. An f32 value for another float type comes from the attribute of
- * opsets below 11, which has that type always. */
+/* The pad value as an element of the data's type. An f32 value for another float type comes from
+ * the attribute of opsets below 11, which has that type always. */
 static void read_value(const struct op_ctx *ctx, void *dst) {
     const struct op_tensor *value = op__in(ctx, 2);
     enum op_type type = ctx->in[0]->dtype;
@@ -90,8 +106,10 @@ static void read_value(const struct op_ctx *ctx, void *dst) {
     float f = *(const float *)value->data;
     double d = f;
     uint16_t h = type == OP_F16 ? op__f32_to_f16(f) : op__f32_to_bf16(f);
-    if (type == OP_F64) memcpy(dst, &d, sizeof d);
-    else memcpy(dst, &h, sizeof h);
+    if (type == OP_F64)
+        memcpy(dst, &d, sizeof d);
+    else
+        memcpy(dst, &h, sizeof h);
 }
 
 static void pad_constant(const struct op_ctx *ctx, const struct pad_plan *p) {
@@ -114,7 +132,8 @@ static void pad_constant(const struct op_ctx *ctx, const struct pad_plan *p) {
         dst += p->before[i] * to[i];
         op__move_dim(&m, p->n[i], to[i], from[i]);
     }
-    op__move_run(ctx, &m, (char *)y->data + (size_t)dst * elem, (const char *)x->data + (size_t)src * elem, elem);
+    op__move_run(ctx, &m, (char *)y->data + (size_t)dst * elem,
+                 (const char *)x->data + (size_t)src * elem, elem);
 }
 
 static int64_t fold(enum mode mode, int64_t i, int64_t n) {
@@ -127,11 +146,14 @@ static int64_t fold(enum mode mode, int64_t i, int64_t n) {
 }
 
 /* One output row: the middle is a run of the input, the rest goes through the table. */
-static void pad_row(char *dst, const char *src, const int64_t *map, const struct pad_plan *p, int axis, size_t elem) {
+static void pad_row(char *dst, const char *src, const int64_t *map, const struct pad_plan *p,
+                    int axis, size_t elem) {
     int64_t before = p->before[axis], n = p->n[axis], out = p->dims[axis];
-    for (int64_t j = 0; j < before; j++) op__copy_elem(dst + (size_t)j * elem, src + (size_t)map[j] * elem, elem);
+    for (int64_t j = 0; j < before; j++)
+        op__copy_elem(dst + (size_t)j * elem, src + (size_t)map[j] * elem, elem);
     memcpy(dst + (size_t)before * elem, src + (size_t)p->lo[axis] * elem, (size_t)n * elem);
-    for (int64_t j = before + n; j < out; j++) op__copy_elem(dst + (size_t)j * elem, src + (size_t)map[j] * elem, elem);
+    for (int64_t j = before + n; j < out; j++)
+        op__copy_elem(dst + (size_t)j * elem, src + (size_t)map[j] * elem, elem);
 }
 
 static void pad_mapped(const struct op_ctx *ctx, const struct pad_plan *p) {
@@ -147,7 +169,8 @@ static void pad_mapped(const struct op_ctx *ctx, const struct pad_plan *p) {
     for (int i = 0; i < x->rank; i++) {
         map[i] = table;
         table += p->dims[i];
-        for (int64_t o = 0; o < p->dims[i]; o++) map[i][o] = p->lo[i] + fold(p->mode, o - p->before[i], p->n[i]);
+        for (int64_t o = 0; o < p->dims[i]; o++)
+            map[i][o] = p->lo[i] + fold(p->mode, o - p->before[i], p->n[i]);
     }
     char *dst = ctx->out[0]->data;
     int64_t n_rows = op__product(p->dims, 0, last);
@@ -163,8 +186,10 @@ static enum op_status pad_run(struct op_ctx *ctx) {
     struct pad_plan p;
     enum op_status st = make_plan(ctx, &p);
     if (st != OP_OK || op_tensor_count(ctx->out[0]) == 0) return st;
-    if (p.mode == CONSTANT) pad_constant(ctx, &p);
-    else pad_mapped(ctx, &p);
+    if (p.mode == CONSTANT)
+        pad_constant(ctx, &p);
+    else
+        pad_mapped(ctx, &p);
     return OP_OK;
 }
 
@@ -175,7 +200,8 @@ static size_t pad_scratch(const struct op_ctx *ctx) {
     return n * sizeof(int64_t);
 }
 
-static enum op_status pad_upgrade(struct op_graph *g, struct op_node *n, int opset, struct op_error *err) {
+static enum op_status pad_upgrade(struct op_graph *g, struct op_node *n, int opset,
+                                  struct op_error *err) {
     if (opset >= 11) return OP_OK;
     enum op_status st = op__attr_to_input(g, n, opset < 2 ? "paddings" : "pads", 1, err);
     return st == OP_OK ? op__attr_float_to_input(g, n, "value", 2, OP_F32, err) : st;
@@ -196,7 +222,8 @@ static const struct op_desc pad = {
 };
 OP_REGISTER(pad);
 
-/* --- CenterCropPad (opset 18): crops or zero-pads axes around the middle to given sizes ------------------ */
+/* --- CenterCropPad (opset 18): crops or zero-pads axes around the middle to given sizes
+ * ------------------ */
 
 static enum op_status center_plan(const struct op_ctx *ctx, struct pad_plan *p) {
     const struct op_tensor *x = ctx->in[0];
@@ -207,15 +234,21 @@ static enum op_status center_plan(const struct op_ctx *ctx, struct pad_plan *p) 
     enum op_status st = op__read_ints(ctx, 1, "shape", OP_RANK_MAX, want, &n);
     if (st != OP_OK) return st;
     if (n != (axes ? n_axes : x->rank))
-        return op__fail(ctx, OP_BAD_SHAPE, "shape has %d values for %lld axes", n, (long long)(axes ? n_axes : x->rank));
+        return op__fail(ctx, OP_BAD_SHAPE, "shape has %d values for %lld axes", n,
+                        (long long)(axes ? n_axes : x->rank));
     p->mode = CONSTANT;
     for (int i = 0; i < x->rank; i++) st = plan_axis(ctx, p, i, x->dims[i], 0, 0);
     for (int i = 0; st == OP_OK && i < n; i++) {
         int axis = axes ? op__axis(axes[i], x->rank) : i;
-        if (axis < 0 || (seen >> axis & 1)) return op__fail(ctx, OP_BAD_VALUE, "axis %lld is out of range or given twice", (long long)axes[i]);
-        if (want[i] < 0) return op__fail(ctx, OP_BAD_VALUE, "axis %d is to become %lld", axis, (long long)want[i]);
+        if (axis < 0 || (seen >> axis & 1))
+            return op__fail(ctx, OP_BAD_VALUE, "axis %lld is out of range or given twice",
+                            (long long)axes[i]);
+        if (want[i] < 0)
+            return op__fail(ctx, OP_BAD_VALUE, "axis %d is to become %lld", axis,
+                            (long long)want[i]);
         seen |= 1u << axis;
-        int64_t more = want[i] - x->dims[axis], before = more / 2; /* the odd element goes to or comes from the end */
+        int64_t more = want[i] - x->dims[axis],
+                before = more / 2; /* the odd element goes to or comes from the end */
         st = plan_axis(ctx, p, axis, x->dims[axis], before, more - before);
     }
     return st;

@@ -1,15 +1,17 @@
-/* Regular expressions for RegexFullMatch. The operator's specification asks for RE2's syntax; what matters to a worker is
- * RE2's guarantee: time linear in the text for every pattern, which the C library's matcher does not give.
+/* Regular expressions for RegexFullMatch. The operator's specification asks for RE2's syntax; what
+ * matters to a worker is RE2's guarantee: time linear in the text for every pattern, which the C
+ * library's matcher does not give.
  *
  *   parse     pattern -> a tree of nodes
- *   emit      tree -> a program for a nondeterministic automaton: one instruction a state (counted repeats are
- *             written out), at most PROGRAM_MAX of them
- *   match     all states at once, one code point of the text after the other; no captures, as nobody asks for them,
- *             and so greedy and lazy repeats are the same
+ *   emit      tree -> a program for a nondeterministic automaton: one instruction a state (counted
+ * repeats are written out), at most PROGRAM_MAX of them match     all states at once, one code
+ * point of the text after the other; no captures, as nobody asks for them, and so greedy and lazy
+ * repeats are the same
  *
- * Supported: literals, . [...] with ranges, negation and [:classes:], \d \D \s \S \w \W (ASCII, as in RE2), \b \B \A \z
- * ^ $, groups (capturing, named, (?:), flags i m s U), | * + ? {n} {n,} {n,m} and their lazy forms, \t \n \r \f \v \a,
- * \x7F \x{10FFFF}, octal \123, \Q...\E. Not supported, as an error: \p classes, \C. */
+ * Supported: literals, . [...] with ranges, negation and [:classes:], \d \D \s \S \w \W (ASCII, as
+ * in RE2), \b \B \A \z ^ $, groups (capturing, named, (?:), flags i m s U), | * + ? {n} {n,} {n,m}
+ * and their lazy forms, \t \n \r \f \v \a, \x7F \x{10FFFF}, octal \123, \Q...\E. Not supported, as
+ * an error: \p classes, \C. */
 #include "ops/op/regex.h"
 
 #include <stdlib.h>
@@ -114,9 +116,12 @@ static int add_literal(struct parser *p, uint32_t cp) {
     return add_set(p, first, false, p->fold);
 }
 
-/* --- parsing ------------------------------------------------------------------------------------- */
+/* --- parsing -------------------------------------------------------------------------------------
+ */
 
-static bool more(const struct parser *p) { return p->at < p->n && !p->why; }
+static bool more(const struct parser *p) {
+    return p->at < p->n && !p->why;
+}
 static bool looking_at(const struct parser *p, const char *text) {
     size_t len = strlen(text);
     return p->n - p->at >= len && memcmp(p->s + p->at, text, len) == 0;
@@ -139,7 +144,12 @@ static uint32_t next_code(struct parser *p) {
     return cp;
 }
 
-static int hex_digit(uint32_t c) { return c >= '0' && c <= '9' ? (int)c - '0' : c >= 'a' && c <= 'f' ? (int)c - 'a' + 10 : c >= 'A' && c <= 'F' ? (int)c - 'A' + 10 : -1; }
+static int hex_digit(uint32_t c) {
+    return c >= '0' && c <= '9'   ? (int)c - '0'
+           : c >= 'a' && c <= 'f' ? (int)c - 'a' + 10
+           : c >= 'A' && c <= 'F' ? (int)c - 'A' + 10
+                                  : -1;
+}
 
 static uint32_t hex_escape(struct parser *p) { /* behind \x */
     uint32_t v = 0;
@@ -158,7 +168,9 @@ static uint32_t hex_escape(struct parser *p) { /* behind \x */
 /* The ASCII class of a letter (d, s, w); false if it is none. */
 static bool add_class(struct parser *p, uint32_t letter) {
     switch (letter) {
-    case 'd': add_range(p, '0', '9'); return true;
+    case 'd':
+        add_range(p, '0', '9');
+        return true;
     case 's':
         add_range(p, '\t', '\n');
         add_range(p, '\f', '\r');
@@ -170,7 +182,8 @@ static bool add_class(struct parser *p, uint32_t letter) {
         add_range(p, '_', '_');
         add_range(p, 'a', 'z');
         return true;
-    default: return false;
+    default:
+        return false;
     }
 }
 
@@ -203,23 +216,33 @@ static void complement(struct parser *p, int first) {
 /* A single escaped code point, the letter behind the backslash being c. */
 static uint32_t escaped_code(struct parser *p, uint32_t c) {
     switch (c) {
-    case 'n': return '\n';
-    case 't': return '\t';
-    case 'r': return '\r';
-    case 'f': return '\f';
-    case 'v': return '\v';
-    case 'a': return '\a';
-    case 'x': return hex_escape(p);
-    default: break;
+    case 'n':
+        return '\n';
+    case 't':
+        return '\t';
+    case 'r':
+        return '\r';
+    case 'f':
+        return '\f';
+    case 'v':
+        return '\v';
+    case 'a':
+        return '\a';
+    case 'x':
+        return hex_escape(p);
+    default:
+        break;
     }
     if (c >= '0' && c <= '7') {
         uint32_t v = c - '0';
         bool back_reference = c != '0' && !(more(p) && p->s[p->at] >= '0' && p->s[p->at] <= '7');
         if (back_reference) fail(p, "back references are not supported");
-        for (int i = 0; i < 2 && more(p) && p->s[p->at] >= '0' && p->s[p->at] <= '7'; i++) v = v * 8 + (uint32_t)(p->s[p->at++] - '0');
+        for (int i = 0; i < 2 && more(p) && p->s[p->at] >= '0' && p->s[p->at] <= '7'; i++)
+            v = v * 8 + (uint32_t)(p->s[p->at++] - '0');
         return v;
     }
-    if (c < 0x80 && ((c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'))) fail(p, "unknown escape");
+    if (c < 0x80 && ((c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z')))
+        fail(p, "unknown escape");
     return c;
 }
 
@@ -228,19 +251,27 @@ static bool posix_class(struct parser *p) { /* behind "[:" */
         const char *name;
         struct range ranges[4];
     } classes[] = {
-        {"alnum:]", {{'0', '9'}, {'A', 'Z'}, {'a', 'z'}}}, {"alpha:]", {{'A', 'Z'}, {'a', 'z'}}},
-        {"ascii:]", {{0, 0x7f}}},                          {"blank:]", {{'\t', '\t'}, {' ', ' '}}},
-        {"cntrl:]", {{0, 0x1f}, {0x7f, 0x7f}}},            {"digit:]", {{'0', '9'}}},
-        {"graph:]", {{'!', '~'}}},                         {"lower:]", {{'a', 'z'}}},
-        {"print:]", {{' ', '~'}}},                         {"punct:]", {{'!', '/'}, {':', '@'}, {'[', '`'}, {'{', '~'}}},
-        {"space:]", {{'\t', '\r'}, {' ', ' '}}},           {"upper:]", {{'A', 'Z'}}},
-        {"word:]", {{'0', '9'}, {'A', 'Z'}, {'a', 'z'}, {'_', '_'}}}, {"xdigit:]", {{'0', '9'}, {'A', 'F'}, {'a', 'f'}}},
+        {"alnum:]", {{'0', '9'}, {'A', 'Z'}, {'a', 'z'}}},
+        {"alpha:]", {{'A', 'Z'}, {'a', 'z'}}},
+        {"ascii:]", {{0, 0x7f}}},
+        {"blank:]", {{'\t', '\t'}, {' ', ' '}}},
+        {"cntrl:]", {{0, 0x1f}, {0x7f, 0x7f}}},
+        {"digit:]", {{'0', '9'}}},
+        {"graph:]", {{'!', '~'}}},
+        {"lower:]", {{'a', 'z'}}},
+        {"print:]", {{' ', '~'}}},
+        {"punct:]", {{'!', '/'}, {':', '@'}, {'[', '`'}, {'{', '~'}}},
+        {"space:]", {{'\t', '\r'}, {' ', ' '}}},
+        {"upper:]", {{'A', 'Z'}}},
+        {"word:]", {{'0', '9'}, {'A', 'Z'}, {'a', 'z'}, {'_', '_'}}},
+        {"xdigit:]", {{'0', '9'}, {'A', 'F'}, {'a', 'f'}}},
     };
     bool negated = accept(p, "^");
     int first = p->re->n_ranges;
     for (size_t i = 0; i < sizeof classes / sizeof *classes; i++) {
         if (!accept(p, classes[i].name)) continue;
-        for (int k = 0; k < 4 && classes[i].ranges[k].high; k++) add_range(p, classes[i].ranges[k].low, classes[i].ranges[k].high);
+        for (int k = 0; k < 4 && classes[i].ranges[k].high; k++)
+            add_range(p, classes[i].ranges[k].low, classes[i].ranges[k].high);
         if (negated) complement(p, first);
         return true;
     }
@@ -285,13 +316,21 @@ static int parse_escape(struct parser *p) { /* behind the backslash */
     uint32_t c = next_code(p);
     bool upper = c == 'D' || c == 'S' || c == 'W';
     switch (c) {
-    case 'A': return add_node(p, (struct node){.kind = ASSERT, .a = TEXT_BEGIN});
-    case 'z': return add_node(p, (struct node){.kind = ASSERT, .a = TEXT_END});
-    case 'b': return add_node(p, (struct node){.kind = ASSERT, .a = WORD});
-    case 'B': return add_node(p, (struct node){.kind = ASSERT, .a = NOT_WORD});
-    case 'p': case 'P': return fail(p, "\\p classes are not supported");
-    case 'C': return fail(p, "\\C is not supported");
-    default: break;
+    case 'A':
+        return add_node(p, (struct node){.kind = ASSERT, .a = TEXT_BEGIN});
+    case 'z':
+        return add_node(p, (struct node){.kind = ASSERT, .a = TEXT_END});
+    case 'b':
+        return add_node(p, (struct node){.kind = ASSERT, .a = WORD});
+    case 'B':
+        return add_node(p, (struct node){.kind = ASSERT, .a = NOT_WORD});
+    case 'p':
+    case 'P':
+        return fail(p, "\\p classes are not supported");
+    case 'C':
+        return fail(p, "\\C is not supported");
+    default:
+        break;
     }
     if (add_class(p, upper ? c + 32 : c)) return add_set(p, first, upper, false);
     return add_literal(p, escaped_code(p, c));
@@ -299,18 +338,24 @@ static int parse_escape(struct parser *p) { /* behind the backslash */
 
 static int parse_alternatives(struct parser *p);
 
-/* Behind "(?": sets the flags. Returns whether a group follows (":" was read), false where ")" ended it. */
+/* Behind "(?": sets the flags. Returns whether a group follows (":" was read), false where ")"
+ * ended it. */
 static bool parse_flags(struct parser *p) {
     bool on = true;
     while (more(p)) {
         char c = p->s[p->at++];
         if (c == ':') return true;
         if (c == ')') return false;
-        if (c == '-') on = false;
-        else if (c == 'i') p->fold = on;
-        else if (c == 'm') p->multi_line = on;
-        else if (c == 's') p->dot_all = on;
-        else if (c != 'U') break;
+        if (c == '-')
+            on = false;
+        else if (c == 'i')
+            p->fold = on;
+        else if (c == 'm')
+            p->multi_line = on;
+        else if (c == 's')
+            p->dot_all = on;
+        else if (c != 'U')
+            break;
     }
     fail(p, "unknown group");
     return false;
@@ -321,7 +366,10 @@ static int parse_group(struct parser *p) { /* behind "(" */
     if (++p->depth > DEPTH_MAX) return fail(p, "groups are nested too deep");
     if (accept(p, "?P<") || accept(p, "?<")) {
         size_t begin = p->at;
-        while (more(p) && (p->s[p->at] == '_' || hex_digit((uint8_t)p->s[p->at]) >= 0 || (op__lower((uint8_t)p->s[p->at]) >= 'g' && op__lower((uint8_t)p->s[p->at]) <= 'z'))) p->at++;
+        while (more(p) &&
+               (p->s[p->at] == '_' || hex_digit((uint8_t)p->s[p->at]) >= 0 ||
+                (op__lower((uint8_t)p->s[p->at]) >= 'g' && op__lower((uint8_t)p->s[p->at]) <= 'z')))
+            p->at++;
         if (p->at == begin || !accept(p, ">")) return fail(p, "bad name of a group");
     } else if (accept(p, "?") && !parse_flags(p)) { /* flags for the rest of the enclosing group */
         p->depth--;
@@ -340,9 +388,13 @@ static int parse_atom(struct parser *p) {
     if (accept(p, "(")) return parse_group(p);
     if (accept(p, "[")) return parse_set(p);
     if (accept(p, "\\")) return parse_escape(p);
-    if (accept(p, "^")) return add_node(p, (struct node){.kind = ASSERT, .a = p->multi_line ? LINE_BEGIN : TEXT_BEGIN});
-    if (accept(p, "$")) return add_node(p, (struct node){.kind = ASSERT, .a = p->multi_line ? LINE_END : TEXT_END});
-    if (looking_at(p, "*") || looking_at(p, "+") || looking_at(p, "?")) return fail(p, "there is nothing to repeat");
+    if (accept(p, "^"))
+        return add_node(
+            p, (struct node){.kind = ASSERT, .a = p->multi_line ? LINE_BEGIN : TEXT_BEGIN});
+    if (accept(p, "$"))
+        return add_node(p, (struct node){.kind = ASSERT, .a = p->multi_line ? LINE_END : TEXT_END});
+    if (looking_at(p, "*") || looking_at(p, "+") || looking_at(p, "?"))
+        return fail(p, "there is nothing to repeat");
     int first = p->re->n_ranges;
     if (!accept(p, ".")) return add_literal(p, next_code(p));
     if (!p->dot_all) add_range(p, '\n', '\n');
@@ -351,15 +403,19 @@ static int parse_atom(struct parser *p) {
 
 static int number(struct parser *p) { /* -1 if there is none */
     int v = -1;
-    while (p->at < p->n && p->s[p->at] >= '0' && p->s[p->at] <= '9' && v <= REPEAT_MAX) v = (v < 0 ? 0 : v) * 10 + (p->s[p->at++] - '0');
+    while (p->at < p->n && p->s[p->at] >= '0' && p->s[p->at] <= '9' && v <= REPEAT_MAX)
+        v = (v < 0 ? 0 : v) * 10 + (p->s[p->at++] - '0');
     return v;
 }
 
 /* A repeat behind an atom; false if there is none. A brace that begins no repeat is a literal. */
 static bool parse_repeat(struct parser *p, int *min, int *max) {
-    if (accept(p, "*")) *min = 0, *max = -1;
-    else if (accept(p, "+")) *min = 1, *max = -1;
-    else if (accept(p, "?")) *min = 0, *max = 1;
+    if (accept(p, "*"))
+        *min = 0, *max = -1;
+    else if (accept(p, "+"))
+        *min = 1, *max = -1;
+    else if (accept(p, "?"))
+        *min = 0, *max = 1;
     else {
         size_t begin = p->at;
         if (!accept(p, "{")) return false;
@@ -369,8 +425,10 @@ static bool parse_repeat(struct parser *p, int *min, int *max) {
             p->at = begin;
             return false;
         }
-        if (*min > REPEAT_MAX || *max > REPEAT_MAX) fail(p, "a repeat counts at most to 1000");
-        else if (*max >= 0 && *max < *min) fail(p, "a repeat ends before it begins");
+        if (*min > REPEAT_MAX || *max > REPEAT_MAX)
+            fail(p, "a repeat counts at most to 1000");
+        else if (*max >= 0 && *max < *min)
+            fail(p, "a repeat ends before it begins");
     }
     accept(p, "?"); /* lazy: the same where all of the text must match */
     return true;
@@ -384,7 +442,8 @@ static int parse_sequence(struct parser *p) {
             continue;
         }
         int atom = p->quoting ? add_literal(p, next_code(p)) : parse_atom(p), min, max;
-        if (p->quoting && accept(p, "\\E")) p->quoting = false; /* a repeat behind it is one of the last letter */
+        if (p->quoting && accept(p, "\\E"))
+            p->quoting = false; /* a repeat behind it is one of the last letter */
         if (!p->quoting && parse_repeat(p, &min, &max)) {
             atom = add_node(p, (struct node){.kind = REPEAT, .a = atom, .min = min, .max = max});
             if (parse_repeat(p, &min, &max)) return fail(p, "a repeat of a repeat needs a group");
@@ -396,11 +455,13 @@ static int parse_sequence(struct parser *p) {
 
 static int parse_alternatives(struct parser *p) {
     int all = parse_sequence(p);
-    while (accept(p, "|")) all = add_node(p, (struct node){.kind = ALT, .a = all, .b = parse_sequence(p)});
+    while (accept(p, "|"))
+        all = add_node(p, (struct node){.kind = ALT, .a = all, .b = parse_sequence(p)});
     return all;
 }
 
-/* --- the program --------------------------------------------------------------------------------- */
+/* --- the program ---------------------------------------------------------------------------------
+ */
 
 static int add_instr(struct parser *p, struct instr i) {
     struct op__regex *re = p->re;
@@ -411,8 +472,9 @@ static int add_instr(struct parser *p, struct instr i) {
     return re->n_prog++;
 }
 
-/* Emits node `at` so that it goes on at instruction `next`; returns where it begins. Programs are written from the
- * end to the beginning, so that every target but a loop's is known. CAT leans to the left: its spine is a loop. */
+/* Emits node `at` so that it goes on at instruction `next`; returns where it begins. Programs are
+ * written from the end to the beginning, so that every target but a loop's is known. CAT leans to
+ * the left: its spine is a loop. */
 static int emit(struct parser *p, int at, int next) {
     if (p->why || ++p->n_emits > EMITS_MAX) return fail(p, "the pattern is too large");
     while (p->nodes[at].kind == CAT) {
@@ -422,8 +484,10 @@ static int emit(struct parser *p, int at, int next) {
     }
     const struct node n = p->nodes[at];
     switch (n.kind) {
-    case SET: return add_instr(p, (struct instr){TAKE, n.a, next, -1});
-    case ASSERT: return add_instr(p, (struct instr){CHECK, n.a, next, -1});
+    case SET:
+        return add_instr(p, (struct instr){TAKE, n.a, next, -1});
+    case ASSERT:
+        return add_instr(p, (struct instr){CHECK, n.a, next, -1});
     case ALT: { /* leans to the left, too */
         int rest = emit(p, n.b, next);
         for (at = n.a; !p->why && p->nodes[at].kind == ALT; at = p->nodes[at].a)
@@ -437,14 +501,16 @@ static int emit(struct parser *p, int at, int next) {
             p->re->prog[loop].x = body;
             next = n.min ? body : loop;
         }
-        for (int i = n.min, out = next; i < n.max; i++) { /* any of the optional ones may be the last: x{0,2} is (x(x)?)? */
+        for (int i = n.min, out = next; i < n.max;
+             i++) { /* any of the optional ones may be the last: x{0,2} is (x(x)?)? */
             int body = emit(p, n.a, next);
             next = add_instr(p, (struct instr){SPLIT, 0, body, out});
             if (p->why) return -1;
         }
         for (int i = n.max < 0; i < n.min && !p->why; i++) next = emit(p, n.a, next);
         return next;
-    default: return next;
+    default:
+        return next;
     }
 }
 
@@ -456,8 +522,11 @@ struct op__regex *op__regex_compile(const char *pattern, size_t n, const char **
     if (!re) return NULL;
     int root = parse_alternatives(&p);
     if (more(&p)) fail(&p, "unexpected )");
-    int end = add_instr(&p, (struct instr){MATCH, 0, -1, -1}), begin = p.why ? -1 : emit(&p, root, end);
-    if (!p.why) add_instr(&p, (struct instr){SPLIT, 0, begin, begin}); /* the last instruction is where it starts */
+    int end = add_instr(&p, (struct instr){MATCH, 0, -1, -1}),
+        begin = p.why ? -1 : emit(&p, root, end);
+    if (!p.why)
+        add_instr(&p, (struct instr){SPLIT, 0, begin,
+                                     begin}); /* the last instruction is where it starts */
     free(p.nodes);
     if (!p.why) return re;
     *why = p.why;
@@ -474,7 +543,8 @@ void op__regex_free(struct op__regex *re) {
     free(re);
 }
 
-/* --- matching ------------------------------------------------------------------------------------ */
+/* --- matching ------------------------------------------------------------------------------------
+ */
 
 /* The states at a place of the text; `seen[pc]` is the place's number where pc is among them. */
 struct states {
@@ -483,23 +553,34 @@ struct states {
 struct matcher {
     const struct op__regex *re;
     uint32_t *seen, mark;
-    int *stack; /* of states still to be followed: each is pushed once a place */
+    int *stack;             /* of states still to be followed: each is pushed once a place */
     uint32_t before, after; /* the code points around the place; NONE at the ends */
 };
 #define NONE UINT32_MAX
 
-size_t op__regex_scratch_bytes(const struct op__regex *re) { return (size_t)re->n_prog * (3 * sizeof(int) + sizeof(uint32_t)) + 3 * sizeof(int); }
+size_t op__regex_scratch_bytes(const struct op__regex *re) {
+    return (size_t)re->n_prog * (3 * sizeof(int) + sizeof(uint32_t)) + 3 * sizeof(int);
+}
 
-static bool is_word(uint32_t c) { return c != NONE && ((c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || c == '_'); }
+static bool is_word(uint32_t c) {
+    return c != NONE &&
+           ((c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || c == '_');
+}
 
 static bool holds(const struct matcher *m, int kind) {
     switch (kind) {
-    case TEXT_BEGIN: return m->before == NONE;
-    case TEXT_END: return m->after == NONE;
-    case LINE_BEGIN: return m->before == NONE || m->before == '\n';
-    case LINE_END: return m->after == NONE || m->after == '\n';
-    case WORD: return is_word(m->before) != is_word(m->after);
-    default: return is_word(m->before) == is_word(m->after);
+    case TEXT_BEGIN:
+        return m->before == NONE;
+    case TEXT_END:
+        return m->after == NONE;
+    case LINE_BEGIN:
+        return m->before == NONE || m->before == '\n';
+    case LINE_END:
+        return m->after == NONE || m->after == '\n';
+    case WORD:
+        return is_word(m->before) != is_word(m->after);
+    default:
+        return is_word(m->before) == is_word(m->after);
     }
 }
 
@@ -510,11 +591,13 @@ static bool in_ranges(const struct op__regex *re, const struct set *s, uint32_t 
 }
 
 static bool takes(const struct op__regex *re, const struct set *s, uint32_t cp) {
-    bool in = in_ranges(re, s, cp) || (s->fold && (in_ranges(re, s, op__lower(cp)) || in_ranges(re, s, op__upper(cp))));
+    bool in = in_ranges(re, s, cp) ||
+              (s->fold && (in_ranges(re, s, op__lower(cp)) || in_ranges(re, s, op__upper(cp))));
     return in != s->negated;
 }
 
-/* Adds pc and all that it leads to without reading; each state at most once, so a loop of nothing ends. */
+/* Adds pc and all that it leads to without reading; each state at most once, so a loop of nothing
+ * ends. */
 static void follow(struct matcher *m, int pc, struct states *to) {
     int depth = 0;
     if (m->seen[pc] == m->mark) return;
@@ -550,7 +633,11 @@ static size_t read_code(const char *s, size_t n, uint32_t *cp) {
 bool op__regex_full_match(const struct op__regex *re, const char *s, size_t n, void *scratch) {
     int *memory = scratch;
     struct states now = {memory, 0}, next = {memory + re->n_prog, 0};
-    struct matcher m = {.re = re, .seen = (uint32_t *)(memory + 2 * re->n_prog), .stack = memory + 3 * re->n_prog, .mark = 1, .before = NONE};
+    struct matcher m = {.re = re,
+                        .seen = (uint32_t *)(memory + 2 * re->n_prog),
+                        .stack = memory + 3 * re->n_prog,
+                        .mark = 1,
+                        .before = NONE};
     memset(m.seen, 0, (size_t)re->n_prog * sizeof *m.seen);
     size_t len = read_code(s, n, &m.after);
     follow(&m, re->n_prog - 1, &now);

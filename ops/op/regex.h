@@ -6,7 +6,8 @@
 
 struct op__regex;
 
-/* Compiles a pattern. NULL on error: *why is what is wrong (a literal), *at the byte of the pattern. */
+/* Compiles a pattern. NULL on error: *why is what is wrong (a literal), *at the byte of the
+ * pattern. */
 struct op__regex *op__regex_compile(const char *pattern, size_t n, const char **why, size_t *at);
 void op__regex_free(struct op__regex *re); /* accepts NULL */
 

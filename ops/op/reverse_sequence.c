@@ -1,4 +1,5 @@
-/* ReverseSequence: of each batch entry the first sequence_lens[b] steps in reverse order, the rest as they are. */
+/* ReverseSequence: of each batch entry the first sequence_lens[b] steps in reverse order, the rest
+ * as they are. */
 #include "ops/op/move.h"
 
 #include <string.h>
@@ -8,12 +9,19 @@ static enum op_status reverse_infer(struct op_ctx *ctx) {
     char text[OP__TENSOR_TEXT];
     if (st != OP_OK) return st;
     const struct op_tensor *x = ctx->in[0], *lens = ctx->in[1];
-    int64_t batch = op__attr_int(ctx->node, "batch_axis", 1), time = op__attr_int(ctx->node, "time_axis", 0);
-    if (x->rank < 2) return op__fail(ctx, OP_BAD_SHAPE, "the input is %s, rank 2 or more is expected", op__text(x, text));
+    int64_t batch = op__attr_int(ctx->node, "batch_axis", 1),
+            time = op__attr_int(ctx->node, "time_axis", 0);
+    if (x->rank < 2)
+        return op__fail(ctx, OP_BAD_SHAPE, "the input is %s, rank 2 or more is expected",
+                        op__text(x, text));
     if (!((batch == 0 && time == 1) || (batch == 1 && time == 0)))
-        return op__fail(ctx, OP_BAD_VALUE, "batch_axis %lld and time_axis %lld: one is 0 and the other 1", (long long)batch, (long long)time);
-    if (lens->rank != 1 || lens->dims[0] != x->dims[batch] || (lens->dtype != OP_I64 && lens->dtype != OP_I32))
-        return op__fail(ctx, OP_BAD_SHAPE, "sequence_lens is %s, i64[%lld] is expected", op__text(lens, text), (long long)x->dims[batch]);
+        return op__fail(ctx, OP_BAD_VALUE,
+                        "batch_axis %lld and time_axis %lld: one is 0 and the other 1",
+                        (long long)batch, (long long)time);
+    if (lens->rank != 1 || lens->dims[0] != x->dims[batch] ||
+        (lens->dtype != OP_I64 && lens->dtype != OP_I32))
+        return op__fail(ctx, OP_BAD_SHAPE, "sequence_lens is %s, i64[%lld] is expected",
+                        op__text(lens, text), (long long)x->dims[batch]);
     op__set_like(ctx, 0, 0);
     return OP_OK;
 }
@@ -27,7 +35,9 @@ static enum op_status reverse_run(struct op_ctx *ctx) {
     for (int64_t b = 0; b < n_batch; b++) {
         int64_t len = op__int_at(lens, b);
         if (len < 0 || len > n_time)
-            return op__fail(ctx, OP_BAD_VALUE, "sequence_lens[%lld] is %lld, the time axis has %lld steps", (long long)b, (long long)len, (long long)n_time);
+            return op__fail(ctx, OP_BAD_VALUE,
+                            "sequence_lens[%lld] is %lld, the time axis has %lld steps",
+                            (long long)b, (long long)len, (long long)n_time);
         for (int64_t t = 0; piece && t < n_time; t++) {
             int64_t from = t < len ? len - 1 - t : t;
             memcpy((char *)ctx->out[0]->data + (size_t)(b * by_batch + t * by_time) * piece,

@@ -1,6 +1,7 @@
-/* ScatterElements (also under its old name Scatter) and ScatterND: a copy of the data in which some elements are
- * replaced by, or combined with, updates. Updates are applied in their order in memory, by one thread, so that with
- * duplicate indices the last one wins and sums always run in the same order. */
+/* ScatterElements (also under its old name Scatter) and ScatterND: a copy of the data in which some
+ * elements are replaced by, or combined with, updates. Updates are applied in their order in
+ * memory, by one thread, so that with duplicate indices the last one wins and sums always run in
+ * the same order. */
 #include "ops/op/move.h"
 
 #include <math.h>
@@ -26,10 +27,14 @@ typedef void combine_fn(void *dst, const void *src, int64_t n, enum reduction op
         const T *s = src;                                                                          \
         for (int64_t i = 0; i < n; i++) {                                                          \
             A a = LOAD(d[i]), b = LOAD(s[i]), r = b;                                               \
-            if (op == ADD) r = (A)(a + b);                                                         \
-            else if (op == MUL) r = (A)(a * b);                                                    \
-            else if (op == MIN) r = IS_NAN(a) || a < b ? a : b;                                    \
-            else if (op == MAX) r = IS_NAN(a) || a > b ? a : b;                                    \
+            if (op == ADD)                                                                         \
+                r = (A)(a + b);                                                                    \
+            else if (op == MUL)                                                                    \
+                r = (A)(a * b);                                                                    \
+            else if (op == MIN)                                                                    \
+                r = IS_NAN(a) || a < b ? a : b;                                                    \
+            else if (op == MAX)                                                                    \
+                r = IS_NAN(a) || a > b ? a : b;                                                    \
             d[i] = (T)STORE(r);                                                                    \
         }                                                                                          \
     }
@@ -51,10 +56,14 @@ COMBINE(u64, uint64_t, uint64_t, LOAD_SELF, LOAD_SELF, NEVER)
         T *d = dst;                                                                                \
         const T *s = src;                                                                          \
         for (int64_t i = 0; i < n; i++) {                                                          \
-            if (op == ADD) d[i] = (T)((U)d[i] + (U)s[i]);                                          \
-            else if (op == MUL) d[i] = (T)((U)d[i] * (U)s[i]);                                     \
-            else if (op == MIN) d[i] = d[i] < s[i] ? d[i] : s[i];                                  \
-            else d[i] = d[i] > s[i] ? d[i] : s[i];                                                 \
+            if (op == ADD)                                                                         \
+                d[i] = (T)((U)d[i] + (U)s[i]);                                                     \
+            else if (op == MUL)                                                                    \
+                d[i] = (T)((U)d[i] * (U)s[i]);                                                     \
+            else if (op == MIN)                                                                    \
+                d[i] = d[i] < s[i] ? d[i] : s[i];                                                  \
+            else                                                                                   \
+                d[i] = d[i] > s[i] ? d[i] : s[i];                                                  \
         }                                                                                          \
     }
 COMBINE_WRAP(i32, int32_t, uint32_t)
@@ -68,20 +77,34 @@ static void combine_bool(void *dst, const void *src, int64_t n, enum reduction o
 
 static combine_fn *combine_of(enum op_type type) {
     switch (type) {
-    case OP_F32: return combine_f32;
-    case OP_F64: return combine_f64;
-    case OP_F16: return combine_f16;
-    case OP_BF16: return combine_bf16;
-    case OP_I8: return combine_i8;
-    case OP_I16: return combine_i16;
-    case OP_I32: return combine_i32;
-    case OP_I64: return combine_i64;
-    case OP_U8: return combine_u8;
-    case OP_U16: return combine_u16;
-    case OP_U32: return combine_u32;
-    case OP_U64: return combine_u64;
-    case OP_BOOL: return combine_bool;
-    default: return NULL;
+    case OP_F32:
+        return combine_f32;
+    case OP_F64:
+        return combine_f64;
+    case OP_F16:
+        return combine_f16;
+    case OP_BF16:
+        return combine_bf16;
+    case OP_I8:
+        return combine_i8;
+    case OP_I16:
+        return combine_i16;
+    case OP_I32:
+        return combine_i32;
+    case OP_I64:
+        return combine_i64;
+    case OP_U8:
+        return combine_u8;
+    case OP_U16:
+        return combine_u16;
+    case OP_U32:
+        return combine_u32;
+    case OP_U64:
+        return combine_u64;
+    case OP_BOOL:
+        return combine_bool;
+    default:
+        return NULL;
     }
 }
 
@@ -93,26 +116,37 @@ static enum op_status check_common(const struct op_ctx *ctx) {
     const struct op_tensor *x = ctx->in[0], *idx = ctx->in[1], *u = ctx->in[2];
     int op = read_reduction(ctx);
     if (idx->dtype != OP_I64 && idx->dtype != OP_I32)
-        return op__fail(ctx, OP_BAD_TYPE, "the indices are %s, i64 or i32 is expected", op__text(idx, text[0]));
-    if (u->dtype != x->dtype) return op__fail(ctx, OP_BAD_TYPE, "the updates are %s, the data is %s", op__text(u, text[0]), op__text(x, text[1]));
+        return op__fail(ctx, OP_BAD_TYPE, "the indices are %s, i64 or i32 is expected",
+                        op__text(idx, text[0]));
+    if (u->dtype != x->dtype)
+        return op__fail(ctx, OP_BAD_TYPE, "the updates are %s, the data is %s",
+                        op__text(u, text[0]), op__text(x, text[1]));
     if (op < 0)
-        return op__fail(ctx, OP_BAD_VALUE, "reduction \"%.40s\" is none of none, add, mul, min, max", op__attr_string(ctx->node, "reduction", ""));
+        return op__fail(ctx, OP_BAD_VALUE,
+                        "reduction \"%.40s\" is none of none, add, mul, min, max",
+                        op__attr_string(ctx->node, "reduction", ""));
     if (op != REPLACE && !combine_of(x->dtype))
-        return op__fail(ctx, OP_UNSUPPORTED, "reduction \"%s\" is not defined for %s", reduction_names[op], op_type_name(x->dtype));
+        return op__fail(ctx, OP_UNSUPPORTED, "reduction \"%s\" is not defined for %s",
+                        reduction_names[op], op_type_name(x->dtype));
     return OP_OK;
 }
 
-static enum op_status bad_index(const struct op_ctx *ctx, int64_t at, int64_t index, int axis, int64_t dim) {
-    return op__fail(ctx, OP_BAD_VALUE, "index %lld (element %lld of the indices) is out of range for axis %d of dimension %lld", (long long)index,
-                    (long long)at, axis, (long long)dim);
+static enum op_status bad_index(const struct op_ctx *ctx, int64_t at, int64_t index, int axis,
+                                int64_t dim) {
+    return op__fail(
+        ctx, OP_BAD_VALUE,
+        "index %lld (element %lld of the indices) is out of range for axis %d of dimension %lld",
+        (long long)index, (long long)at, axis, (long long)dim);
 }
 
 static void copy_data(const struct op_ctx *ctx) {
     int64_t bytes = op_tensor_bytes(ctx->in[0]);
-    if (bytes > 0 && ctx->out[0]->data != ctx->in[0]->data) memcpy(ctx->out[0]->data, ctx->in[0]->data, (size_t)bytes);
+    if (bytes > 0 && ctx->out[0]->data != ctx->in[0]->data)
+        memcpy(ctx->out[0]->data, ctx->in[0]->data, (size_t)bytes);
 }
 
-/* --- ScatterElements: y[i0, …, indices[i0, i1, …], …] op= updates[i0, i1, …] ----------------------- */
+/* --- ScatterElements: y[i0, …, indices[i0, i1, …], …] op= updates[i0, i1, …]
+ * ----------------------- */
 
 static enum op_status scatter_elements_infer(struct op_ctx *ctx) {
     enum op_status st = check_common(ctx);
@@ -122,10 +156,12 @@ static enum op_status scatter_elements_infer(struct op_ctx *ctx) {
     if (st != OP_OK) return st;
     const struct op_tensor *x = ctx->in[0], *idx = ctx->in[1], *u = ctx->in[2];
     bool fits = idx->rank == x->rank && u->rank == x->rank;
-    for (int i = 0; fits && i < x->rank; i++) fits = u->dims[i] == idx->dims[i] && (i == axis || idx->dims[i] <= x->dims[i]);
+    for (int i = 0; fits && i < x->rank; i++)
+        fits = u->dims[i] == idx->dims[i] && (i == axis || idx->dims[i] <= x->dims[i]);
     if (!fits)
-        return op__fail(ctx, OP_BAD_SHAPE, "the indices %s and the updates %s do not lie within the data %s (axis %d)", op__text(idx, text[0]),
-                        op__text(u, text[1]), op__text(x, text[2]), axis);
+        return op__fail(ctx, OP_BAD_SHAPE,
+                        "the indices %s and the updates %s do not lie within the data %s (axis %d)",
+                        op__text(idx, text[0]), op__text(u, text[1]), op__text(x, text[2]), axis);
     op__set_like(ctx, 0, 0);
     return OP_OK;
 }
@@ -136,16 +172,20 @@ static enum op_status scatter_elements_run(struct op_ctx *ctx) {
     enum reduction op = (enum reduction)read_reduction(ctx);
     combine_fn *combine = combine_of(x->dtype);
     size_t elem = op_type_size(x->dtype);
-    int64_t strides[OP_RANK_MAX], at[OP_RANK_MAX] = {0}, base = 0, n = op_tensor_count(idx), dim = x->dims[axis];
+    int64_t strides[OP_RANK_MAX], at[OP_RANK_MAX] = {0}, base = 0, n = op_tensor_count(idx),
+                                  dim = x->dims[axis];
     op__strides(rank, x->dims, strides);
     copy_data(ctx);
     const char *src = u->data;
     for (int64_t j = 0; j < n; j++, src += elem) {
         int64_t k = op__int_at(idx, j);
         if (k < -dim || k >= dim) return bad_index(ctx, j, k, axis, dim);
-        char *dst = (char *)ctx->out[0]->data + (size_t)(base + (k < 0 ? k + dim : k) * strides[axis]) * elem;
-        if (op == REPLACE) op__copy_elem(dst, src, elem);
-        else combine(dst, src, 1, op);
+        char *dst = (char *)ctx->out[0]->data +
+                    (size_t)(base + (k < 0 ? k + dim : k) * strides[axis]) * elem;
+        if (op == REPLACE)
+            op__copy_elem(dst, src, elem);
+        else
+            combine(dst, src, 1, op);
         for (int d = rank - 1; d >= 0; d--) {
             int64_t step = d == axis ? 0 : strides[d];
             base += step;
@@ -185,7 +225,8 @@ static const struct op_desc scatter = {
 };
 OP_REGISTER(scatter);
 
-/* --- ScatterND: y[indices[j…, :], c…] op= updates[j…, c…] ------------------------------------------ */
+/* --- ScatterND: y[indices[j…, :], c…] op= updates[j…, c…]
+ * ------------------------------------------ */
 
 static enum op_status scatter_nd_infer(struct op_ctx *ctx) {
     enum op_status st = check_common(ctx);
@@ -193,11 +234,15 @@ static enum op_status scatter_nd_infer(struct op_ctx *ctx) {
     if (st != OP_OK) return st;
     const struct op_tensor *x = ctx->in[0], *idx = ctx->in[1], *u = ctx->in[2];
     int64_t depth = idx->rank ? idx->dims[idx->rank - 1] : 0;
-    bool fits = idx->rank > 0 && x->rank > 0 && depth >= 1 && depth <= x->rank && u->rank == idx->rank - 1 + x->rank - depth;
-    for (int i = 0; fits && i < u->rank; i++) fits = u->dims[i] == (i < idx->rank - 1 ? idx->dims[i] : x->dims[i - idx->rank + 1 + depth]);
+    bool fits = idx->rank > 0 && x->rank > 0 && depth >= 1 && depth <= x->rank &&
+                u->rank == idx->rank - 1 + x->rank - depth;
+    for (int i = 0; fits && i < u->rank; i++)
+        fits =
+            u->dims[i] == (i < idx->rank - 1 ? idx->dims[i] : x->dims[i - idx->rank + 1 + depth]);
     if (!fits)
-        return op__fail(ctx, OP_BAD_SHAPE, "the indices %s and the updates %s do not fit the data %s", op__text(idx, text[0]), op__text(u, text[1]),
-                        op__text(x, text[2]));
+        return op__fail(ctx, OP_BAD_SHAPE,
+                        "the indices %s and the updates %s do not fit the data %s",
+                        op__text(idx, text[0]), op__text(u, text[1]), op__text(x, text[2]));
     op__set_like(ctx, 0, 0);
     return OP_OK;
 }
@@ -205,7 +250,8 @@ static enum op_status scatter_nd_infer(struct op_ctx *ctx) {
 static enum op_status scatter_nd_run(struct op_ctx *ctx) {
     const struct op_tensor *x = ctx->in[0], *idx = ctx->in[1], *u = ctx->in[2];
     int depth = (int)idx->dims[idx->rank - 1];
-    int64_t strides[OP_RANK_MAX], n = op__product(idx->dims, 0, idx->rank - 1), inner = op__product(x->dims, depth, x->rank);
+    int64_t strides[OP_RANK_MAX], n = op__product(idx->dims, 0, idx->rank - 1),
+                                  inner = op__product(x->dims, depth, x->rank);
     enum reduction op = (enum reduction)read_reduction(ctx);
     combine_fn *combine = combine_of(x->dtype);
     size_t elem = op_type_size(x->dtype), piece = (size_t)inner * elem;
@@ -221,8 +267,10 @@ static enum op_status scatter_nd_run(struct op_ctx *ctx) {
         if (!piece) continue;
         char *dst = (char *)ctx->out[0]->data + (size_t)at * elem;
         const char *src = (const char *)u->data + (size_t)i * piece;
-        if (op == REPLACE) memcpy(dst, src, piece);
-        else combine(dst, src, inner, op);
+        if (op == REPLACE)
+            memcpy(dst, src, piece);
+        else
+            combine(dst, src, inner, op);
     }
     return OP_OK;
 }

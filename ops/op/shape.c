@@ -1,4 +1,5 @@
-/* Shape and Size: what a tensor's dims are. They need no data, so the planner knows their values with the shapes. */
+/* Shape and Size: what a tensor's dims are. They need no data, so the planner knows their values
+ * with the shapes. */
 #include "ops/op/move.h"
 
 /* Shape(start, end): dims[start:end] with Python's clamping. */

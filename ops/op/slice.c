@@ -1,5 +1,6 @@
-/* Slice: numpy's x[start:end:step] on some axes. Starts and ends are clamped as numpy does it; a negative step runs
- * backwards (then an end below -dim means "up to and with the first element"). */
+/* Slice: numpy's x[start:end:step] on some axes. Starts and ends are clamped as numpy does it; a
+ * negative step runs backwards (then an end below -dim means "up to and with the first element").
+ */
 #include "ops/op/move.h"
 
 #include <string.h>
@@ -16,7 +17,8 @@ static int64_t clamp_index(int64_t v, int64_t dim, int64_t step) {
     return v < dim ? v : step < 0 ? dim - 1 : dim;
 }
 
-static void plan_axis(struct slice_plan *p, int axis, int64_t dim, int64_t start, int64_t end, int64_t step) {
+static void plan_axis(struct slice_plan *p, int axis, int64_t dim, int64_t start, int64_t end,
+                      int64_t step) {
     if (step == INT64_MIN) step = -INT64_MAX; /* beyond any dimension all the same */
     start = clamp_index(start, dim, step);
     end = clamp_index(end, dim, step);
@@ -37,13 +39,17 @@ static enum op_status make_plan(const struct op_ctx *ctx, struct slice_plan *p) 
     if (st == OP_OK) st = op__read_axes(ctx, 3, x->rank, axes, &n_axes);
     if (st == OP_OK) st = op__read_ints(ctx, 4, "steps", OP_RANK_MAX, steps, &n_steps);
     if (st != OP_OK) return st;
-    if (n_ends != n || (n_axes >= 0 && n_axes != n) || (n_steps >= 0 && n_steps != n) || n > x->rank)
-        return op__fail(ctx, OP_BAD_SHAPE, "starts, ends, axes and steps have %d, %d, %d and %d values (-1: absent) for a tensor of rank %d", n, n_ends,
-                        n_axes, n_steps, x->rank);
+    if (n_ends != n || (n_axes >= 0 && n_axes != n) || (n_steps >= 0 && n_steps != n) ||
+        n > x->rank)
+        return op__fail(ctx, OP_BAD_SHAPE,
+                        "starts, ends, axes and steps have %d, %d, %d and %d values (-1: absent) "
+                        "for a tensor of rank %d",
+                        n, n_ends, n_axes, n_steps, x->rank);
     for (int i = 0; i < x->rank; i++) plan_axis(p, i, x->dims[i], 0, x->dims[i], 1);
     for (int i = 0; i < n; i++) {
         int axis = n_axes < 0 ? i : axes[i];
-        if (n_steps >= 0 && steps[i] == 0) return op__fail(ctx, OP_BAD_VALUE, "the step of axis %d is 0", axis);
+        if (n_steps >= 0 && steps[i] == 0)
+            return op__fail(ctx, OP_BAD_VALUE, "the step of axis %d is 0", axis);
         plan_axis(p, axis, x->dims[axis], starts[i], ends[i], n_steps < 0 ? 1 : steps[i]);
     }
     return OP_OK;
@@ -76,7 +82,8 @@ static enum op_status slice_run(struct op_ctx *ctx) {
     return OP_OK;
 }
 
-static enum op_status slice_upgrade(struct op_graph *g, struct op_node *n, int opset, struct op_error *err) {
+static enum op_status slice_upgrade(struct op_graph *g, struct op_node *n, int opset,
+                                    struct op_error *err) {
     if (opset >= 10) return OP_OK;
     enum op_status st = op__attr_to_input(g, n, "starts", 1, err);
     if (st == OP_OK) st = op__attr_to_input(g, n, "ends", 2, err);

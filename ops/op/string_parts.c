@@ -3,7 +3,8 @@
 
 #include <string.h>
 
-/* --- StringConcat: element-wise, with numpy's broadcast ---------------------------------------------- */
+/* --- StringConcat: element-wise, with numpy's broadcast
+ * ---------------------------------------------- */
 
 static enum op_status concat_infer(struct op_ctx *ctx) {
     enum op_status st = op__need_tensors(ctx, 2);
@@ -12,9 +13,11 @@ static enum op_status concat_infer(struct op_ctx *ctx) {
     char text[2][OP__TENSOR_TEXT];
     if (st != OP_OK) return st;
     const struct op_tensor *a = ctx->in[0], *b = ctx->in[1];
-    if (a->dtype != OP_STRING || b->dtype != OP_STRING) return op__fail(ctx, OP_BAD_TYPE, "the inputs are not strings");
+    if (a->dtype != OP_STRING || b->dtype != OP_STRING)
+        return op__fail(ctx, OP_BAD_TYPE, "the inputs are not strings");
     if (!op__broadcast(a->rank, a->dims, b->rank, b->dims, &rank, dims))
-        return op__fail(ctx, OP_BAD_SHAPE, "%s and %s do not broadcast", op__text(a, text[0]), op__text(b, text[1]));
+        return op__fail(ctx, OP_BAD_SHAPE, "%s and %s do not broadcast", op__text(a, text[0]),
+                        op__text(b, text[1]));
     st = op__check_size(ctx, OP_STRING, rank, dims);
     if (st == OP_OK) op__set(ctx, 0, OP_STRING, rank, dims);
     return st;
@@ -28,7 +31,9 @@ static void broadcast_to(const struct op_ctx *ctx, int k, struct op_string *dst)
     op__strides(x->rank, x->dims, from);
     op__strides(y->rank, y->dims, to);
     struct op__move m = {0};
-    for (int i = 0; i < y->rank; i++) op__move_dim(&m, y->dims[i], to[i], i < lead || x->dims[i - lead] == 1 ? 0 : from[i - lead]);
+    for (int i = 0; i < y->rank; i++)
+        op__move_dim(&m, y->dims[i], to[i],
+                     i < lead || x->dims[i - lead] == 1 ? 0 : from[i - lead]);
     op__move_run(NULL, &m, dst, x->data, sizeof *dst);
 }
 
@@ -40,7 +45,9 @@ static enum op_status concat_run(struct op_ctx *ctx) {
     broadcast_to(ctx, 1, tail);
     for (int64_t i = 0; i < n; i++) {
         size_t len;
-        char *bytes = __builtin_add_overflow(y[i].len, tail[i].len, &len) ? NULL : op__run_alloc(ctx, len + 1);
+        char *bytes = __builtin_add_overflow(y[i].len, tail[i].len, &len)
+                          ? NULL
+                          : op__run_alloc(ctx, len + 1);
         if (!bytes) return OP_NOMEM;
         if (y[i].len) memcpy(bytes, y[i].data, y[i].len);
         if (tail[i].len) memcpy(bytes + y[i].len, tail[i].data, tail[i].len);
@@ -49,7 +56,9 @@ static enum op_status concat_run(struct op_ctx *ctx) {
     return OP_OK;
 }
 
-static size_t concat_scratch(const struct op_ctx *ctx) { return (size_t)op_tensor_bytes(ctx->out[0]); }
+static size_t concat_scratch(const struct op_ctx *ctx) {
+    return (size_t)op_tensor_bytes(ctx->out[0]);
+}
 
 static const struct op_desc string_concat = {
     .name = "StringConcat",
@@ -65,18 +74,24 @@ static const struct op_desc string_concat = {
 };
 OP_REGISTER(string_concat);
 
-/* --- StringSplit: the parts along a new last axis, padded with ""; and how many each string has -------------
+/* --- StringSplit: the parts along a new last axis, padded with ""; and how many each string has
+ * -------------
  *
- * Without a delimiter parts lie between runs of white space, and there is none before the first or behind the last one;
- * with one, every occurrence splits. At most maxsplit splits, from the left: the rest is the last part. */
+ * Without a delimiter parts lie between runs of white space, and there is none before the first or
+ * behind the last one; with one, every occurrence splits. At most maxsplit splits, from the left:
+ * the rest is the last part. */
 
 static enum op_status split_infer(struct op_ctx *ctx) {
     enum op_status st = op__need_tensors(ctx, 1);
     int64_t dims[OP_RANK_MAX];
     if (st != OP_OK) return st;
     const struct op_tensor *x = ctx->in[0];
-    if (x->dtype != OP_STRING) return op__fail(ctx, OP_BAD_TYPE, "the input is %s, strings are expected", op_type_name(x->dtype));
-    if (x->rank == OP_RANK_MAX) return op__fail(ctx, OP_LIMIT, "the output would have more than %d dimensions", OP_RANK_MAX);
+    if (x->dtype != OP_STRING)
+        return op__fail(ctx, OP_BAD_TYPE, "the input is %s, strings are expected",
+                        op_type_name(x->dtype));
+    if (x->rank == OP_RANK_MAX)
+        return op__fail(ctx, OP_LIMIT, "the output would have more than %d dimensions",
+                        OP_RANK_MAX);
     memcpy(dims, x->dims, sizeof dims);
     dims[x->rank] = -1;
     op__set(ctx, 0, OP_STRING, x->rank + 1, dims);
@@ -84,7 +99,9 @@ static enum op_status split_infer(struct op_ctx *ctx) {
     return OP_OK;
 }
 
-static bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r') || (c >= 0x1c && c <= 0x1f); }
+static bool is_space(char c) {
+    return c == ' ' || (c >= '\t' && c <= '\r') || (c >= 0x1c && c <= 0x1f);
+}
 
 /* Takes the next part off s; false if there is none. */
 static bool next_space(struct op_string *s, bool last, struct op_string *part) {
@@ -98,8 +115,10 @@ static bool next_space(struct op_string *s, bool last, struct op_string *part) {
     return true;
 }
 
-/* Where s has no data any more the string is used up: "a," has an empty part behind its delimiter. */
-static bool next_delimited(struct op_string *s, bool last, struct op_string d, struct op_string *part) {
+/* Where s has no data any more the string is used up: "a," has an empty part behind its delimiter.
+ */
+static bool next_delimited(struct op_string *s, bool last, struct op_string d,
+                           struct op_string *part) {
     if (!s->data) return false;
     const char *at = last || !s->len ? NULL : memmem(s->data, s->len, d.data, d.len);
     *part = (struct op_string){s->data, at ? (size_t)(at - s->data) : s->len};
@@ -108,11 +127,13 @@ static bool next_delimited(struct op_string *s, bool last, struct op_string d, s
 }
 
 /* Splits s into at most room parts; returns how many there are, all of them written if they fit. */
-static int64_t split_one(struct op_string s, struct op_string delimiter, int64_t max, struct op_string *dst, int64_t room) {
+static int64_t split_one(struct op_string s, struct op_string delimiter, int64_t max,
+                         struct op_string *dst, int64_t room) {
     int64_t n = 0;
     struct op_string part;
     if (!s.data) s.data = "";
-    while (delimiter.len ? next_delimited(&s, n == max, delimiter, &part) : next_space(&s, n == max, &part)) {
+    while (delimiter.len ? next_delimited(&s, n == max, delimiter, &part)
+                         : next_space(&s, n == max, &part)) {
         if (n < room) dst[n] = part;
         n++;
     }
@@ -123,7 +144,8 @@ static enum op_status split_run(struct op_ctx *ctx) {
     const struct op_tensor *x = ctx->in[0];
     const struct op_attr *d = op__attr(ctx->node, "delimiter");
     struct op_string delimiter = d && d->kind == OP_ATTR_STRING ? d->s : (struct op_string){0};
-    int64_t max = op__attr_int(ctx->node, "maxsplit", INT64_MAX), n = op_tensor_count(x), width = 0, dims[OP_RANK_MAX];
+    int64_t max = op__attr_int(ctx->node, "maxsplit", INT64_MAX), n = op_tensor_count(x), width = 0,
+            dims[OP_RANK_MAX];
     if (max < 0) max = INT64_MAX;
     const struct op_string *s = x->data;
     for (int64_t i = 0; i < n; i++) {

@@ -4,7 +4,8 @@
 
 #include "ops/ops.h"
 
-/* Decodes the code point at s[0 .. n), n > 0; returns its bytes, 0 where they are not valid UTF-8. */
+/* Decodes the code point at s[0 .. n), n > 0; returns its bytes, 0 where they are not valid UTF-8.
+ */
 int op__utf8_decode(const char *s, size_t n, uint32_t *cp);
 /* Encodes into dst (4 bytes of room); returns the bytes. */
 int op__utf8_encode(uint32_t cp, char *dst);
@@ -13,7 +14,8 @@ int op__utf8_encode(uint32_t cp, char *dst);
 uint32_t op__lower(uint32_t cp);
 uint32_t op__upper(uint32_t cp);
 
-/* src with every letter mapped by `map`, bytes that are no UTF-8 as they are; dst has room for 2 * src.len. */
+/* src with every letter mapped by `map`, bytes that are no UTF-8 as they are; dst has room for 2 *
+ * src.len. */
 size_t op__map_case(struct op_string src, uint32_t (*map)(uint32_t), char *dst);
 
 #endif

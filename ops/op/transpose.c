@@ -1,5 +1,6 @@
-/* Transpose: y[i_perm(0), i_perm(1), …] = x[i_0, i_1, …]; without perm the axes are reversed. The copy merges axes
- * that stay together and transposes in blocks (move.c): NCHW to NHWC is one [C, H*W] transpose an image. */
+/* Transpose: y[i_perm(0), i_perm(1), …] = x[i_0, i_1, …]; without perm the axes are reversed. The
+ * copy merges axes that stay together and transposes in blocks (move.c): NCHW to NHWC is one [C,
+ * H*W] transpose an image. */
 #include "ops/op/move.h"
 
 static enum op_status read_perm(const struct op_ctx *ctx, int rank, int *perm) {
@@ -11,11 +12,14 @@ static enum op_status read_perm(const struct op_ctx *ctx, int rank, int *perm) {
         for (int i = 0; i < rank; i++) perm[i] = rank - 1 - i;
         return OP_OK;
     }
-    if (n != rank) return op__fail(ctx, OP_BAD_SHAPE, "perm has %lld axes, the input has rank %d", (long long)n, rank);
+    if (n != rank)
+        return op__fail(ctx, OP_BAD_SHAPE, "perm has %lld axes, the input has rank %d",
+                        (long long)n, rank);
     for (int i = 0; i < rank; i++) {
         perm[i] = op__axis(given[i], rank);
         if (perm[i] < 0 || (seen >> perm[i] & 1))
-            return op__fail(ctx, OP_BAD_VALUE, "perm %s is not a permutation of %d axes", op__dims_text(rank, given, text), rank);
+            return op__fail(ctx, OP_BAD_VALUE, "perm %s is not a permutation of %d axes",
+                            op__dims_text(rank, given, text), rank);
         seen |= 1u << perm[i];
     }
     return OP_OK;

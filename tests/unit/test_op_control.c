@@ -1,5 +1,6 @@
-/* Control flow, sequences, optionals and strings: loops that end, loops that must not run for ever, values that pass through a
- * body untouched, scan axes and directions, positions in sequences, patterns. */
+/* Control flow, sequences, optionals and strings: loops that end, loops that must not run for ever,
+ * values that pass through a body untouched, scan axes and directions, positions in sequences,
+ * patterns. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -25,7 +26,8 @@ static const struct op_tensor *run(struct ot *m, const struct op_tensor *in, int
     if (!y) fail_msg("%s", err.text);
     return y;
 }
-static void refused(struct ot *m, const struct op_tensor *in, int n, enum op_status code, const char *word) {
+static void refused(struct ot *m, const struct op_tensor *in, int n, enum op_status code,
+                    const char *word) {
     struct op_error err;
     assert_null(ot_run(m, NULL, in, n, &err));
     assert_int_equal(err.code, code);
@@ -40,7 +42,8 @@ static void loop_body(struct ot *b, int opset) {
     ot_input(b, "c", OP_BOOL, 0, NULL);
 }
 
-/* --- Loop ---------------------------------------------------------------------------------------- */
+/* --- Loop ----------------------------------------------------------------------------------------
+ */
 
 /* v = v + i while v < limit; scan: v * 2, and i itself. */
 static void sums_model(struct ot *m, float limit) {
@@ -75,8 +78,10 @@ static void test_loop_stacks_what_each_iteration_gives(void **state) {
     struct ot m;
     float v0[2] = {1, 2};
     sums_model(&m, 1e9f);
-    for (int64_t n = 0; n < 12; n++) { /* the same session: no iteration, one, several chunks of the stack */
-        struct op_tensor in[2] = {tensor(OP_I64, 0, NULL, &n), tensor(OP_F32, 1, (int64_t[]){2}, v0)};
+    for (int64_t n = 0; n < 12;
+         n++) { /* the same session: no iteration, one, several chunks of the stack */
+        struct op_tensor in[2] = {tensor(OP_I64, 0, NULL, &n),
+                                  tensor(OP_F32, 1, (int64_t[]){2}, v0)};
         const struct op_tensor *y = run(&m, in, 2);
         same_dims(&y[0], 1, (int64_t[]){2});
         same_dims(&y[1], 2, (int64_t[]){n, 2});
@@ -130,7 +135,8 @@ static void test_endless_loop_is_stopped(void **state) {
     refused(&m, &in, 1, OP_LIMIT, "without coming to an end");
 }
 
-/* The inner loop runs zero times in every second iteration: then its result is the outer loop's own value. */
+/* The inner loop runs zero times in every second iteration: then its result is the outer loop's own
+ * value. */
 static void test_nested_loops_hand_values_through(void **state) {
     (void)state;
     struct ot m, b, c;
@@ -198,7 +204,8 @@ static void test_if_takes_outer_values_and_either_shape(void **state) {
     ot_node(&m, "Neg", "y", "z");
     ot_output(&m, "z", OP_F32, -1, NULL);
     for (uint8_t c = 0; c < 2; c++) {
-        struct op_tensor in[2] = {tensor(OP_BOOL, 0, NULL, &c), tensor(OP_F32, 1, (int64_t[]){3}, x)};
+        struct op_tensor in[2] = {tensor(OP_BOOL, 0, NULL, &c),
+                                  tensor(OP_F32, 1, (int64_t[]){3}, x)};
         const struct op_tensor *y = run(&m, in, 2);
         same_dims(y, 1, (int64_t[]){c ? 6 : 3});
         for (int i = 0; i < (c ? 6 : 3); i++) assert_true(((const float *)y->data)[i] == -x[i % 3]);
@@ -206,7 +213,8 @@ static void test_if_takes_outer_values_and_either_shape(void **state) {
     ot_end(&m);
 }
 
-/* --- Scan ---------------------------------------------------------------------------------------- */
+/* --- Scan ----------------------------------------------------------------------------------------
+ */
 
 /* state = state + x_t; output state. */
 static void sum_body(struct ot *b, int opset) {
@@ -224,7 +232,8 @@ static void test_scan_goes_along_any_axis_in_any_direction(void **state) {
     float x[6] = {1, 2, 4, 8, 16, 32}, a[2] = {0, 0};
     for (int round = 0; round < 32; round++) {
         struct ot m, b;
-        int axis = round & 1, back = round >> 1 & 1, out_axis = round >> 2 & 1, out_back = round >> 3 & 1, n = round & 16 ? 0 : 3;
+        int axis = round & 1, back = round >> 1 & 1, out_axis = round >> 2 & 1,
+            out_back = round >> 3 & 1, n = round & 16 ? 0 : 3;
         ot_begin(&m, 16);
         ot_input(&m, "a", OP_F32, 1, (int64_t[]){2});
         ot_input(&m, "x", OP_F32, 2, (int64_t[]){-1, -1});
@@ -238,7 +247,9 @@ static void test_scan_goes_along_any_axis_in_any_direction(void **state) {
         ot_graph_attr(&m, "body", &b);
         ot_output(&m, "s", OP_F32, -1, NULL);
         ot_output(&m, "o", OP_F32, -1, NULL);
-        struct op_tensor in[2] = {tensor(OP_F32, 1, (int64_t[]){2}, a), tensor(OP_F32, 2, axis ? (int64_t[]){2, n} : (int64_t[]){n, 2}, x)};
+        struct op_tensor in[2] = {
+            tensor(OP_F32, 1, (int64_t[]){2}, a),
+            tensor(OP_F32, 2, axis ? (int64_t[]){2, n} : (int64_t[]){n, 2}, x)};
         const struct op_tensor *y = run(&m, in, 2);
         same_dims(&y[1], 2, out_axis ? (int64_t[]){2, n} : (int64_t[]){n, 2});
         float sum[2] = {0, 0};
@@ -246,7 +257,8 @@ static void test_scan_goes_along_any_axis_in_any_direction(void **state) {
             for (int k = 0; k < 2; k++) {
                 int from = back ? n - 1 - t : t, to = out_back ? n - 1 - t : t;
                 sum[k] += axis ? x[k * 3 + from] : x[from * 2 + k];
-                assert_true(((const float *)y[1].data)[out_axis ? k * 3 + to : to * 2 + k] == sum[k]);
+                assert_true(((const float *)y[1].data)[out_axis ? k * 3 + to : to * 2 + k] ==
+                            sum[k]);
             }
         assert_memory_equal(y[0].data, sum, sizeof sum);
         ot_end(&m);
@@ -269,7 +281,9 @@ static void test_scan_of_opset_8_has_a_batch(void **state) {
     ot_graph_attr(&m, "body", &b);
     ot_output(&m, "s", OP_F32, -1, NULL);
     ot_output(&m, "o", OP_F32, -1, NULL);
-    struct op_tensor in[3] = {tensor(OP_I64, 1, (int64_t[]){2}, lens), tensor(OP_F32, 2, (int64_t[]){2, 2}, a), tensor(OP_F32, 3, (int64_t[]){2, 3, 2}, x)};
+    struct op_tensor in[3] = {tensor(OP_I64, 1, (int64_t[]){2}, lens),
+                              tensor(OP_F32, 2, (int64_t[]){2, 2}, a),
+                              tensor(OP_F32, 3, (int64_t[]){2, 3, 2}, x)};
     const struct op_tensor *y = run(&m, in, 3);
     const float last[4] = {1 + 4 + 16, 2 + 8 + 32, 100 + 64, 100 + 128};
     const float all[12] = {1, 2, 5, 10, 21, 42, 164, 228, 0, 0, 0, 0};
@@ -280,15 +294,19 @@ static void test_scan_of_opset_8_has_a_batch(void **state) {
     ot_end(&m);
 }
 
-/* --- sequences ----------------------------------------------------------------------------------- */
+/* --- sequences -----------------------------------------------------------------------------------
+ */
 
 static void sequence_model(struct ot *m, const char *op, int64_t position) {
     ot_begin(m, 16);
-    for (int i = 0; i < 4; i++) ot_input(m, (const char *[]){"p", "q", "r", "t"}[i], OP_F32, 0, NULL);
+    for (int i = 0; i < 4; i++)
+        ot_input(m, (const char *[]){"p", "q", "r", "t"}[i], OP_F32, 0, NULL);
     ot_constant(m, "at", OP_I64, 0, NULL, &position);
     ot_node(m, "SequenceConstruct", "p q r", "s");
-    if (op[8] == 'I') ot_node(m, op, "s t at", "u");
-    else ot_node(m, op, "s at", "u");
+    if (op[8] == 'I')
+        ot_node(m, op, "s t at", "u");
+    else
+        ot_node(m, op, "s at", "u");
     ot_node(m, "ConcatFromSequence", "u", "y");
     ot_int(m, "axis", 0);
     ot_int(m, "new_axis", 1);
@@ -312,7 +330,8 @@ static void test_sequences_insert_and_erase_by_position(void **state) {
         const struct op_tensor *y = run(&m, in, 4);
         int64_t place = at < 0 ? at + 3 : at;
         assert_int_equal(*(const int64_t *)y[1].data, 4);
-        for (int64_t i = 0; i < 4; i++) assert_true(((const float *)y[0].data)[i] == (i == place ? 99 : v[i - (i > place)]));
+        for (int64_t i = 0; i < 4; i++)
+            assert_true(((const float *)y[0].data)[i] == (i == place ? 99 : v[i - (i > place)]));
         ot_end(&m);
     }
     for (int64_t at = -4; at <= 3; at++) {
@@ -324,7 +343,8 @@ static void test_sequences_insert_and_erase_by_position(void **state) {
         const struct op_tensor *y = run(&m, in, 4);
         int64_t place = at < 0 ? at + 3 : at;
         assert_int_equal(*(const int64_t *)y[1].data, 2);
-        for (int64_t i = 0; i < 2; i++) assert_true(((const float *)y[0].data)[i] == v[i + (i >= place)]);
+        for (int64_t i = 0; i < 2; i++)
+            assert_true(((const float *)y[0].data)[i] == v[i + (i >= place)]);
         ot_end(&m);
     }
 }
@@ -369,7 +389,8 @@ static void test_sequence_grows_in_a_loop(void **state) {
     ot_int(&m, "dtype", OP_I64);
     ot_node(&m, "Loop", "n . s0", "s");
     loop_body(&b, 16);
-    struct ot_bytes info = {0}, type = {0}, seq = {0}, elem = {0}, tt = {0}; /* a sequence of i64 tensors */
+    struct ot_bytes info = {0}, type = {0}, seq = {0}, elem = {0},
+                    tt = {0}; /* a sequence of i64 tensors */
     ot_put_int(&tt, 1, OP_I64);
     ot_put_part(&elem, 1, &tt);
     ot_put_part(&seq, 1, &elem);
@@ -417,14 +438,18 @@ static void test_optionals_hold_one_or_none(void **state) {
     ot_end(&m);
 }
 
-/* --- strings ------------------------------------------------------------------------------------- */
+/* --- strings -------------------------------------------------------------------------------------
+ */
 
-static struct op_string text(const char *s) { return (struct op_string){s, strlen(s)}; }
+static struct op_string text(const char *s) {
+    return (struct op_string){s, strlen(s)};
+}
 static void same_texts(const struct op_tensor *t, int64_t n, const char *const *want) {
     assert_int_equal(op_tensor_count(t), n);
     for (int64_t i = 0; i < n; i++) {
         struct op_string s = ((const struct op_string *)t->data)[i];
-        if (s.len != strlen(want[i]) || memcmp(s.data, want[i], s.len) != 0) fail_msg("\"%.*s\" is not \"%s\"", (int)s.len, s.data, want[i]);
+        if (s.len != strlen(want[i]) || memcmp(s.data, want[i], s.len) != 0)
+            fail_msg("\"%.*s\" is not \"%s\"", (int)s.len, s.data, want[i]);
     }
 }
 
@@ -490,7 +515,8 @@ static void test_concat_of_strings_broadcasts(void **state) {
     ot_input(&m, "b", OP_STRING, 1, (int64_t[]){3});
     ot_node(&m, "StringConcat", "a b", "y");
     ot_output(&m, "y", OP_STRING, -1, NULL);
-    struct op_tensor in[2] = {tensor(OP_STRING, 2, (int64_t[]){2, 1}, a), tensor(OP_STRING, 1, (int64_t[]){3}, b)};
+    struct op_tensor in[2] = {tensor(OP_STRING, 2, (int64_t[]){2, 1}, a),
+                              tensor(OP_STRING, 1, (int64_t[]){3}, b)};
     same_texts(run(&m, in, 2), 6, (const char *[]){"x1", "x2", "x", "1", "2", ""});
     ot_end(&m);
 }
@@ -510,15 +536,39 @@ static bool matches(const char *pattern, const char *s) {
 static void test_patterns_match_all_of_the_text(void **state) {
     (void)state;
     static const char *const yes[][2] = {
-        {"", ""}, {"a*", ""}, {"a+b?", "aaa"}, {"(a|bc)*d", "abcad"}, {"[^\\d\\s]+", "a-b"}, {"\\w{2,3}", "a_1"}, {"x{0,2}y", "xxy"}, {".", "é"},
-        {"(?i)straße", "STRAßE"}, {"(?i:A)b", "ab"}, {"(?s).", "\n"}, {"[]a-]+", "]-a"}, {"[[:alpha:]_]+", "ab_"}, {"\\bcat\\b", "cat"}, {"a{,2}", "a{,2}"},
-        {"\\x41\\x{e9}\\101", "AéA"}, {"\\Q.*\\E+", ".**"}, {"(?P<n>a)(?<m>b)", "ab"}, {"^a$", "a"}, {"(?m)a$\n^b", "a\nb"}, {"(a*)*", "aaaa"}, {"(|a)+", "aa"},
-        {"www\\.[\\w.-]+\\.\\bcom\\b", "www.google.com"}, {"[\\w\\.-]+@[\\w\\.-]+\\.\\w+", "a.b@c-d.org"},
+        {"", ""},
+        {"a*", ""},
+        {"a+b?", "aaa"},
+        {"(a|bc)*d", "abcad"},
+        {"[^\\d\\s]+", "a-b"},
+        {"\\w{2,3}", "a_1"},
+        {"x{0,2}y", "xxy"},
+        {".", "é"},
+        {"(?i)straße", "STRAßE"},
+        {"(?i:A)b", "ab"},
+        {"(?s).", "\n"},
+        {"[]a-]+", "]-a"},
+        {"[[:alpha:]_]+", "ab_"},
+        {"\\bcat\\b", "cat"},
+        {"a{,2}", "a{,2}"},
+        {"\\x41\\x{e9}\\101", "AéA"},
+        {"\\Q.*\\E+", ".**"},
+        {"(?P<n>a)(?<m>b)", "ab"},
+        {"^a$", "a"},
+        {"(?m)a$\n^b", "a\nb"},
+        {"(a*)*", "aaaa"},
+        {"(|a)+", "aa"},
+        {"www\\.[\\w.-]+\\.\\bcom\\b", "www.google.com"},
+        {"[\\w\\.-]+@[\\w\\.-]+\\.\\w+", "a.b@c-d.org"},
     };
     static const char *const no[][2] = {
-        {"a", ""}, {"a", "ab"}, {"a", "ba"}, {"a{2}", "a"}, {".", "\n"}, {"[^a]", "a"}, {"a|b", "ab"}, {"\\Bcat", "cat"}, {"a$b", "ab"}, {"(?i)[^a]", "A"}, {"\\W", "_"},
+        {"a", ""},     {"a", "ab"},       {"a", "ba"},   {"a{2}", "a"},
+        {".", "\n"},   {"[^a]", "a"},     {"a|b", "ab"}, {"\\Bcat", "cat"},
+        {"a$b", "ab"}, {"(?i)[^a]", "A"}, {"\\W", "_"},
     };
-    static const char *const bad[] = {"(", ")", "[", "a**", "*", "a{3,2}", "a{2000}", "\\", "\\1", "\\q", "(?z)", "[b-a]", "(?P<>a)", "\\pL", "\xff", "((a{900}){900}){900}"};
+    static const char *const bad[] = {
+        "(",   ")",   "[",    "a**",   "*",       "a{3,2}", "a{2000}", "\\",
+        "\\1", "\\q", "(?z)", "[b-a]", "(?P<>a)", "\\pL",   "\xff",    "((a{900}){900}){900}"};
     for (size_t i = 0; i < sizeof yes / sizeof *yes; i++)
         if (!matches(yes[i][0], yes[i][1])) fail_msg("%s does not match %s", yes[i][0], yes[i][1]);
     for (size_t i = 0; i < sizeof no / sizeof *no; i++)
@@ -586,7 +636,9 @@ static void test_tfidf_counts_grams_with_skips(void **state) {
     ot_output(&m, "y", OP_F32, -1, NULL);
     struct op_tensor in = tensor(OP_I64, 1, (int64_t[]){6}, x);
     const struct op_tensor *y = run(&m, &in, 1);
-    const float want[4] = {3, 2, 1, 10}; /* 1 thrice; (1,2) twice next to each other; (1,1) twice with one between; 3 once */
+    const float want[4] = {
+        3, 2, 1,
+        10}; /* 1 thrice; (1,2) twice next to each other; (1,1) twice with one between; 3 once */
     same_dims(y, 1, (int64_t[]){4});
     assert_memory_equal(y->data, want, sizeof want);
     ot_end(&m);

@@ -1,5 +1,6 @@
-/* Data movement and indexing against naive index arithmetic: random shapes, every element size, empties, scalars,
- * duplicates, indices out of range, and sizes that must be refused before anything is allocated. */
+/* Data movement and indexing against naive index arithmetic: random shapes, every element size,
+ * empties, scalars, duplicates, indices out of range, and sizes that must be refused before
+ * anything is allocated. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -23,17 +24,21 @@ static struct op_tensor tensor(enum op_type dtype, int rank, const int64_t *dims
     if (rank) memcpy(t.dims, dims, (size_t)rank * sizeof *dims);
     return t;
 }
-static struct op_tensor vec(int64_t n, const int64_t *values) { return tensor(OP_I64, 1, &n, (void *)(uintptr_t)values); }
+static struct op_tensor vec(int64_t n, const int64_t *values) {
+    return tensor(OP_I64, 1, &n, (void *)(uintptr_t)values);
+}
 
 /* A model of one node whose inputs are all given at run time. */
-static void begin(struct ot *m, int opset, const char *op_type, const char *in, const char *out, const struct op_tensor *inputs, int n) {
+static void begin(struct ot *m, int opset, const char *op_type, const char *in, const char *out,
+                  const struct op_tensor *inputs, int n) {
     static const char *const names[] = {"a", "b", "c", "d", "e"};
     ot_begin(m, opset);
     for (int i = 0; i < n; i++) ot_input(m, names[i], inputs[i].dtype, -1, NULL);
     ot_node(m, op_type, in, out);
 }
 
-static const struct op_tensor *finish(struct ot *m, const char *outs, const struct op_tensor *inputs, int n) {
+static const struct op_tensor *finish(struct ot *m, const char *outs,
+                                      const struct op_tensor *inputs, int n) {
     struct op_error err;
     char one[2] = {0, 0};
     for (; *outs; outs++) {
@@ -46,7 +51,8 @@ static const struct op_tensor *finish(struct ot *m, const char *outs, const stru
 }
 
 /* The run fails with this code and with each of the words in its message. */
-static void refused(struct ot *m, const struct op_tensor *inputs, int n, enum op_status code, const char *const *words) {
+static void refused(struct ot *m, const struct op_tensor *inputs, int n, enum op_status code,
+                    const char *const *words) {
     struct op_error err;
     ot_output(m, "y", OP_F32, -1, NULL);
     assert_null(ot_run(m, NULL, inputs, n, &err));
@@ -59,7 +65,9 @@ static void refused(struct ot *m, const struct op_tensor *inputs, int n, enum op
 static void random_dims(int rank, int64_t *dims, int64_t max) {
     for (int i = 0; i < rank; i++) dims[i] = below(12) ? 1 + below(max) : 0;
 }
-static int64_t count(int rank, const int64_t *dims) { return op__product(dims, 0, rank); }
+static int64_t count(int rank, const int64_t *dims) {
+    return op__product(dims, 0, rank);
+}
 static void unflatten(int64_t flat, int rank, const int64_t *dims, int64_t *at) {
     for (int i = rank - 1; i >= 0; i--) {
         at[i] = flat % dims[i];
@@ -81,7 +89,8 @@ static float *iota(int64_t n) {
     return x;
 }
 
-/* --- the strided copy ---------------------------------------------------------------------------- */
+/* --- the strided copy ----------------------------------------------------------------------------
+ */
 
 static void test_move_matches_the_definition(void **state) {
     (void)state;
@@ -102,7 +111,8 @@ static void test_move_matches_the_definition(void **state) {
         for (int i = 0; i < rank; i++) dims[i] = 1 + below(round % 3 ? 5 : 9);
         if (round % 7 == 0 && rank == 2) dims[0] = 1 + below(70), dims[1] = 1 + below(70);
         int64_t step = 1;
-        for (int i = rank - 1; i >= 0; i--) { /* source strides: dense in a random order, now and then 0 or backwards */
+        for (int i = rank - 1; i >= 0;
+             i--) { /* source strides: dense in a random order, now and then 0 or backwards */
             from[order[i]] = step;
             step *= dims[order[i]];
         }
@@ -138,13 +148,15 @@ static void test_fill_repeats_the_element(void **state) {
         for (int64_t n = 0; n < 6000; n = n * 2 + 1) {
             memset(dst, 0, 16 * 6000);
             op__fill(dst, n, value, elem);
-            for (int64_t i = 0; i < n; i++) assert_memory_equal(dst + (size_t)i * elem, value, elem);
+            for (int64_t i = 0; i < n; i++)
+                assert_memory_equal(dst + (size_t)i * elem, value, elem);
             assert_int_equal(dst[(size_t)n * elem], 0);
         }
     free(dst);
 }
 
-/* --- shapes -------------------------------------------------------------------------------------- */
+/* --- shapes --------------------------------------------------------------------------------------
+ */
 
 static void test_reshape_follows_its_rules(void **state) {
     (void)state;
@@ -153,16 +165,27 @@ static void test_reshape_follows_its_rules(void **state) {
         int64_t dims[4], shape[4], want[4];
         int want_rank; /* -1: refused */
     } cases[] = {
-        {2, 3, 0, {2, 3, 4}, {4, 6}, {4, 6}, 2},      {2, 3, 0, {2, 3, 4}, {-1, 2}, {12, 2}, 2},  {3, 3, 0, {2, 3, 4}, {0, 0, -1}, {2, 3, 4}, 3},
-        {2, 3, 0, {2, 3, 4}, {5, 5}, {0}, -1},        {2, 3, 0, {2, 3, 4}, {-1, -1}, {0}, -1},    {2, 3, 0, {2, 3, 4}, {-1, 7}, {0}, -1},
-        {2, 3, 0, {2, 3, 4}, {-2, 12}, {0}, -1},      {4, 3, 0, {2, 3, 4}, {2, 3, 4, 0}, {0}, -1}, {2, 3, 1, {0, 3, 4}, {3, 0}, {3, 0}, 2},
-        {2, 3, 1, {0, 3, 4}, {0, -1}, {0}, -1},       {2, 3, 0, {0, 3, 4}, {0, -1}, {0, 12}, 2},  {0, 1, 0, {1}, {0}, {0}, 0},
-        {1, 0, 0, {0}, {1}, {1}, 1},                  {1, 0, 0, {0}, {-1}, {1}, 1},               {2, 2, 0, {0, 5}, {-1, 5}, {0, 5}, 2},
+        {2, 3, 0, {2, 3, 4}, {4, 6}, {4, 6}, 2},
+        {2, 3, 0, {2, 3, 4}, {-1, 2}, {12, 2}, 2},
+        {3, 3, 0, {2, 3, 4}, {0, 0, -1}, {2, 3, 4}, 3},
+        {2, 3, 0, {2, 3, 4}, {5, 5}, {0}, -1},
+        {2, 3, 0, {2, 3, 4}, {-1, -1}, {0}, -1},
+        {2, 3, 0, {2, 3, 4}, {-1, 7}, {0}, -1},
+        {2, 3, 0, {2, 3, 4}, {-2, 12}, {0}, -1},
+        {4, 3, 0, {2, 3, 4}, {2, 3, 4, 0}, {0}, -1},
+        {2, 3, 1, {0, 3, 4}, {3, 0}, {3, 0}, 2},
+        {2, 3, 1, {0, 3, 4}, {0, -1}, {0}, -1},
+        {2, 3, 0, {0, 3, 4}, {0, -1}, {0, 12}, 2},
+        {0, 1, 0, {1}, {0}, {0}, 0},
+        {1, 0, 0, {0}, {1}, {1}, 1},
+        {1, 0, 0, {0}, {-1}, {1}, 1},
+        {2, 2, 0, {0, 5}, {-1, 5}, {0, 5}, 2},
     };
     float x[24] = {0};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct ot m;
-        struct op_tensor in[2] = {tensor(OP_F32, cases[i].rank, cases[i].dims, x), vec(cases[i].n, cases[i].shape)};
+        struct op_tensor in[2] = {tensor(OP_F32, cases[i].rank, cases[i].dims, x),
+                                  vec(cases[i].n, cases[i].shape)};
         begin(&m, 14, "Reshape", "a b", "y", in, 2);
         ot_int(&m, "allowzero", cases[i].allow_zero);
         if (cases[i].want_rank < 0) {
@@ -210,14 +233,20 @@ static void test_slice_matches_a_walk(void **state) {
     for (int round = 0; round < 300; round++) {
         struct ot m;
         int64_t dim = below(8), wide = round % 5 == 0 ? INT64_MAX : 12, axis = 1;
-        int64_t start = round % 11 == 0 ? INT64_MIN : below(25) - 12, end = round % 13 == 0 ? INT64_MIN : round % 5 == 0 ? wide : below(25) - 12, step = below(7) - 3;
+        int64_t start = round % 11 == 0 ? INT64_MIN : below(25) - 12,
+                end = round % 13 == 0  ? INT64_MIN
+                      : round % 5 == 0 ? wide
+                                       : below(25) - 12,
+                step = below(7) - 3;
         if (!step) step = round % 2 ? INT64_MIN : INT64_MAX;
         float *x = iota(3 * dim);
-        struct op_tensor in[5] = {tensor(OP_F32, 2, (int64_t[]){3, dim}, x), vec(1, &start), vec(1, &end), vec(1, &axis), vec(1, &step)};
+        struct op_tensor in[5] = {tensor(OP_F32, 2, (int64_t[]){3, dim}, x), vec(1, &start),
+                                  vec(1, &end), vec(1, &axis), vec(1, &step)};
         begin(&m, 13, "Slice", "a b c d e", "y", in, 5);
         const struct op_tensor *y = finish(&m, "y", in, 5);
         int64_t n = 0, want[8]; /* the places that a walk from start by step meets before end */
-        __int128 s = start < 0 ? (__int128)start + dim : start, e = end < 0 ? (__int128)end + dim : end;
+        __int128 s = start < 0 ? (__int128)start + dim : start,
+                 e = end < 0 ? (__int128)end + dim : end;
         if (step > 0) {
             if (s < 0) s = 0;
             for (__int128 i = s; i < dim && i < e; i += step) want[n++] = (int64_t)i;
@@ -227,7 +256,8 @@ static void test_slice_matches_a_walk(void **state) {
         }
         same_dims(y, 2, (int64_t[]){3, n});
         for (int64_t r = 0; r < 3; r++)
-            for (int64_t i = 0; i < n; i++) assert_true(((const float *)y->data)[r * n + i] == (float)(r * dim + want[i]));
+            for (int64_t i = 0; i < n; i++)
+                assert_true(((const float *)y->data)[r * n + i] == (float)(r * dim + want[i]));
         ot_end(&m);
         free(x);
     }
@@ -253,7 +283,8 @@ static void test_split_and_concat_are_inverse(void **state) {
         middle[axis] = parts[1];
         same_dims(&y[0], 3, dims);
         same_dims(&y[1], 3, middle);
-        for (int64_t f = 0; f < count(3, dims); f++) assert_true(((const float *)y[0].data)[f] == (float)f);
+        for (int64_t f = 0; f < count(3, dims); f++)
+            assert_true(((const float *)y[0].data)[f] == (float)f);
         for (int64_t f = 0; f < count(3, middle); f++) {
             unflatten(f, 3, middle, at);
             at[axis] += parts[0];
@@ -313,9 +344,12 @@ static void test_tile_and_expand_match_the_definition(void **state) {
 /* Where a step outside of [0, n) ends up: found by walking, one element after the other. */
 static int64_t walk(const char *mode, int64_t i, int64_t n) {
     while (i < 0 || i >= n) {
-        if (mode[0] == 'e') i += i < 0 ? 1 : -1;
-        else if (mode[0] == 'w') i += i < 0 ? n : -n;
-        else i = n == 1 ? 0 : i < 0 ? -i : 2 * (n - 1) - i;
+        if (mode[0] == 'e')
+            i += i < 0 ? 1 : -1;
+        else if (mode[0] == 'w')
+            i += i < 0 ? n : -n;
+        else
+            i = n == 1 ? 0 : i < 0 ? -i : 2 * (n - 1) - i;
     }
     return i;
 }
@@ -334,7 +368,8 @@ static void test_pad_matches_a_walk(void **state) {
         }
         if (left[0] < 1 || left[1] < 1 || want[0] < 0 || want[1] < 0) continue;
         float *x = iota(dims[0] * dims[1]), fill = -7;
-        struct op_tensor in[3] = {tensor(OP_F32, 2, dims, x), vec(4, pads), tensor(OP_F32, 0, NULL, &fill)};
+        struct op_tensor in[3] = {tensor(OP_F32, 2, dims, x), vec(4, pads),
+                                  tensor(OP_F32, 0, NULL, &fill)};
         begin(&m, 19, "Pad", "a b c", "y", in, 3);
         ot_string(&m, "mode", mode);
         const struct op_tensor *y = finish(&m, "y", in, 3);
@@ -346,7 +381,8 @@ static void test_pad_matches_a_walk(void **state) {
             for (int i = 0; i < 2; i++) {
                 int64_t k = at[i] - (pads[i] > 0 ? pads[i] : 0);
                 inside &= k >= 0 && k < left[i];
-                at[i] = (pads[i] < 0 ? -pads[i] : 0) + (mode[0] == 'c' ? k : walk(mode, k, left[i]));
+                at[i] =
+                    (pads[i] < 0 ? -pads[i] : 0) + (mode[0] == 'c' ? k : walk(mode, k, left[i]));
             }
             float expected = mode[0] == 'c' && !inside ? fill : (float)(at[0] * dims[1] + at[1]);
             assert_true(((const float *)y->data)[f] == expected);
@@ -373,8 +409,10 @@ static void test_depth_to_space_and_back(void **state) {
         for (int64_t f = 0; f < count(4, dims); f++) {
             int64_t at[4];
             unflatten(f, 4, y[0].dims, at);
-            int64_t i = at[2] % b, j = at[3] % b, ch = crd ? (at[1] * b + i) * b + j : (i * b + j) * c + at[1];
-            assert_true(((const float *)y[0].data)[f] == (float)flatten(4, dims, (int64_t[]){at[0], ch, at[2] / b, at[3] / b}));
+            int64_t i = at[2] % b, j = at[3] % b,
+                    ch = crd ? (at[1] * b + i) * b + j : (i * b + j) * c + at[1];
+            assert_true(((const float *)y[0].data)[f] ==
+                        (float)flatten(4, dims, (int64_t[]){at[0], ch, at[2] / b, at[3] / b}));
             if (!crd) assert_true(((const float *)y[1].data)[f] == (float)f);
         }
         ot_end(&m);
@@ -390,7 +428,9 @@ static void test_center_crop_pad(void **state) {
     struct op_tensor in[2] = {tensor(OP_F32, 2, (int64_t[]){2, 5}, x), vec(2, shape)};
     begin(&m, 18, "CenterCropPad", "a b", "y", in, 2);
     const struct op_tensor *y = finish(&m, "y", in, 2);
-    const float want[10] = {0, 0, 1, 2, 6, 7, 0, 0, 0, 0}; /* one row before, two behind; one column before is cut, two behind */
+    const float want[10] = {
+        0, 0, 1, 2, 6,
+        7, 0, 0, 0, 0}; /* one row before, two behind; one column before is cut, two behind */
     same_dims(y, 2, shape);
     assert_memory_equal(y->data, want, sizeof want);
     ot_end(&m);
@@ -401,7 +441,8 @@ static void test_col2im_adds_what_overlaps(void **state) {
     struct ot m;
     float *x = iota(2 * 2 * 6);
     int64_t image[2] = {3, 4}, block[2] = {2, 2};
-    struct op_tensor in[3] = {tensor(OP_F32, 3, (int64_t[]){1, 4, 6}, x), vec(2, image), vec(2, block)};
+    struct op_tensor in[3] = {tensor(OP_F32, 3, (int64_t[]){1, 4, 6}, x), vec(2, image),
+                              vec(2, block)};
     begin(&m, 18, "Col2Im", "a b c", "y", in, 3);
     const struct op_tensor *y = finish(&m, "y", in, 3);
     float want[12] = {0};
@@ -413,13 +454,15 @@ static void test_col2im_adds_what_overlaps(void **state) {
     free(x);
 }
 
-/* --- indices ------------------------------------------------------------------------------------- */
+/* --- indices -------------------------------------------------------------------------------------
+ */
 
 static void test_gather_matches_the_definition(void **state) {
     (void)state;
     for (int round = 0; round < 100; round++) {
         struct ot m;
-        int64_t dims[3] = {1 + below(4), 1 + below(5), 1 + below(4)}, idx[6], shape[2] = {2, below(4)};
+        int64_t dims[3] = {1 + below(4), 1 + below(5), 1 + below(4)}, idx[6],
+                shape[2] = {2, below(4)};
         int axis = (int)below(3);
         float *x = iota(count(3, dims));
         for (int i = 0; i < 6; i++) idx[i] = below(2 * dims[axis]) - dims[axis];
@@ -427,13 +470,15 @@ static void test_gather_matches_the_definition(void **state) {
         begin(&m, 13, "Gather", "a b", "y", in, 2);
         ot_int(&m, "axis", axis);
         const struct op_tensor *y = finish(&m, "y", in, 2);
-        int64_t outer = op__product(dims, 0, axis), inner = op__product(dims, axis + 1, 3), n = 2 * shape[1];
+        int64_t outer = op__product(dims, 0, axis), inner = op__product(dims, axis + 1, 3),
+                n = 2 * shape[1];
         assert_int_equal(op_tensor_count(y), outer * n * inner);
         for (int64_t o = 0; o < outer; o++)
             for (int64_t j = 0; j < n; j++)
                 for (int64_t i = 0; i < inner; i++) {
                     int64_t k = idx[j] < 0 ? idx[j] + dims[axis] : idx[j];
-                    assert_true(((const float *)y->data)[(o * n + j) * inner + i] == (float)((o * dims[axis] + k) * inner + i));
+                    assert_true(((const float *)y->data)[(o * n + j) * inner + i] ==
+                                (float)((o * dims[axis] + k) * inner + i));
                 }
         ot_end(&m);
         free(x);
@@ -458,9 +503,15 @@ static void test_scatter_elements_applies_updates_in_order(void **state) {
             unflatten(f, 2, shape, at);
             at[axis] = (idx[f] + dims[axis]) % dims[axis];
             int32_t *d = &want[at[0] * 5 + at[1]];
-            *d = op == 0 ? u[f] : op == 1 ? *d + u[f] : op == 2 ? *d * u[f] : op == 3 ? (*d < u[f] ? *d : u[f]) : *d > u[f] ? *d : u[f];
+            *d = op == 0     ? u[f]
+                 : op == 1   ? *d + u[f]
+                 : op == 2   ? *d * u[f]
+                 : op == 3   ? (*d < u[f] ? *d : u[f])
+                 : *d > u[f] ? *d
+                             : u[f];
         }
-        struct op_tensor in[3] = {tensor(OP_I32, 2, dims, x), tensor(OP_I64, 2, shape, idx), tensor(OP_I32, 2, shape, u)};
+        struct op_tensor in[3] = {tensor(OP_I32, 2, dims, x), tensor(OP_I64, 2, shape, idx),
+                                  tensor(OP_I32, 2, shape, u)};
         begin(&m, 18, "ScatterElements", "a b c", "y", in, 3);
         ot_int(&m, "axis", axis);
         ot_string(&m, "reduction", ops[op]);
@@ -474,7 +525,9 @@ static void test_gather_nd_and_scatter_nd(void **state) {
     struct ot m;
     float *x = iota(24), u[8] = {100, 101, 102, 103, 104, 105, 106, 107};
     int64_t idx[4] = {1, 2, 0, -1};
-    struct op_tensor in[3] = {tensor(OP_F32, 3, (int64_t[]){2, 3, 4}, x), tensor(OP_I64, 2, (int64_t[]){2, 2}, idx), tensor(OP_F32, 2, (int64_t[]){2, 4}, u)};
+    struct op_tensor in[3] = {tensor(OP_F32, 3, (int64_t[]){2, 3, 4}, x),
+                              tensor(OP_I64, 2, (int64_t[]){2, 2}, idx),
+                              tensor(OP_F32, 2, (int64_t[]){2, 4}, u)};
     begin(&m, 16, "GatherND", "a b", "y", in, 3);
     ot_node(&m, "ScatterND", "a b c", "z");
     ot_string(&m, "reduction", "add");
@@ -499,10 +552,14 @@ static void test_index_out_of_range_is_refused_by_value(void **state) {
     static const struct {
         const char *op, *in;
         int n, idx_rank;
-    } cases[] = {{"Gather", "a b", 2, 1}, {"GatherElements", "a b", 2, 2}, {"GatherND", "a b", 2, 2}, {"ScatterElements", "a b c", 3, 2}};
+    } cases[] = {{"Gather", "a b", 2, 1},
+                 {"GatherElements", "a b", 2, 2},
+                 {"GatherND", "a b", 2, 2},
+                 {"ScatterElements", "a b c", 3, 2}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct ot m;
-        struct op_tensor in[3] = {tensor(OP_F32, 2, (int64_t[]){3, 4}, x), tensor(OP_I64, cases[i].idx_rank, (int64_t[]){2, 1}, idx),
+        struct op_tensor in[3] = {tensor(OP_F32, 2, (int64_t[]){3, 4}, x),
+                                  tensor(OP_I64, cases[i].idx_rank, (int64_t[]){2, 1}, idx),
                                   tensor(OP_F32, 2, (int64_t[]){2, 1}, u)};
         begin(&m, 16, cases[i].op, cases[i].in, "y", in, cases[i].n);
         refused(&m, in, cases[i].n, OP_BAD_VALUE, words);
@@ -514,7 +571,9 @@ static void test_onehot_leaves_out_of_range_off(void **state) {
     struct ot m;
     int64_t idx[4] = {0, -1, 3, -4}, depth = 3;
     float values[2] = {2, 5};
-    struct op_tensor in[3] = {tensor(OP_I64, 1, (int64_t[]){4}, idx), tensor(OP_I64, 0, NULL, &depth), tensor(OP_F32, 1, (int64_t[]){2}, values)};
+    struct op_tensor in[3] = {tensor(OP_I64, 1, (int64_t[]){4}, idx),
+                              tensor(OP_I64, 0, NULL, &depth),
+                              tensor(OP_F32, 1, (int64_t[]){2}, values)};
     begin(&m, 11, "OneHot", "a b c", "y", in, 3);
     ot_int(&m, "axis", 0);
     const struct op_tensor *y = finish(&m, "y", in, 3);
@@ -528,11 +587,14 @@ static void test_range_counts_without_overflow(void **state) {
     (void)state;
     struct ot m;
     int64_t v[3] = {INT64_MIN, INT64_MAX, INT64_MAX / 2};
-    struct op_tensor in[3] = {tensor(OP_I64, 0, NULL, &v[0]), tensor(OP_I64, 0, NULL, &v[1]), tensor(OP_I64, 0, NULL, &v[2])};
+    struct op_tensor in[3] = {tensor(OP_I64, 0, NULL, &v[0]), tensor(OP_I64, 0, NULL, &v[1]),
+                              tensor(OP_I64, 0, NULL, &v[2])};
     begin(&m, 11, "Range", "a b c", "y", in, 3);
     const struct op_tensor *y = finish(&m, "y", in, 3);
     same_dims(y, 1, (int64_t[]){5});
-    for (int i = 0; i < 5; i++) assert_true(((const int64_t *)y->data)[i] == (int64_t)((uint64_t)INT64_MIN + (uint64_t)i * (uint64_t)v[2]));
+    for (int i = 0; i < 5; i++)
+        assert_true(((const int64_t *)y->data)[i] ==
+                    (int64_t)((uint64_t)INT64_MIN + (uint64_t)i * (uint64_t)v[2]));
     ot_end(&m);
     float f[3] = {1, 2, 0.25f};
     for (int i = 0; i < 3; i++) in[i] = tensor(OP_F32, 0, NULL, &f[i]);
@@ -546,13 +608,15 @@ static void test_range_counts_without_overflow(void **state) {
     refused(&m, in, 3, OP_BAD_VALUE, NULL);
 }
 
-/* --- sizes from outside -------------------------------------------------------------------------- */
+/* --- sizes from outside --------------------------------------------------------------------------
+ */
 
 static void test_products_that_overflow_are_refused(void **state) {
     (void)state;
     struct ot m;
     float x[2] = {0, 0};
-    int64_t huge[4] = {INT64_MAX, 3, 1, 1}, large[4] = {1 << 30, 1 << 30, 1 << 30, 1 << 30}, one = 1, zero = 0, end = INT64_MAX;
+    int64_t huge[4] = {INT64_MAX, 3, 1, 1}, large[4] = {1 << 30, 1 << 30, 1 << 30, 1 << 30},
+            one = 1, zero = 0, end = INT64_MAX;
     struct op_tensor in[3] = {tensor(OP_F32, 2, (int64_t[]){2, 1}, x), vec(2, huge)};
     begin(&m, 13, "Tile", "a b", "y", in, 2);
     refused(&m, in, 2, OP_LIMIT, (const char *[]){"too large", NULL});
@@ -563,7 +627,8 @@ static void test_products_that_overflow_are_refused(void **state) {
     in[0] = vec(4, large);
     begin(&m, 13, "ConstantOfShape", "a", "y", in, 1);
     refused(&m, in, 1, OP_LIMIT, (const char *[]){"too large", NULL});
-    in[0] = tensor(OP_I64, 0, NULL, &zero), in[1] = tensor(OP_I64, 0, NULL, &end), in[2] = tensor(OP_I64, 0, NULL, &one);
+    in[0] = tensor(OP_I64, 0, NULL, &zero), in[1] = tensor(OP_I64, 0, NULL, &end),
+    in[2] = tensor(OP_I64, 0, NULL, &one);
     begin(&m, 13, "Range", "a b c", "y", in, 3);
     refused(&m, in, 3, OP_LIMIT, (const char *[]){"too long", NULL});
     large[1] = large[2] = large[3] = 1 << 10; /* 2^60 bytes: no overflow, but beyond every cap */
@@ -619,7 +684,9 @@ static void test_constants_of_every_form(void **state) {
     ot_node(&m, "Constant", "", "s");
     ot_string(&m, "value_string", "word");
     ot_node(&m, "Constant", "", "t");
-    struct ot_bytes b = ot_attr("sparse_value", 11), sparse = {0}, v = ot_tensor(NULL, OP_F32, 1, dims, values), k = ot_tensor(NULL, OP_I64, 1, dims, at);
+    struct ot_bytes b = ot_attr("sparse_value", 11), sparse = {0},
+                    v = ot_tensor(NULL, OP_F32, 1, dims, values),
+                    k = ot_tensor(NULL, OP_I64, 1, dims, at);
     ot_put_part(&sparse, 1, &v);
     ot_put_part(&sparse, 2, &k);
     ot_put_int(&sparse, 3, dims[0]);
@@ -640,20 +707,23 @@ static void test_constants_of_every_form(void **state) {
 
 static void test_every_element_size_moves(void **state) {
     (void)state;
-    static const enum op_type types[] = {OP_U8, OP_BOOL, OP_F16, OP_I16, OP_I32, OP_U64, OP_F64, OP_C64, OP_C128};
+    static const enum op_type types[] = {OP_U8,  OP_BOOL, OP_F16, OP_I16, OP_I32,
+                                         OP_U64, OP_F64,  OP_C64, OP_C128};
     for (size_t k = 0; k < sizeof types / sizeof *types; k++) {
         struct ot m;
         size_t elem = op_type_size(types[k]);
         uint8_t x[6 * 16];
         int64_t idx[2] = {2, 0};
-        for (size_t i = 0; i < sizeof x; i++) x[i] = (uint8_t)(types[k] == OP_BOOL ? i & 1 : i * 3 + 1);
+        for (size_t i = 0; i < sizeof x; i++)
+            x[i] = (uint8_t)(types[k] == OP_BOOL ? i & 1 : i * 3 + 1);
         struct op_tensor in[2] = {tensor(types[k], 2, (int64_t[]){2, 3}, x), vec(2, idx)};
         begin(&m, 13, "Gather", "a b", "g", in, 2);
         ot_int(&m, "axis", 1);
         ot_node(&m, "Transpose", "g", "y");
         const uint8_t *y = finish(&m, "y", in, 2)->data;
         static const int from[4] = {2, 5, 0, 3};
-        for (int i = 0; i < 4; i++) assert_memory_equal(y + (size_t)i * elem, x + (size_t)from[i] * elem, elem);
+        for (int i = 0; i < 4; i++)
+            assert_memory_equal(y + (size_t)i * elem, x + (size_t)from[i] * elem, elem);
         ot_end(&m);
     }
 }
