@@ -63,6 +63,19 @@ def test_inputs_in_every_form_give_the_same_answer():
             assert a.tobytes() == answers[0].tobytes()
 
 
+def test_a_reference_in_a_long_input_is_found_on_the_lane():
+    with Server() as s:
+        s.worker("--models", models(s.folder))
+        s.client.set("rows:c", np.full((3000, 2), 7, np.int64).tobytes())
+        a = rng.integers(0, 9, (3000, 2)).tolist()
+        job = {"op": "infer", "model": "two", "input": {"a": a, "b": a, "c": {"dtype": "i64", "shape": [3000, 2], "ref": "redis:rows:c"}}}
+        assert len(json.dumps(job)) > 40000
+        r = jobs.result(s, job)
+        assert np.array_equal(data(r, "sum"), 2 * np.array(a)) and (data(r, "count") == 7).all()
+        job["input"]["c"]["ref"] = "redis:none"
+        jobs.error(s, job, "ref_not_found", "none")
+
+
 def test_one_row_or_several_are_told_apart_by_rank():
     with Server() as s:
         s.worker("--models", models(s.folder))

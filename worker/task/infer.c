@@ -2,7 +2,8 @@
  *
  * On the loop: the model is looked up, `redis:` references are fetched, since only the loop talks to Redis, and the job waits in
  * the batcher. On a lane: the input is decoded, rows of the same shape are stacked and run, each answer is written as JSON. So no
- * payload is parsed on the loop; finding out that there are no references costs one search through the text.
+ * payload is parsed on the loop. References are looked for there only in a short input, which is what one that refers to
+ * something is; in a long one the lane finds them, and the job comes back once to have them fetched.
  *
  * A job with an output_ref ("file:…") has its result written there, and the envelope names it instead. */
 #include <errno.h>
@@ -17,6 +18,7 @@
 #include "worker/task/task.h"
 
 #define REFS_MAX 8
+#define SEARCH_BYTES_MAX 16384 /* microseconds on the loop */
 #define RESULT_BYTES_MAX ((size_t)256 << 20)
 
 struct fetched {
@@ -28,7 +30,9 @@ struct fetched {
 struct infer {
     struct fetched refs[REFS_MAX]; /* L: read */
     int n_refs, n_due;
-    bool too_many;
+    bool searched;  /* for references; L */
+    bool too_many;  /* of them; L */
+    bool missing;   /* a lane met one that nobody had looked for; L */
 };
 
 static void free_state(struct w_task *t) {
@@ -57,7 +61,30 @@ static bool fetch(void *user, const char *ref, struct w_arena *arena, struct w_s
         *bytes = (struct w_span){c->state->refs[i].value, c->state->refs[i].len};
         return true;
     }
+    c->state->missing = !c->state->searched;
     return w_fail(err, W_REF_FAILED, "the reference \"%.100s\" was not fetched", ref);
+}
+
+static bool note_ref(void *user, const char *ref) {
+    struct infer *s = user;
+    if (strncmp(ref, "redis:", 6) != 0) return true;
+    for (int i = 0; i < s->n_refs; i++)
+        if (strcmp(s->refs[i].key, ref + 6) == 0) return true;
+    if (s->n_refs == REFS_MAX) {
+        s->too_many = true;
+        return false;
+    }
+    s->refs[s->n_refs].key = strdup(ref + 6);
+    if (!s->refs[s->n_refs].key) return false;
+    s->n_refs++;
+    return true;
+}
+
+/* Notes the redis: references of the input. On the loop for a short one, else on a lane. */
+static void search(struct infer *s, const struct q_job *job) {
+    s->searched = true;
+    if (job->input.ptr) w_input_refs(job->input.ptr, job->input.len, false, note_ref, s);
+    else w_input_refs(job->input_ref.ptr, job->input_ref.len, true, note_ref, s);
 }
 
 /* Writes the result beside its place and renames it: a reader sees all of it or nothing. */
@@ -137,6 +164,10 @@ static bool decode(struct w_lane *lane, struct w_task *t, size_t i, struct w_row
         take_result(lane, t, row, 1);
         return false;
     case W_NEXT_FAILED:
+        if (((struct infer *)t->state)->missing) {
+            search(t->state, job);
+            return false;
+        }
         t->failed = true;
         if (strncmp(t->err.text, "model ", 6) != 0) w_fail_in(&t->err, "model \"%s\": ", t->model->name);
         return false;
@@ -182,11 +213,23 @@ static void on_lane(struct w_lane *lane, struct w_task **tasks, size_t n) {
 
 /* --- on the loop ------------------------------------------------------------------------------------ */
 
+static void fetch_all(struct w_task *t);
+
+static void back(struct w_task *t) {
+    struct infer *s = t->state;
+    if (!s->missing || t->failed) {
+        w_task_finish(t);
+        return;
+    }
+    s->missing = false;
+    if (!w_task_stopped(t)) fetch_all(t);
+}
+
 static void to_lane(struct w_task *t) {
     struct infer *s = t->state;
     size_t bytes = t->job->input.len + t->job->input_ref.len;
     for (int i = 0; i < s->n_refs; i++) bytes += s->refs[i].len;
-    w_task_on_lane(t, on_lane, w_task_finish, bytes, true);
+    w_task_on_lane(t, on_lane, back, bytes, true);
 }
 
 struct pending {
@@ -212,26 +255,8 @@ static void fetched(void *ctx, char *value, size_t len, const struct q_error *qe
     else if (!w_task_stopped(p.task)) to_lane(p.task);
 }
 
-static bool note_ref(void *user, const char *ref) {
-    struct infer *s = user;
-    if (strncmp(ref, "redis:", 6) != 0) return true;
-    for (int i = 0; i < s->n_refs; i++)
-        if (strcmp(s->refs[i].key, ref + 6) == 0) return true;
-    if (s->n_refs == REFS_MAX) {
-        s->too_many = true;
-        return false;
-    }
-    s->refs[s->n_refs].key = strdup(ref + 6);
-    if (!s->refs[s->n_refs].key) return false;
-    s->n_refs++;
-    return true;
-}
-
-static void have_model(struct w_task *t) {
+static void fetch_all(struct w_task *t) {
     struct infer *s = t->state;
-    const struct q_job *job = t->job;
-    if (job->input.ptr) w_input_refs(job->input.ptr, job->input.len, false, note_ref, s);
-    else w_input_refs(job->input_ref.ptr, job->input_ref.len, true, note_ref, s);
     if (s->too_many) {
         w_task_fail(t, W_TOO_LARGE, "the input has more than %d redis: references", REFS_MAX);
         return;
@@ -248,6 +273,11 @@ static void have_model(struct w_task *t) {
         *p = (struct pending){t, i};
         q_worker_fetch(w_daemon_queue(t->daemon), s->refs[i].key, w_daemon_ref_bytes_max(t->daemon), fetched, p);
     }
+}
+
+static void have_model(struct w_task *t) {
+    if (t->job->input.len + t->job->input_ref.len <= SEARCH_BYTES_MAX) search(t->state, t->job);
+    fetch_all(t);
 }
 
 static void start(struct w_task *t) {
