@@ -1,4 +1,5 @@
-/* argmax.c: ArgMax and ArgMin. The first of equals, or the last with select_last_index; NaN counts as beyond everything. */
+/* argmax.c: ArgMax and ArgMin. The first of equals, or the last with select_last_index; NaN counts
+ * as beyond everything. */
 #include "ops/op/elementwise.h"
 
 OP_VECTOR_FILE
@@ -23,9 +24,14 @@ struct arg_job {
     X(U32, uint32_t, uint32_t, PLAIN)                                                              \
     X(U64, uint64_t, uint64_t, PLAIN)
 
-enum { TILE = 256, BLOCK = 64, SHORT_ROW = 40 }; /* SHORT_ROW: up to here a kernel costs more than a loop */
+enum {
+    TILE = 256,
+    BLOCK = 64,
+    SHORT_ROW = 40
+}; /* SHORT_ROW: up to here a kernel costs more than a loop */
 
-/* x (n, inner) to dst (inner), a tile of columns at a time: the best so far and where it was stand side by side. */
+/* x (n, inner) to dst (inner), a tile of columns at a time: the best so far and where it was stand
+ * side by side. */
 #define SEARCH(TYPE, T, V, LOAD)                                                                   \
     static void search_##TYPE(const struct arg_job *job, const T *x, int64_t *dst) {               \
         const bool smallest = job->smallest, last = job->last;                                     \
@@ -37,7 +43,8 @@ enum { TILE = 256, BLOCK = 64, SHORT_ROW = 40 }; /* SHORT_ROW: up to here a kern
             for (int64_t i = 1; i < job->n; i++) {                                                 \
                 const T *line = x + i * job->inner + j0;                                           \
                 for (int64_t j = 0; j < m; j++) {                                                  \
-                    const V v = LOAD(line[j]), b = best[j], low = smallest ? v : b, high = smallest ? b : v;                                       \
+                    const V v = LOAD(line[j]), b = best[j], low = smallest ? v : b,                \
+                            high = smallest ? b : v;                                               \
                     const int better = (low < high) | ((v != v) & (b == b));                       \
                     const int equal = (v == b) | ((v != v) & (b != b));                            \
                     const int take = better | (equal & last);                                      \
@@ -92,10 +99,13 @@ static void arg_piece(void *arg, int64_t first, int64_t n) {
         }
         switch (t->type) {
 #define X(TYPE, T, V, LOAD)                                                                        \
-    case OP_##TYPE: search_##TYPE(t->job, x, dst); break;
+    case OP_##TYPE:                                                                                \
+        search_##TYPE(t->job, x, dst);                                                             \
+        break;
             TYPES(X)
 #undef X
-        default: break;
+        default:
+            break;
         }
     }
 }
@@ -107,9 +117,12 @@ static enum op_status arg_infer(struct op_ctx *ctx) {
     int64_t dims[OP_RANK_MAX], count = 1;
     int rank = 0;
     if (!x || x->kind != OP_KIND_TENSOR || !(op__is_float(x->dtype) || op__is_int(x->dtype)))
-        return op__fail(ctx, OP_BAD_TYPE, "takes numbers, not %s", x ? op_type_name(x->dtype) : "(absent)");
+        return op__fail(ctx, OP_BAD_TYPE, "takes numbers, not %s",
+                        x ? op_type_name(x->dtype) : "(absent)");
     const int axis = op__axis(value, x->rank);
-    if (axis < 0) return op__fail(ctx, OP_BAD_VALUE, "axis %lld of an input of rank %d", (long long)value, x->rank);
+    if (axis < 0)
+        return op__fail(ctx, OP_BAD_VALUE, "axis %lld of an input of rank %d", (long long)value,
+                        x->rank);
     for (int i = 0; i < x->rank; i++) {
         if (i != axis) count = x->dims[i] ? count : 0;
         if (i != axis)
@@ -117,20 +130,26 @@ static enum op_status arg_infer(struct op_ctx *ctx) {
         else if (keep)
             dims[rank++] = 1;
     }
-    if (x->dims[axis] > INT32_MAX) return op__fail(ctx, OP_LIMIT, "axis %d has %lld elements, at most 2^31 - 1 are supported", axis, (long long)x->dims[axis]);
-    if (x->dims[axis] == 0 && count != 0) return op__fail(ctx, OP_BAD_SHAPE, "axis %d has no elements to choose from", axis);
+    if (x->dims[axis] > INT32_MAX)
+        return op__fail(ctx, OP_LIMIT, "axis %d has %lld elements, at most 2^31 - 1 are supported",
+                        axis, (long long)x->dims[axis]);
+    if (x->dims[axis] == 0 && count != 0)
+        return op__fail(ctx, OP_BAD_SHAPE, "axis %d has no elements to choose from", axis);
     op__set(ctx, 0, OP_I64, rank, dims);
     return OP_OK;
 }
 
 static enum op_status arg(struct op_ctx *ctx, bool plain) {
     const struct op_tensor *x = ctx->in[0];
-    struct arg_job job = {ctx->node->desc->name[4] == 'i', op__attr_int(ctx->node, "select_last_index", 0) != 0, 1, 1, 1};
+    struct arg_job job = {ctx->node->desc->name[4] == 'i',
+                          op__attr_int(ctx->node, "select_last_index", 0) != 0, 1, 1, 1};
     const int axis = op__axis(op__attr_int(ctx->node, "axis", 0), x->rank);
     if (!ctx->out[0] || op_tensor_count(x) <= 0) return OP_OK;
-    for (int i = 0; i < x->rank; i++) *(i < axis ? &job.outer : i == axis ? &job.n : &job.inner) *= x->dims[i];
-    struct arg_task task = {&job, !plain && x->dtype == OP_F32 && job.inner == 1 ? op__kern(ctx)->math : NULL, x->dtype, x->data,
-                            ctx->out[0]->data};
+    for (int i = 0; i < x->rank; i++)
+        *(i < axis ? &job.outer : i == axis ? &job.n : &job.inner) *= x->dims[i];
+    struct arg_task task = {
+        &job, !plain && x->dtype == OP_F32 && job.inner == 1 ? op__kern(ctx)->math : NULL, x->dtype,
+        x->data, ctx->out[0]->data};
     op__pieces(ctx, job.outer, arg_piece, &task);
     return OP_OK;
 }
@@ -143,9 +162,25 @@ static enum op_status arg_ref(struct op_ctx *ctx) {
     return arg(ctx, true);
 }
 
-static const struct op_desc arg_max = {.name = "ArgMax", .domain = "", .since = 1, .in_min = 1, .in_max = 1, .out_min = 1, .out_max = 1,
-                                       .infer = arg_infer, .run = arg_run, .ref = arg_ref};
+static const struct op_desc arg_max = {.name = "ArgMax",
+                                       .domain = "",
+                                       .since = 1,
+                                       .in_min = 1,
+                                       .in_max = 1,
+                                       .out_min = 1,
+                                       .out_max = 1,
+                                       .infer = arg_infer,
+                                       .run = arg_run,
+                                       .ref = arg_ref};
 OP_REGISTER(arg_max);
-static const struct op_desc arg_min = {.name = "ArgMin", .domain = "", .since = 1, .in_min = 1, .in_max = 1, .out_min = 1, .out_max = 1,
-                                       .infer = arg_infer, .run = arg_run, .ref = arg_ref};
+static const struct op_desc arg_min = {.name = "ArgMin",
+                                       .domain = "",
+                                       .since = 1,
+                                       .in_min = 1,
+                                       .in_max = 1,
+                                       .out_min = 1,
+                                       .out_max = 1,
+                                       .infer = arg_infer,
+                                       .run = arg_run,
+                                       .ref = arg_ref};
 OP_REGISTER(arg_min);

@@ -1,8 +1,8 @@
 /* arithmetic.c: one row an operator of two numbers.
  *
- * Nothing traps: integer addition, subtraction and multiplication wrap; x / 0 and x mod 0 are 0; the smallest integer
- * divided by -1 is itself, its remainder 0; a shift by the width or more gives 0; 0 to a negative power is 0 for
- * integers. The specification leaves all of these open. */
+ * Nothing traps: integer addition, subtraction and multiplication wrap; x / 0 and x mod 0 are 0;
+ * the smallest integer divided by -1 is itself, its remainder 0; a shift by the width or more gives
+ * 0; 0 to a negative power is 0 for integers. The specification leaves all of these open. */
 #include "ops/op/elementwise.h"
 
 #include <math.h>
@@ -13,8 +13,9 @@ OP_VECTOR_FILE
 
 #define DESC(NAME, INPLACE)                                                                        \
     {                                                                                              \
-        .name = NAME, .domain = "", .since = 1, .in_min = 2, .in_max = 2, .out_min = 1, .out_max = 1, .inplace = INPLACE,                          \
-        .upgrade = op__binary_upgrade, .infer = op__binary_infer, .run = op__binary_run, .ref = op__binary_ref          \
+        .name = NAME, .domain = "", .since = 1, .in_min = 2, .in_max = 2, .out_min = 1,            \
+        .out_max = 1, .inplace = INPLACE, .upgrade = op__binary_upgrade,                           \
+        .infer = op__binary_infer, .run = op__binary_run, .ref = op__binary_ref                    \
     }
 
 /* X(suffix, TYPE, T, the type it is computed in) */
@@ -41,13 +42,14 @@ OP_VECTOR_FILE
     OP_BINARY_LOOP(id##_u32, uint32_t, uint32_t, uint32_t, x OP y)                                 \
     OP_BINARY_LOOP(id##_u64, uint64_t, uint64_t, uint64_t, x OP y)
 #define WRAPPING_FNS(id)                                                                           \
-    [OP_U8] = id##_u8, [OP_U16] = id##_u16, [OP_U32] = id##_u32, [OP_U64] = id##_u64, [OP_I8] = id##_u8, [OP_I16] = id##_u16,                       \
-    [OP_I32] = id##_u32, [OP_I64] = id##_u64
+    [OP_U8] = id##_u8, [OP_U16] = id##_u16, [OP_U32] = id##_u32, [OP_U64] = id##_u64,              \
+    [OP_I8] = id##_u8, [OP_I16] = id##_u16, [OP_I32] = id##_u32, [OP_I64] = id##_u64
 
-#define ARITHMETIC_ROW(id, NAME, KERN, OP)                                                      \
+#define ARITHMETIC_ROW(id, NAME, KERN, OP)                                                         \
     FLOAT_LOOPS(id, x OP y)                                                                        \
     WRAPPING_LOOPS(id, OP)                                                                         \
-    static const struct op_binary id##_row = {.desc = DESC(NAME, 3), .fn = {FLOAT_FNS(id), WRAPPING_FNS(id)}, .kern = OP_KERN(KERN)};                               \
+    static const struct op_binary id##_row = {                                                     \
+        .desc = DESC(NAME, 3), .fn = {FLOAT_FNS(id), WRAPPING_FNS(id)}, .kern = OP_KERN(KERN)};    \
     OP_REGISTER_ROW(id##_row);
 
 ARITHMETIC_ROW(add, "Add", K_ADD, +)
@@ -63,29 +65,33 @@ BITWISE_ROW(bitwise_and, "BitwiseAnd", &)
 BITWISE_ROW(bitwise_or, "BitwiseOr", |)
 BITWISE_ROW(bitwise_xor, "BitwiseXor", ^)
 
-/* --- division ---------------------------------------------------------------------------------- */
+/* --- division ----------------------------------------------------------------------------------
+ */
 
 FLOAT_LOOPS(div, x / y)
 #define X(suffix, TYPE, T, WIDE) OP_BINARY_LOOP(div_##suffix, T, T, T, y == 0 ? 0 : x / y)
 UNSIGNED_TYPES(X)
 #undef X
-#define X(suffix, TYPE, T, WIDE) OP_BINARY_LOOP(div_##suffix, T, T, T, y == 0 ? 0 : y == -1 ? 0 - (uint64_t)x : (uint64_t)(x / y))
+#define X(suffix, TYPE, T, WIDE)                                                                   \
+    OP_BINARY_LOOP(div_##suffix, T, T, T,                                                          \
+                   y == 0    ? 0                                                                   \
+                   : y == -1 ? 0 - (uint64_t)x                                                     \
+                             : (uint64_t)(x / y))
 SIGNED_TYPES(X)
 #undef X
 static const struct op_binary div_row = {
     .desc = DESC("Div", 3),
-    .fn =
-        {
-            FLOAT_FNS(div),
+    .fn = {FLOAT_FNS(div),
 #define X(suffix, TYPE, T, WIDE) [OP_##TYPE] = div_##suffix,
-            UNSIGNED_TYPES(X) SIGNED_TYPES(X)
+           UNSIGNED_TYPES(X) SIGNED_TYPES(X)
 #undef X
-        },
+    },
     .kern = OP_KERN(K_DIV),
 };
 OP_REGISTER_ROW(div_row);
 
-/* --- remainders: the sign of the divisor (Python's %), or with fmod = 1 of the dividend (C's) --- */
+/* --- remainders: the sign of the divisor (Python's %), or with fmod = 1 of the dividend (C's) ---
+ */
 
 #define FLOAT_MOD(T)                                                                               \
     static inline T mod_##T(T x, T y) {                                                            \
@@ -115,37 +121,45 @@ SIGNED_TYPES(X)
 UNSIGNED_TYPES(X)
 #undef X
 
-static const op_binary_fn fmod_fn[OP_N_TYPES] = {
-    FLOAT_FNS(fmod),
+static const op_binary_fn fmod_fn[OP_N_TYPES] = {FLOAT_FNS(fmod),
 #define X(suffix, TYPE, T, WIDE) [OP_##TYPE] = fmod_##suffix,
-    SIGNED_TYPES(X)
+                                                 SIGNED_TYPES(X)
 #undef X
 #define X(suffix, TYPE, T, WIDE) [OP_##TYPE] = mod_##suffix,
-        UNSIGNED_TYPES(X)
+                                                     UNSIGNED_TYPES(X)
 #undef X
 };
 
 static enum op_status mod_run(struct op_ctx *ctx) {
     const enum op_type type = ctx->in[0]->dtype;
     if (!op__attr_int(ctx->node, "fmod", 0)) return op__binary_run(ctx);
-    if (ctx->out[0]) op__binary_apply(ctx, fmod_fn[op__is_half(type) ? OP_F32 : type], NULL, ctx->out[0], ctx->in[0], ctx->in[1]);
+    if (ctx->out[0])
+        op__binary_apply(ctx, fmod_fn[op__is_half(type) ? OP_F32 : type], NULL, ctx->out[0],
+                         ctx->in[0], ctx->in[1]);
     return OP_OK;
 }
 
 static const struct op_binary mod_row = {
-    .desc = {.name = "Mod", .domain = "", .since = 10, .in_min = 2, .in_max = 2, .out_min = 1, .out_max = 1, .inplace = 3,
-             .infer = op__binary_infer, .run = mod_run},
-    .fn =
-        {
-            FLOAT_FNS(mod),
+    .desc = {.name = "Mod",
+             .domain = "",
+             .since = 10,
+             .in_min = 2,
+             .in_max = 2,
+             .out_min = 1,
+             .out_max = 1,
+             .inplace = 3,
+             .infer = op__binary_infer,
+             .run = mod_run},
+    .fn = {FLOAT_FNS(mod),
 #define X(suffix, TYPE, T, WIDE) [OP_##TYPE] = mod_##suffix,
-            UNSIGNED_TYPES(X) SIGNED_TYPES(X)
+           UNSIGNED_TYPES(X) SIGNED_TYPES(X)
 #undef X
-        },
+    },
 };
 OP_REGISTER_ROW(mod_row);
 
-/* --- shifts ------------------------------------------------------------------------------------ */
+/* --- shifts ------------------------------------------------------------------------------------
+ */
 
 #define X(suffix, TYPE, T, WIDE)                                                                   \
     OP_BINARY_LOOP(left_##suffix, T, T, T, y >= 8 * sizeof(T) ? 0 : (WIDE)x << y)                  \
@@ -162,19 +176,30 @@ static const op_binary_fn left_fn[OP_N_TYPES] = {
 static enum op_status shift_infer(struct op_ctx *ctx) {
     const char *direction = op__attr_string(ctx->node, "direction", "");
     if (strcmp(direction, "LEFT") && strcmp(direction, "RIGHT"))
-        return op__fail(ctx, OP_BAD_VALUE, "direction is \"%s\", must be \"LEFT\" or \"RIGHT\"", direction);
+        return op__fail(ctx, OP_BAD_VALUE, "direction is \"%s\", must be \"LEFT\" or \"RIGHT\"",
+                        direction);
     return op__binary_infer(ctx);
 }
 
 static enum op_status shift_run(struct op_ctx *ctx) {
     if (strcmp(op__attr_string(ctx->node, "direction", ""), "LEFT")) return op__binary_run(ctx);
-    if (ctx->out[0]) op__binary_apply(ctx, left_fn[ctx->in[0]->dtype], NULL, ctx->out[0], ctx->in[0], ctx->in[1]);
+    if (ctx->out[0])
+        op__binary_apply(ctx, left_fn[ctx->in[0]->dtype], NULL, ctx->out[0], ctx->in[0],
+                         ctx->in[1]);
     return OP_OK;
 }
 
 static const struct op_binary shift_row = {
-    .desc = {.name = "BitShift", .domain = "", .since = 11, .in_min = 2, .in_max = 2, .out_min = 1, .out_max = 1, .inplace = 3,
-             .infer = shift_infer, .run = shift_run},
+    .desc = {.name = "BitShift",
+             .domain = "",
+             .since = 11,
+             .in_min = 2,
+             .in_max = 2,
+             .out_min = 1,
+             .out_max = 1,
+             .inplace = 3,
+             .infer = shift_infer,
+             .run = shift_run},
     .fn =
         {
 #define X(suffix, TYPE, T, WIDE) [OP_##TYPE] = right_##suffix,

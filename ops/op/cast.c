@@ -1,12 +1,13 @@
 /* cast.c: Cast and CastLike between all numeric types, bool and strings.
  *
- * Elements go through a block of f32, f64, i64 or u64, whichever holds every value of the source type, so that there
- * are four readers and four writers of each type instead of a loop a pair, and each value is rounded once: a double
- * becomes f16 by way of an f32 rounded to odd.
+ * Elements go through a block of f32, f64, i64 or u64, whichever holds every value of the source
+ * type, so that there are four readers and four writers of each type instead of a loop a pair, and
+ * each value is rounded once: a double becomes f16 by way of an f32 rounded to odd.
  *
- * What the specification leaves open: a float beyond the range of a narrow integer is cut to i64 and then wraps, as
- * two's complement does (300.0 to u8 is 44, -1.0 is 255); beyond the range of 64 bits it is the nearest end; NaN is
- * 0. A float prints with the fewest digits that read back as the same value, in numpy's form ("1.0", "1e-08"). */
+ * What the specification leaves open: a float beyond the range of a narrow integer is cut to i64
+ * and then wraps, as two's complement does (300.0 to u8 is 44, -1.0 is 255); beyond the range of 64
+ * bits it is the nearest end; NaN is 0. A float prints with the fewest digits that read back as the
+ * same value, in numpy's form ("1.0", "1e-08"). */
 #include "ops/op/elementwise.h"
 
 #include <errno.h>
@@ -31,10 +32,14 @@ static enum carrier carrier_of(enum op_type type) {
     switch (type) {
     case OP_F32:
     case OP_F16:
-    case OP_BF16: return BY_F32;
-    case OP_F64: return BY_F64;
-    case OP_U64: return BY_U64;
-    default: return BY_I64;
+    case OP_BF16:
+        return BY_F32;
+    case OP_F64:
+        return BY_F64;
+    case OP_U64:
+        return BY_U64;
+    default:
+        return BY_I64;
     }
 }
 
@@ -46,22 +51,33 @@ static void read_block(union block *b, enum op_type type, const void *src, int64
         break;                                                                                     \
     }
     switch (type) {
-    case OP_F32: COPY(float, f32)
-    case OP_F64: COPY(double, f64)
-    case OP_I8: COPY(int8_t, i64)
-    case OP_I16: COPY(int16_t, i64)
-    case OP_I32: COPY(int32_t, i64)
-    case OP_I64: COPY(int64_t, i64)
-    case OP_U8: COPY(uint8_t, i64)
-    case OP_U16: COPY(uint16_t, i64)
-    case OP_U32: COPY(uint32_t, i64)
-    case OP_U64: COPY(uint64_t, u64)
+    case OP_F32:
+        COPY(float, f32)
+    case OP_F64:
+        COPY(double, f64)
+    case OP_I8:
+        COPY(int8_t, i64)
+    case OP_I16:
+        COPY(int16_t, i64)
+    case OP_I32:
+        COPY(int32_t, i64)
+    case OP_I64:
+        COPY(int64_t, i64)
+    case OP_U8:
+        COPY(uint8_t, i64)
+    case OP_U16:
+        COPY(uint16_t, i64)
+    case OP_U32:
+        COPY(uint32_t, i64)
+    case OP_U64:
+        COPY(uint64_t, u64)
     case OP_BOOL: {
         const uint8_t *s = src;
         for (int64_t i = 0; i < n; i++) b->i64[i] = s[i] != 0;
         break;
     }
-    default: op__widen(type, b->f32, src, n);
+    default:
+        op__widen(type, b->f32, src, n);
     }
 #undef COPY
 }
@@ -74,7 +90,8 @@ static inline uint64_t to_u64(double v) {
     if (v >= 0x1p64) return UINT64_MAX;
     return v >= 0x1p63 ? (uint64_t)v : (uint64_t)to_i64(v);
 }
-/* Truncated, its last bit set where that lost something: narrowing it again rounds as narrowing v would have. */
+/* Truncated, its last bit set where that lost something: narrowing it again rounds as narrowing v
+ * would have. */
 static inline float to_odd(double v) {
     union {
         float f;
@@ -86,21 +103,33 @@ static inline float to_odd(double v) {
     return r.f;
 }
 
-/* TO_INT gives an i64 of v, TO_BIG a u64 of it, TO_HALF_FIRST the f32 from which halves are made. */
+/* TO_INT gives an i64 of v, TO_BIG a u64 of it, TO_HALF_FIRST the f32 from which halves are made.
+ */
 #define WRITER(name, S, TO_INT, TO_BIG, TO_HALF_FIRST)                                             \
     static void name(enum op_type type, void *dst, const S *s, int64_t n) {                        \
         switch (type) {                                                                            \
-        case OP_F32: WRITE(float, (float)v)                                                        \
-        case OP_F64: WRITE(double, (double)v)                                                      \
-        case OP_I8: WRITE(int8_t, TO_INT(v))                                                       \
-        case OP_I16: WRITE(int16_t, TO_INT(v))                                                     \
-        case OP_I32: WRITE(int32_t, TO_INT(v))                                                     \
-        case OP_I64: WRITE(int64_t, TO_INT(v))                                                     \
-        case OP_U8: WRITE(uint8_t, TO_INT(v))                                                      \
-        case OP_U16: WRITE(uint16_t, TO_INT(v))                                                    \
-        case OP_U32: WRITE(uint32_t, TO_INT(v))                                                    \
-        case OP_U64: WRITE(uint64_t, TO_BIG(v))                                                    \
-        case OP_BOOL: WRITE(uint8_t, v != 0)                                                       \
+        case OP_F32:                                                                               \
+            WRITE(float, (float)v)                                                                 \
+        case OP_F64:                                                                               \
+            WRITE(double, (double)v)                                                               \
+        case OP_I8:                                                                                \
+            WRITE(int8_t, TO_INT(v))                                                               \
+        case OP_I16:                                                                               \
+            WRITE(int16_t, TO_INT(v))                                                              \
+        case OP_I32:                                                                               \
+            WRITE(int32_t, TO_INT(v))                                                              \
+        case OP_I64:                                                                               \
+            WRITE(int64_t, TO_INT(v))                                                              \
+        case OP_U8:                                                                                \
+            WRITE(uint8_t, TO_INT(v))                                                              \
+        case OP_U16:                                                                               \
+            WRITE(uint16_t, TO_INT(v))                                                             \
+        case OP_U32:                                                                               \
+            WRITE(uint32_t, TO_INT(v))                                                             \
+        case OP_U64:                                                                               \
+            WRITE(uint64_t, TO_BIG(v))                                                             \
+        case OP_BOOL:                                                                              \
+            WRITE(uint8_t, v != 0)                                                                 \
         default: {                                                                                 \
             float f[OP_BLOCK];                                                                     \
             for (int64_t i = 0; i < n; i++) f[i] = TO_HALF_FIRST(s[i]);                            \
@@ -122,12 +151,21 @@ WRITER(write_f64, double, to_i64, to_u64, to_odd)
 WRITER(write_i64, int64_t, , (uint64_t), (float))
 WRITER(write_u64, uint64_t, (int64_t), , (float))
 
-static void write_block(enum op_type type, void *dst, const union block *b, enum carrier carrier, int64_t n) {
+static void write_block(enum op_type type, void *dst, const union block *b, enum carrier carrier,
+                        int64_t n) {
     switch (carrier) {
-    case BY_F32: write_f32(type, dst, b->f32, n); break;
-    case BY_F64: write_f64(type, dst, b->f64, n); break;
-    case BY_I64: write_i64(type, dst, b->i64, n); break;
-    case BY_U64: write_u64(type, dst, b->u64, n); break;
+    case BY_F32:
+        write_f32(type, dst, b->f32, n);
+        break;
+    case BY_F64:
+        write_f64(type, dst, b->f64, n);
+        break;
+    case BY_I64:
+        write_i64(type, dst, b->i64, n);
+        break;
+    case BY_U64:
+        write_u64(type, dst, b->u64, n);
+        break;
     }
 }
 
@@ -141,7 +179,8 @@ static void cast_piece(void *arg, int64_t first, int64_t n) {
     const struct cast_job *job = arg;
     const size_t from = op_type_size(job->from), to = op_type_size(job->to);
     if (job->from == OP_F32 && op__is_half(job->to)) {
-        op__narrow(job->to, job->dst + (size_t)first * to, (const float *)(const void *)job->src + first, n);
+        op__narrow(job->to, job->dst + (size_t)first * to,
+                   (const float *)(const void *)job->src + first, n);
         return;
     }
     if (op__is_half(job->from) && job->to == OP_F32) {
@@ -156,11 +195,13 @@ static void cast_piece(void *arg, int64_t first, int64_t n) {
     }
 }
 
-/* --- strings ----------------------------------------------------------------------------------- */
+/* --- strings -----------------------------------------------------------------------------------
+ */
 
 #define TEXT_MAX 40
 
-/* The shortest decimal form that reads back as v; digits_max are enough for any value of its type. */
+/* The shortest decimal form that reads back as v; digits_max are enough for any value of its type.
+ */
 static int print_float(char *dst, double v, bool is_f32, int digits_max) {
     char text[TEXT_MAX], digits[TEXT_MAX];
     int precision, exponent, n = 0;
@@ -184,22 +225,27 @@ static int print_float(char *dst, double v, bool is_f32, int digits_max) {
 /* Of element 0 of the block. */
 static int print_element(char *dst, enum op_type type, const union block *b) {
     switch (carrier_of(type)) {
-    case BY_F32: return print_float(dst, b->f32[0], true, type == OP_F32 ? 9 : 5);
-    case BY_F64: return print_float(dst, b->f64[0], false, 17);
-    case BY_U64: return snprintf(dst, TEXT_MAX, "%" PRIu64, b->u64[0]);
+    case BY_F32:
+        return print_float(dst, b->f32[0], true, type == OP_F32 ? 9 : 5);
+    case BY_F64:
+        return print_float(dst, b->f64[0], false, 17);
+    case BY_U64:
+        return snprintf(dst, TEXT_MAX, "%" PRIu64, b->u64[0]);
     default:
         if (type == OP_BOOL) return snprintf(dst, TEXT_MAX, b->i64[0] ? "True" : "False");
         return snprintf(dst, TEXT_MAX, "%" PRId64, b->i64[0]);
     }
 }
 
-static enum op_status to_strings(struct op_ctx *ctx, const struct op_tensor *src, struct op_tensor *dst) {
+static enum op_status to_strings(struct op_ctx *ctx, const struct op_tensor *src,
+                                 struct op_tensor *dst) {
     struct op_string *d = dst->data;
     const int64_t count = op_tensor_count(src);
     for (int64_t i = 0; i < count; i++) {
         union block b;
         char text[TEXT_MAX];
-        read_block(&b, src->dtype, (const char *)src->data + (size_t)i * op_type_size(src->dtype), 1);
+        read_block(&b, src->dtype, (const char *)src->data + (size_t)i * op_type_size(src->dtype),
+                   1);
         size_t len = (size_t)print_element(text, src->dtype, &b);
         char *copy = op__run_alloc(ctx, len + 1);
         if (!copy) return OP_NOMEM;
@@ -210,7 +256,8 @@ static enum op_status to_strings(struct op_ctx *ctx, const struct op_tensor *src
 }
 
 /* Reads element 0 of the block from the text; false if it is no number of the type's kind. */
-static bool parse_element(const char *text, enum op_type type, union block *b, enum carrier *carrier) {
+static bool parse_element(const char *text, enum op_type type, union block *b,
+                          enum carrier *carrier) {
     char *end;
     errno = 0;
     *carrier = op__is_float(type) || type == OP_BOOL ? BY_F64 : carrier_of(type);
@@ -219,8 +266,12 @@ static bool parse_element(const char *text, enum op_type type, union block *b, e
         return true;
     }
     switch (*carrier) {
-    case BY_I64: b->i64[0] = strtoll(text, &end, 10); break;
-    case BY_U64: b->u64[0] = strtoull(text, &end, 10); break;
+    case BY_I64:
+        b->i64[0] = strtoll(text, &end, 10);
+        break;
+    case BY_U64:
+        b->u64[0] = strtoull(text, &end, 10);
+        break;
     default:
         if (type == OP_F32) { /* rounded once */
             *carrier = BY_F32;
@@ -233,7 +284,8 @@ static bool parse_element(const char *text, enum op_type type, union block *b, e
     return end != text && end[strspn(end, " \t\r\n")] == 0;
 }
 
-static enum op_status from_strings(struct op_ctx *ctx, const struct op_tensor *src, struct op_tensor *dst) {
+static enum op_status from_strings(struct op_ctx *ctx, const struct op_tensor *src,
+                                   struct op_tensor *dst) {
     const struct op_string *s = src->data;
     const int64_t count = op_tensor_count(src);
     for (int64_t i = 0; i < count; i++) {
@@ -244,36 +296,44 @@ static enum op_status from_strings(struct op_ctx *ctx, const struct op_tensor *s
         if (fits && s[i].len) memcpy(text, s[i].data, s[i].len);
         text[fits ? s[i].len : 0] = 0;
         if (!fits || !parse_element(text, dst->dtype, &b, &carrier))
-            return op__fail(ctx, OP_BAD_VALUE, "the string \"%.40s\" at element %lld is not of type %s", fits ? text : "(very long)", (long long)i,
-                            op_type_name(dst->dtype));
-        write_block(dst->dtype, (char *)dst->data + (size_t)i * op_type_size(dst->dtype), &b, carrier, 1);
+            return op__fail(ctx, OP_BAD_VALUE,
+                            "the string \"%.40s\" at element %lld is not of type %s",
+                            fits ? text : "(very long)", (long long)i, op_type_name(dst->dtype));
+        write_block(dst->dtype, (char *)dst->data + (size_t)i * op_type_size(dst->dtype), &b,
+                    carrier, 1);
     }
     return OP_OK;
 }
 
-/* --- the operators ----------------------------------------------------------------------------- */
+/* --- the operators -----------------------------------------------------------------------------
+ */
 
 static bool castable(int64_t type) {
-    return type == OP_STRING || type == OP_BOOL || op__is_float((enum op_type)type) || op__is_int((enum op_type)type);
+    return type == OP_STRING || type == OP_BOOL || op__is_float((enum op_type)type) ||
+           op__is_int((enum op_type)type);
 }
 
 static enum op_status infer_to(struct op_ctx *ctx, int64_t to) {
     const struct op_tensor *x = ctx->in[0];
     if (!x || x->kind != OP_KIND_TENSOR || !castable(x->dtype))
-        return op__fail(ctx, OP_BAD_TYPE, "takes numbers, bool and strings, not %s", x ? op_type_name(x->dtype) : "(absent)");
-    if (!castable(to)) return op__fail(ctx, OP_UNSUPPORTED, "cannot cast to ONNX's type %lld", (long long)to);
+        return op__fail(ctx, OP_BAD_TYPE, "takes numbers, bool and strings, not %s",
+                        x ? op_type_name(x->dtype) : "(absent)");
+    if (!castable(to))
+        return op__fail(ctx, OP_UNSUPPORTED, "cannot cast to ONNX's type %lld", (long long)to);
     op__set(ctx, 0, (enum op_type)to, x->rank, x->dims);
     return OP_OK;
 }
 
 /* Until opset 5 the type was a name, "FLOAT". */
-static enum op_status cast_upgrade(struct op_graph *g, struct op_node *n, int opset, struct op_error *err) {
+static enum op_status cast_upgrade(struct op_graph *g, struct op_node *n, int opset,
+                                   struct op_error *err) {
     static const struct {
         const char *name;
         enum op_type type;
-    } names[] = {{"FLOAT", OP_F32},   {"UINT8", OP_U8},   {"INT8", OP_I8},       {"UINT16", OP_U16}, {"INT16", OP_I16},
-                 {"INT32", OP_I32},   {"INT64", OP_I64},  {"STRING", OP_STRING}, {"BOOL", OP_BOOL},  {"FLOAT16", OP_F16},
-                 {"DOUBLE", OP_F64},  {"UINT32", OP_U32}, {"UINT64", OP_U64}};
+    } names[] = {{"FLOAT", OP_F32}, {"UINT8", OP_U8},    {"INT8", OP_I8},    {"UINT16", OP_U16},
+                 {"INT16", OP_I16}, {"INT32", OP_I32},   {"INT64", OP_I64},  {"STRING", OP_STRING},
+                 {"BOOL", OP_BOOL}, {"FLOAT16", OP_F16}, {"DOUBLE", OP_F64}, {"UINT32", OP_U32},
+                 {"UINT64", OP_U64}};
     const char *text = opset < 6 ? op__attr_string(n, "to", NULL) : NULL;
     if (!text) return OP_OK;
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
@@ -306,9 +366,24 @@ static enum op_status cast_run(struct op_ctx *ctx) {
     return OP_OK;
 }
 
-static const struct op_desc cast = {.name = "Cast", .domain = "", .since = 1, .in_min = 1, .in_max = 1, .out_min = 1, .out_max = 1,
-                                    .upgrade = cast_upgrade, .infer = cast_infer, .run = cast_run};
+static const struct op_desc cast = {.name = "Cast",
+                                    .domain = "",
+                                    .since = 1,
+                                    .in_min = 1,
+                                    .in_max = 1,
+                                    .out_min = 1,
+                                    .out_max = 1,
+                                    .upgrade = cast_upgrade,
+                                    .infer = cast_infer,
+                                    .run = cast_run};
 OP_REGISTER(cast);
-static const struct op_desc cast_like = {.name = "CastLike", .domain = "", .since = 15, .in_min = 2, .in_max = 2, .out_min = 1, .out_max = 1,
-                                         .infer = cast_like_infer, .run = cast_run};
+static const struct op_desc cast_like = {.name = "CastLike",
+                                         .domain = "",
+                                         .since = 15,
+                                         .in_min = 2,
+                                         .in_max = 2,
+                                         .out_min = 1,
+                                         .out_max = 1,
+                                         .infer = cast_like_infer,
+                                         .run = cast_run};
 OP_REGISTER(cast_like);

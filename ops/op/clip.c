@@ -1,5 +1,6 @@
-/* clip.c: Clip. min(max(x, low), high), so that high wins where low is above it; NaN stays NaN. Up to opset 10 the
- * limits were attributes; they become f32 inputs at load, whatever the type of x. */
+/* clip.c: Clip. min(max(x, low), high), so that high wins where low is above it; NaN stays NaN. Up
+ * to opset 10 the limits were attributes; they become f32 inputs at load, whatever the type of x.
+ */
 #include "ops/op/elementwise.h"
 
 #include <math.h>
@@ -35,7 +36,8 @@ static float f32_limit(const struct op_tensor *t) {
 
 #define CLIP(suffix, TYPE, T, LOWEST, HIGHEST)                                                     \
     static void clip_##suffix(T *d, const T *s, int64_t n, const struct limits *l) {               \
-        const T low = LIMIT(T, OP_##TYPE, l->low, LOWEST), high = LIMIT(T, OP_##TYPE, l->high, HIGHEST);                                           \
+        const T low = LIMIT(T, OP_##TYPE, l->low, LOWEST),                                         \
+                high = LIMIT(T, OP_##TYPE, l->high, HIGHEST);                                      \
         OP_INDEPENDENT for (int64_t i = 0; i < n; i++) {                                           \
             T x = s[i];                                                                            \
             x = x < low ? low : x;                                                                 \
@@ -58,7 +60,9 @@ static void clip_piece(void *arg, int64_t first, int64_t n) {
     const char *src = job->src + (size_t)first * size;
     switch (job->type) {
 #define X(suffix, TYPE, T, LOWEST, HIGHEST)                                                        \
-    case OP_##TYPE: clip_##suffix((T *)(void *)dst, (const T *)(const void *)src, n, &job->limits); break;
+    case OP_##TYPE:                                                                                \
+        clip_##suffix((T *)(void *)dst, (const T *)(const void *)src, n, &job->limits);            \
+        break;
         TYPES(X)
 #undef X
     default:
@@ -72,7 +76,8 @@ static void clip_piece(void *arg, int64_t first, int64_t n) {
     }
 }
 
-static enum op_status clip_upgrade(struct op_graph *g, struct op_node *n, int opset, struct op_error *err) {
+static enum op_status clip_upgrade(struct op_graph *g, struct op_node *n, int opset,
+                                   struct op_error *err) {
     if (opset >= 11) return OP_OK;
     enum op_status status = op__attr_float_to_input(g, n, "min", 1, OP_F32, err);
     return status == OP_OK ? op__attr_float_to_input(g, n, "max", 2, OP_F32, err) : status;
@@ -81,15 +86,18 @@ static enum op_status clip_upgrade(struct op_graph *g, struct op_node *n, int op
 static enum op_status clip_infer(struct op_ctx *ctx) {
     const struct op_tensor *x = ctx->in[0];
     if (!x || x->kind != OP_KIND_TENSOR || !(op__is_float(x->dtype) || op__is_int(x->dtype)))
-        return op__fail(ctx, OP_BAD_TYPE, "takes numbers, not %s", x ? op_type_name(x->dtype) : "(absent)");
+        return op__fail(ctx, OP_BAD_TYPE, "takes numbers, not %s",
+                        x ? op_type_name(x->dtype) : "(absent)");
     for (int i = 1; i < ctx->n_in && i < 3; i++) {
         const struct op_tensor *t = ctx->in[i];
         if (!t) continue;
         if (t->dtype != x->dtype && !(t->dtype == OP_F32 && op__is_float(x->dtype)))
-            return op__fail(ctx, OP_BAD_TYPE, "a limit is %s, the input %s", op_type_name(t->dtype), op_type_name(x->dtype));
+            return op__fail(ctx, OP_BAD_TYPE, "a limit is %s, the input %s", op_type_name(t->dtype),
+                            op_type_name(x->dtype));
         if (op_tensor_count(t) != 1) {
             char text[160];
-            return op__fail(ctx, OP_BAD_SHAPE, "a limit is %s, must be a scalar", op_tensor_describe(t, text, sizeof text));
+            return op__fail(ctx, OP_BAD_SHAPE, "a limit is %s, must be a scalar",
+                            op_tensor_describe(t, text, sizeof text));
         }
     }
     op__set_like(ctx, 0, 0);
@@ -108,6 +116,15 @@ static enum op_status clip_run(struct op_ctx *ctx) {
     return OP_OK;
 }
 
-static const struct op_desc clip = {.name = "Clip", .domain = "", .since = 1, .in_min = 1, .in_max = 3, .out_min = 1, .out_max = 1, .inplace = 1,
-                                    .upgrade = clip_upgrade, .infer = clip_infer, .run = clip_run};
+static const struct op_desc clip = {.name = "Clip",
+                                    .domain = "",
+                                    .since = 1,
+                                    .in_min = 1,
+                                    .in_max = 3,
+                                    .out_min = 1,
+                                    .out_max = 1,
+                                    .inplace = 1,
+                                    .upgrade = clip_upgrade,
+                                    .infer = clip_infer,
+                                    .run = clip_run};
 OP_REGISTER(clip);

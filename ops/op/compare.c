@@ -7,8 +7,9 @@ OP_VECTOR_FILE
 
 #define DESC(NAME, SINCE)                                                                          \
     {                                                                                              \
-        .name = NAME, .domain = "", .since = SINCE, .in_min = 2, .in_max = 2, .out_min = 1, .out_max = 1,                                          \
-        .upgrade = op__binary_upgrade, .infer = op__binary_infer, .run = op__binary_run            \
+        .name = NAME, .domain = "", .since = SINCE, .in_min = 2, .in_max = 2, .out_min = 1,        \
+        .out_max = 1, .upgrade = op__binary_upgrade, .infer = op__binary_infer,                    \
+        .run = op__binary_run                                                                      \
     }
 
 #define TYPES(X, ...)                                                                              \
@@ -27,7 +28,8 @@ OP_VECTOR_FILE
 #define FN(suffix, TYPE, T, id, OP) [OP_##TYPE] = id##_##suffix,
 #define COMPARE_ROW(id, NAME, SINCE, OP)                                                           \
     TYPES(LOOP, id, OP)                                                                            \
-    static const struct op_binary id##_row = {.desc = DESC(NAME, SINCE), .fn = {TYPES(FN, id, OP)}, .out = OP_BOOL};                               \
+    static const struct op_binary id##_row = {                                                     \
+        .desc = DESC(NAME, SINCE), .fn = {TYPES(FN, id, OP)}, .out = OP_BOOL};                     \
     OP_REGISTER_ROW(id##_row);
 
 COMPARE_ROW(less, "Less", 1, <)
@@ -44,15 +46,25 @@ static inline bool same_string(struct op_string a, struct op_string b) {
 OP_BINARY_LOOP(equal_string, uint8_t, struct op_string, struct op_string, same_string(x, y))
 
 static const struct op_binary equal_row = {
-    .desc = DESC("Equal", 1), .fn = {TYPES(FN, equal, ==)[OP_BOOL] = equal_bool, [OP_STRING] = equal_string}, .out = OP_BOOL};
+    .desc = DESC("Equal", 1),
+    .fn = {TYPES(FN, equal, ==)[OP_BOOL] = equal_bool, [OP_STRING] = equal_string},
+    .out = OP_BOOL};
 OP_REGISTER_ROW(equal_row);
 
 #define LOGIC_ROW(id, NAME, OP)                                                                    \
     OP_BINARY_LOOP(id##_bool, uint8_t, uint8_t, uint8_t, !!x OP !!y)                               \
-    static const struct op_binary id##_row = {                                                     \
-        .desc = {.name = NAME, .domain = "", .since = 1, .in_min = 2, .in_max = 2, .out_min = 1, .out_max = 1, .inplace = 3,                       \
-                 .upgrade = op__binary_upgrade, .infer = op__binary_infer, .run = op__binary_run}, \
-        .fn = {[OP_BOOL] = id##_bool}};                                                            \
+    static const struct op_binary id##_row = {.desc = {.name = NAME,                               \
+                                                       .domain = "",                               \
+                                                       .since = 1,                                 \
+                                                       .in_min = 2,                                \
+                                                       .in_max = 2,                                \
+                                                       .out_min = 1,                               \
+                                                       .out_max = 1,                               \
+                                                       .inplace = 3,                               \
+                                                       .upgrade = op__binary_upgrade,              \
+                                                       .infer = op__binary_infer,                  \
+                                                       .run = op__binary_run},                     \
+                                              .fn = {[OP_BOOL] = id##_bool}};                      \
     OP_REGISTER_ROW(id##_row);
 
 LOGIC_ROW(and, "And", &)

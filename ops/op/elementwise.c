@@ -1,13 +1,15 @@
 /* elementwise.c: the machinery under the element-by-element operators.
  *
- * A broadcast is a walk over the output in row-major order. Dimensions of size 1 disappear and neighbours merge where
- * every input steps through both as through one, so nearly every walk of real models has one or two dimensions: both
- * inputs contiguous, a scalar against a tensor, a row against a matrix or a column against a matrix. What is left as
- * the innermost dimension is contiguous in the output, and in an input contiguous or repeated: the loops know only
- * these. The walk cuts the output into pieces of OP_PIECE elements, independent of one another, so that threads may
- * take them in any order.
+ * A broadcast is a walk over the output in row-major order. Dimensions of size 1 disappear and
+ * neighbours merge where every input steps through both as through one, so nearly every walk of
+ * real models has one or two dimensions: both inputs contiguous, a scalar against a tensor, a row
+ * against a matrix or a column against a matrix. What is left as the innermost dimension is
+ * contiguous in the output, and in an input contiguous or repeated: the loops know only these. The
+ * walk cuts the output into pieces of OP_PIECE elements, independent of one another, so that
+ * threads may take them in any order.
  *
- * f16 and bf16 are widened into a block on the stack, computed in f32 and narrowed: no loop exists twice. */
+ * f16 and bf16 are widened into a block on the stack, computed in f32 and narrowed: no loop exists
+ * twice. */
 #include "ops/op/elementwise.h"
 
 #include <string.h>
@@ -16,7 +18,8 @@ OP_VECTOR_FILE
 
 #define OP_PIECE 16384
 
-/* --- walks ------------------------------------------------------------------------------------- */
+/* --- walks -------------------------------------------------------------------------------------
+ */
 
 /* Strides of t against an output of rank dimensions: 0 where it is repeated. */
 static void strides_of(const struct op_tensor *t, int rank, int64_t *stride) {
@@ -28,13 +31,15 @@ static void strides_of(const struct op_tensor *t, int rank, int64_t *stride) {
     }
 }
 
-static bool mergeable(const struct op_walk *w, int outer, const int64_t (*stride)[OP_RANK_MAX], int dim, int64_t size) {
+static bool mergeable(const struct op_walk *w, int outer, const int64_t (*stride)[OP_RANK_MAX],
+                      int dim, int64_t size) {
     for (int k = 0; k < w->n_in; k++)
         if (w->stride[k][outer] != stride[k][dim] * size) return false;
     return true;
 }
 
-void op__walk_plan(struct op_walk *w, const struct op_tensor *out, const struct op_tensor *const *in, int n_in) {
+void op__walk_plan(struct op_walk *w, const struct op_tensor *out,
+                   const struct op_tensor *const *in, int n_in) {
     int64_t stride[OP_WALK_IN_MAX][OP_RANK_MAX];
     w->n_in = n_in;
     w->rank = 0;
@@ -56,7 +61,8 @@ void op__walk_plan(struct op_walk *w, const struct op_tensor *out, const struct 
     }
 }
 
-static void walk_range(const struct op_walk *w, int64_t first, int64_t last, op_walk_fn fn, void *arg) {
+static void walk_range(const struct op_walk *w, int64_t first, int64_t last, op_walk_fn fn,
+                       void *arg) {
     const int inner = w->rank - 1;
     int64_t at[OP_RANK_MAX], base[OP_WALK_IN_MAX] = {0}, index[OP_WALK_IN_MAX];
     int64_t pos = first % w->dims[inner], rest = first / w->dims[inner];
@@ -109,7 +115,8 @@ static void pieces_task(void *arg, int64_t task) {
     job->fn(job->arg, first, job->total - first < OP_PIECE ? job->total - first : OP_PIECE);
 }
 
-void op__pieces(const struct op_ctx *ctx, int64_t total, void (*fn)(void *arg, int64_t first, int64_t n), void *arg) {
+void op__pieces(const struct op_ctx *ctx, int64_t total,
+                void (*fn)(void *arg, int64_t first, int64_t n), void *arg) {
     struct pieces_job job = {total, fn, arg};
     if (total <= 0) return;
     if (total <= 2 * OP_PIECE || op__n_threads(ctx) == 1) {
@@ -119,9 +126,11 @@ void op__pieces(const struct op_ctx *ctx, int64_t total, void (*fn)(void *arg, i
     }
 }
 
-/* --- half precision ---------------------------------------------------------------------------- */
+/* --- half precision ----------------------------------------------------------------------------
+ */
 
-/* Branch-free, so that they vectorise; the bits are those of op__f16_to_f32 and op__f32_to_f16, but for a NaN's payload. */
+/* Branch-free, so that they vectorise; the bits are those of op__f16_to_f32 and op__f32_to_f16, but
+ * for a NaN's payload. */
 
 static inline uint32_t bits_of(float f) {
     union {
@@ -146,8 +155,10 @@ void op__widen(enum op_type type, float *dst, const void *src, int64_t n) {
         return;
     }
     for (int64_t i = 0; i < n; i++) {
-        const uint32_t magnitude = (uint32_t)(s[i] & 0x7fff) << 13, sign = (uint32_t)(s[i] & 0x8000) << 16;
-        const uint32_t finite = bits_of(float_of(magnitude) * 0x1p112f); /* moves the exponent, subnormals too */
+        const uint32_t magnitude = (uint32_t)(s[i] & 0x7fff) << 13, sign = (uint32_t)(s[i] & 0x8000)
+                                                                           << 16;
+        const uint32_t finite =
+            bits_of(float_of(magnitude) * 0x1p112f); /* moves the exponent, subnormals too */
         dst[i] = float_of(finite | sign | (magnitude >= 0x7c00u << 13 ? 0x7f800000u : 0));
     }
 }
@@ -163,17 +174,21 @@ void op__narrow(enum op_type type, void *dst, const float *src, int64_t n) {
     }
     for (int64_t i = 0; i < n; i++) {
         /* signed: SSE2 compares no others */
-        const int32_t u = (int32_t)bits_of(src[i]), sign = u >> 16 & 0x8000, magnitude = u & 0x7fffffff;
-        /* Subnormals: the addition of 0.5 rounds to multiples of 2^-24. Others: the exponent is moved, half a unit added. */
+        const int32_t u = (int32_t)bits_of(src[i]), sign = u >> 16 & 0x8000,
+                      magnitude = u & 0x7fffffff;
+        /* Subnormals: the addition of 0.5 rounds to multiples of 2^-24. Others: the exponent is
+         * moved, half a unit added. */
         const int32_t small = (int32_t)bits_of(float_of((uint32_t)magnitude) + 0.5f) - 0x3f000000;
         const int32_t normal = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
         const int32_t special = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
         const int32_t is_small = -(magnitude < 0x38800000), is_special = -(magnitude >= 0x47800000);
-        d[i] = (uint16_t)(sign | (small & is_small) | (special & is_special) | (normal & ~is_small & ~is_special));
+        d[i] = (uint16_t)(sign | (small & is_small) | (special & is_special) |
+                          (normal & ~is_small & ~is_special));
     }
 }
 
-/* --- one input --------------------------------------------------------------------------------- */
+/* --- one input ---------------------------------------------------------------------------------
+ */
 
 static const struct op_unary *unary_of(const struct op_ctx *ctx) {
     return (const struct op_unary *)ctx->node->desc;
@@ -187,7 +202,8 @@ enum op_status op__unary_infer(struct op_ctx *ctx) {
     const struct op_unary *row = unary_of(ctx);
     const struct op_tensor *x = ctx->in[0];
     if (!x || x->kind != OP_KIND_TENSOR || !unary_fn(row, x->dtype))
-        return op__fail(ctx, OP_BAD_TYPE, "takes no input of elements %s", x ? op_type_name(x->dtype) : "(absent)");
+        return op__fail(ctx, OP_BAD_TYPE, "takes no input of elements %s",
+                        x ? op_type_name(x->dtype) : "(absent)");
     op__set(ctx, 0, row->out ? row->out : x->dtype, x->rank, x->dims);
     return OP_OK;
 }
@@ -230,8 +246,8 @@ static void unary_piece(void *arg, int64_t first, int64_t n) {
     }
 }
 
-void op__unary_apply(const struct op_ctx *ctx, op_unary_fn fn, k_unary_fn *kern, const float *param, struct op_tensor *dst,
-                     const struct op_tensor *src) {
+void op__unary_apply(const struct op_ctx *ctx, op_unary_fn fn, k_unary_fn *kern, const float *param,
+                     struct op_tensor *dst, const struct op_tensor *src) {
     static const float none[OP_PARAM_MAX];
     struct unary_job job = {
         .fn = fn,
@@ -253,7 +269,9 @@ static enum op_status unary_run(struct op_ctx *ctx, bool plain) {
     for (int i = 0; i < OP_PARAM_MAX && row->param[i].name; i++)
         param[i] = op__attr_float(ctx->node, row->param[i].name, row->param[i].dflt);
     k_unary_fn *kern = row->kern && !plain ? op__kern(ctx)->math->unary[row->kern - 1] : NULL;
-    if (ctx->out[0]) op__unary_apply(ctx, unary_fn(row, ctx->in[0]->dtype), kern, param, ctx->out[0], ctx->in[0]);
+    if (ctx->out[0])
+        op__unary_apply(ctx, unary_fn(row, ctx->in[0]->dtype), kern, param, ctx->out[0],
+                        ctx->in[0]);
     return OP_OK;
 }
 
@@ -265,15 +283,18 @@ enum op_status op__unary_ref(struct op_ctx *ctx) {
     return unary_run(ctx, true);
 }
 
-/* --- two inputs -------------------------------------------------------------------------------- */
+/* --- two inputs --------------------------------------------------------------------------------
+ */
 
 static const struct op_binary *binary_of(const struct op_ctx *ctx) {
     return (const struct op_binary *)ctx->node->desc;
 }
 
-/* Before opset 7 shapes had to be equal unless `broadcast` was 1; then the second input's dimensions stood at `axis`
- * of the first, at its end by default. What stays in the node is `axis`, only where it says something. */
-enum op_status op__binary_upgrade(struct op_graph *g, struct op_node *n, int opset, struct op_error *err) {
+/* Before opset 7 shapes had to be equal unless `broadcast` was 1; then the second input's
+ * dimensions stood at `axis` of the first, at its end by default. What stays in the node is `axis`,
+ * only where it says something. */
+enum op_status op__binary_upgrade(struct op_graph *g, struct op_node *n, int opset,
+                                  struct op_error *err) {
     (void)g, (void)err;
     if (opset >= 7 || !op__attr_int(n, "broadcast", 0)) op__attr_remove(n, "axis");
     op__attr_remove(n, "broadcast");
@@ -296,7 +317,8 @@ enum op_status op__binary_infer_shape(struct op_ctx *ctx, enum op_type out) {
     int rank;
     if (!op__broadcast(a->rank, a->dims, b.rank, b.dims, &rank, dims)) {
         char ta[160], tb[160];
-        return op__fail(ctx, OP_BAD_SHAPE, "%s and %s do not broadcast", op_tensor_describe(a, ta, sizeof ta),
+        return op__fail(ctx, OP_BAD_SHAPE, "%s and %s do not broadcast",
+                        op_tensor_describe(a, ta, sizeof ta),
                         op_tensor_describe(ctx->in[1], tb, sizeof tb));
     }
     op__set(ctx, 0, out, rank, dims);
@@ -312,8 +334,10 @@ enum op_status op__binary_infer(struct op_ctx *ctx) {
     const struct op_tensor *a = ctx->in[0], *b = ctx->in[1];
     if (!a || !b) return op__fail(ctx, OP_BAD_MODEL, "needs two inputs");
     if (a->kind != OP_KIND_TENSOR || b->kind != OP_KIND_TENSOR || a->dtype != b->dtype)
-        return op__fail(ctx, OP_BAD_TYPE, "inputs are %s and %s, must be of one type", op_type_name(a->dtype), op_type_name(b->dtype));
-    if (!binary_fn(row, a->dtype)) return op__fail(ctx, OP_BAD_TYPE, "takes no input of elements %s", op_type_name(a->dtype));
+        return op__fail(ctx, OP_BAD_TYPE, "inputs are %s and %s, must be of one type",
+                        op_type_name(a->dtype), op_type_name(b->dtype));
+    if (!binary_fn(row, a->dtype))
+        return op__fail(ctx, OP_BAD_TYPE, "takes no input of elements %s", op_type_name(a->dtype));
     return op__binary_infer_shape(ctx, row->out ? row->out : a->dtype);
 }
 
@@ -334,7 +358,8 @@ static const void *widened(enum op_type type, const char *src, float *block, int
     return block;
 }
 
-static void binary_loop(const struct binary_job *job, void *dst, const void *a, const void *b, int64_t n) {
+static void binary_loop(const struct binary_job *job, void *dst, const void *a, const void *b,
+                        int64_t n) {
     if (job->kern)
         job->kern(n, a, !job->a_step, b, !job->b_step, dst);
     else
@@ -344,7 +369,8 @@ static void binary_loop(const struct binary_job *job, void *dst, const void *a, 
 static void binary_run_piece(void *arg, int64_t n, int64_t out_index, const int64_t *in_index) {
     const struct binary_job *job = arg;
     char *out = job->out + (size_t)out_index * job->out_size;
-    const char *a = job->a + (size_t)in_index[0] * job->a_size, *b = job->b + (size_t)in_index[1] * job->b_size;
+    const char *a = job->a + (size_t)in_index[0] * job->a_size,
+               *b = job->b + (size_t)in_index[1] * job->b_size;
     if (!op__is_half(job->a_type) && !op__is_half(job->b_type)) {
         binary_loop(job, out, a, b, n);
         return;
@@ -352,8 +378,10 @@ static void binary_run_piece(void *arg, int64_t n, int64_t out_index, const int6
     for (int64_t i = 0; i < n; i += OP_BLOCK) {
         float xa[OP_BLOCK], xb[OP_BLOCK], y[OP_BLOCK];
         int64_t m = n - i < OP_BLOCK ? n - i : OP_BLOCK;
-        const void *pa = widened(job->a_type, a + i * job->a_step * (int64_t)job->a_size, xa, m, job->a_step);
-        const void *pb = widened(job->b_type, b + i * job->b_step * (int64_t)job->b_size, xb, m, job->b_step);
+        const void *pa =
+            widened(job->a_type, a + i * job->a_step * (int64_t)job->a_size, xa, m, job->a_step);
+        const void *pb =
+            widened(job->b_type, b + i * job->b_step * (int64_t)job->b_size, xb, m, job->b_step);
         char *d = out + (size_t)i * job->out_size;
         if (op__is_half(job->out_type)) {
             binary_loop(job, y, pa, pb, m);
@@ -364,8 +392,9 @@ static void binary_run_piece(void *arg, int64_t n, int64_t out_index, const int6
     }
 }
 
-/* A matrix of short rows and one row, (outer, inner) and (inner): the row is repeated in a block, so that the loops run over
- * blocks and not over rows. `row` is the input whose outer stride is 0. */
+/* A matrix of short rows and one row, (outer, inner) and (inner): the row is repeated in a block,
+ * so that the loops run over blocks and not over rows. `row` is the input whose outer stride is 0.
+ */
 struct short_rows {
     struct binary_job job;
     int row;
@@ -375,33 +404,37 @@ struct short_rows {
 static void short_rows_piece(void *arg, int64_t first, int64_t n) {
     struct short_rows *s = arg;
     for (int64_t i = first * s->block; i < (first + n) * s->block; i += s->block)
-        binary_run_piece(&s->job, s->block, i, s->row ? (const int64_t[]){i, 0} : (const int64_t[]){0, i});
+        binary_run_piece(&s->job, s->block, i,
+                         s->row ? (const int64_t[]){i, 0} : (const int64_t[]){0, i});
 }
 
 enum { SHORT_ROW = 64, SHORT_BLOCK = 1024 }; /* elements */
 
-static bool run_short_rows(const struct op_ctx *ctx, const struct op_walk *w, const struct binary_job *job) {
+static bool run_short_rows(const struct op_ctx *ctx, const struct op_walk *w,
+                           const struct binary_job *job) {
     uint64_t block[SHORT_BLOCK];
     const int64_t inner = w->dims[w->rank - 1];
     const int row = w->stride[0][0] == 0 ? 0 : 1;
-    if (w->rank != 2 || inner > SHORT_ROW || w->total < 4 * SHORT_BLOCK || !job->a_step || !job->b_step || w->stride[row][0] != 0 ||
-        w->stride[!row][0] != inner)
+    if (w->rank != 2 || inner > SHORT_ROW || w->total < 4 * SHORT_BLOCK || !job->a_step ||
+        !job->b_step || w->stride[row][0] != 0 || w->stride[!row][0] != inner)
         return false;
     struct short_rows s = {*job, row, SHORT_BLOCK / inner * inner};
     const size_t size = row ? job->b_size : job->a_size;
     if (size > sizeof *block) return false;
-    for (int64_t i = 0; i < s.block; i += inner) memcpy((char *)block + (size_t)i * size, row ? job->b : job->a, (size_t)inner * size);
+    for (int64_t i = 0; i < s.block; i += inner)
+        memcpy((char *)block + (size_t)i * size, row ? job->b : job->a, (size_t)inner * size);
     *(row ? &s.job.b : &s.job.a) = (const char *)block;
     const int64_t whole = w->total / s.block;
     op__pieces(ctx, whole, short_rows_piece, &s);
     if (whole * s.block < w->total)
         binary_run_piece(&s.job, w->total - whole * s.block, whole * s.block,
-                         row ? (const int64_t[]){whole * s.block, 0} : (const int64_t[]){0, whole * s.block});
+                         row ? (const int64_t[]){whole * s.block, 0}
+                             : (const int64_t[]){0, whole * s.block});
     return true;
 }
 
-void op__binary_apply(const struct op_ctx *ctx, op_binary_fn fn, k_binary_fn *kern, struct op_tensor *dst, const struct op_tensor *a,
-                      const struct op_tensor *b) {
+void op__binary_apply(const struct op_ctx *ctx, op_binary_fn fn, k_binary_fn *kern,
+                      struct op_tensor *dst, const struct op_tensor *a, const struct op_tensor *b) {
     struct op_walk w;
     op__walk_plan(&w, dst, (const struct op_tensor *const[]){a, b}, 2);
     struct binary_job job = {

@@ -1,8 +1,9 @@
-/* fused_matmul_ms.c: FusedMatMul of com.microsoft, which ONNX Runtime's optimiser leaves in the models it saves: alpha times the product
- * of A (..., M, K) and B (..., K, N), either stored the other way round (transA, transB), the batch dimensions broadcast.
+/* fused_matmul_ms.c: FusedMatMul of com.microsoft, which ONNX Runtime's optimiser leaves in the
+ * models it saves: alpha times the product of A (..., M, K) and B (..., K, N), either stored the
+ * other way round (transA, transB), the batch dimensions broadcast.
  *
- * The strides of the kernel take a transposed A as it lies; a transposed B is packed first. Matrices of rank 1 and transBatch are
- * refused: exporters write neither. */
+ * The strides of the kernel take a transposed A as it lies; a transposed B is packed first.
+ * Matrices of rank 1 and transBatch are refused: exporters write neither. */
 #include "ops/op/elementwise.h"
 #include "ops/op/product.h"
 
@@ -22,19 +23,23 @@ static bool shape_of(const struct op_ctx *ctx, struct fused *s) {
     s->m = a->dims[a->rank - (s->trans_a ? 1 : 2)];
     s->k = a->dims[a->rank - (s->trans_a ? 2 : 1)];
     s->n = b->dims[b->rank - (s->trans_b ? 2 : 1)];
-    return b->dims[b->rank - (s->trans_b ? 1 : 2)] == s->k && op__broadcast(a->rank - 2, a->dims, b->rank - 2, b->dims, &s->rank, s->dims);
+    return b->dims[b->rank - (s->trans_b ? 1 : 2)] == s->k &&
+           op__broadcast(a->rank - 2, a->dims, b->rank - 2, b->dims, &s->rank, s->dims);
 }
 
 static enum op_status fused_infer(struct op_ctx *ctx) {
     const struct op_tensor *a = ctx->in[0], *b = ctx->in[1];
     struct fused s;
     char ta[160], tb[160];
-    if (!a || !b || a->dtype != OP_F32 || b->dtype != OP_F32) return op__fail(ctx, OP_BAD_TYPE, "takes two tensors of f32");
+    if (!a || !b || a->dtype != OP_F32 || b->dtype != OP_F32)
+        return op__fail(ctx, OP_BAD_TYPE, "takes two tensors of f32");
     if (op__attr_int(ctx->node, "transBatchA", 0) || op__attr_int(ctx->node, "transBatchB", 0))
         return op__fail(ctx, OP_UNSUPPORTED, "transBatchA and transBatchB are not supported");
     if (a->rank < 2 || b->rank < 2 || !shape_of(ctx, &s))
-        return op__fail(ctx, OP_BAD_SHAPE, "%s and %s do not multiply with transA %lld and transB %lld", op_tensor_describe(a, ta, sizeof ta),
-                        op_tensor_describe(b, tb, sizeof tb), (long long)op__attr_int(ctx->node, "transA", 0),
+        return op__fail(ctx, OP_BAD_SHAPE,
+                        "%s and %s do not multiply with transA %lld and transB %lld",
+                        op_tensor_describe(a, ta, sizeof ta), op_tensor_describe(b, tb, sizeof tb),
+                        (long long)op__attr_int(ctx->node, "transA", 0),
                         (long long)op__attr_int(ctx->node, "transB", 0));
     s.dims[s.rank] = s.m;
     s.dims[s.rank + 1] = s.n;
@@ -76,9 +81,19 @@ static enum op_status fused_run(struct op_ctx *ctx) {
         float *c = (float *)ctx->out[0]->data + i * s.m * s.n;
         if (s.trans_b && packed != at) k_pack_b(kern->gemm, s.k, s.n, b, 1, s.k, ctx->scratch);
         packed = at;
-        const struct k_product product = {.m = s.m, .n = s.n, .k = s.k, .a = (const float *)ctx->in[0]->data + matrix_of(ctx->in[0], &s, i) * s.m * s.k,
-                                          .a_row = s.trans_a ? 1 : s.k, .a_k = s.trans_a ? s.m : 1, .b = s.trans_b ? ctx->scratch : b,
-                                          .b_packed = s.trans_b, .b_k = s.n, .c = c, .c_row = s.n, .then = {.act = K_COPY}};
+        const struct k_product product = {.m = s.m,
+                                          .n = s.n,
+                                          .k = s.k,
+                                          .a = (const float *)ctx->in[0]->data +
+                                               matrix_of(ctx->in[0], &s, i) * s.m * s.k,
+                                          .a_row = s.trans_a ? 1 : s.k,
+                                          .a_k = s.trans_a ? s.m : 1,
+                                          .b = s.trans_b ? ctx->scratch : b,
+                                          .b_packed = s.trans_b,
+                                          .b_k = s.n,
+                                          .c = c,
+                                          .c_row = s.n,
+                                          .then = {.act = K_COPY}};
         op__gemm(ctx, &product);
         if (alpha != 1) kern->math->unary[K_LINEAR](s.m * s.n, c, c, alpha, 0);
     }
@@ -89,9 +104,19 @@ static void fused_cost(const struct op_ctx *ctx, double *flops, double *bytes) {
     struct fused s;
     shape_of(ctx, &s);
     *flops = 2.0 * (double)s.k * (ctx->out[0] ? (double)op_tensor_count(ctx->out[0]) : 0);
-    *bytes = (double)op_tensor_bytes(ctx->in[0]) + (double)op_tensor_bytes(ctx->in[1]) + (ctx->out[0] ? (double)op_tensor_bytes(ctx->out[0]) : 0);
+    *bytes = (double)op_tensor_bytes(ctx->in[0]) + (double)op_tensor_bytes(ctx->in[1]) +
+             (ctx->out[0] ? (double)op_tensor_bytes(ctx->out[0]) : 0);
 }
 
-static const struct op_desc fused_matmul_ms = {.name = "FusedMatMul", .domain = "com.microsoft", .since = 1, .in_min = 2, .in_max = 2, .out_min = 1,
-                                               .out_max = 1, .infer = fused_infer, .scratch = fused_scratch, .run = fused_run, .cost = fused_cost};
+static const struct op_desc fused_matmul_ms = {.name = "FusedMatMul",
+                                               .domain = "com.microsoft",
+                                               .since = 1,
+                                               .in_min = 2,
+                                               .in_max = 2,
+                                               .out_min = 1,
+                                               .out_max = 1,
+                                               .infer = fused_infer,
+                                               .scratch = fused_scratch,
+                                               .run = fused_run,
+                                               .cost = fused_cost};
 OP_REGISTER(fused_matmul_ms);

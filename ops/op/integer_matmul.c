@@ -1,13 +1,14 @@
-/* integer_matmul.c: MatMulInteger and QLinearMatMul: numpy's matmul of bytes less their zero points, in 32-bit sums (which wrap),
- * and for the latter scaled back to bytes.
+/* integer_matmul.c: MatMulInteger and QLinearMatMul: numpy's matmul of bytes less their zero
+ * points, in 32-bit sums (which wrap), and for the latter scaled back to bytes.
  *
- * A product of two such bytes is at most 255 * 255, so a sum of 256 of them is an integer below 2^24, and every partial sum is
- * exact in f32: the f32 GEMM computes it without an error at its full speed on every processor. So K is cut into blocks of
- * EXACT_K, a block of B and a panel of rows of A are widened to f32, multiplied, and the result is added to the 32-bit sums.
- * Measured on 128 x 384 x 384 with one thread of AVX-512: 0.39 ms against 3.95 ms of the plain loop.
+ * A product of two such bytes is at most 255 * 255, so a sum of 256 of them is an integer below
+ * 2^24, and every partial sum is exact in f32: the f32 GEMM computes it without an error at its
+ * full speed on every processor. So K is cut into blocks of EXACT_K, a block of B and a panel of
+ * rows of A are widened to f32, multiplied, and the result is added to the 32-bit sums. Measured on
+ * 128 x 384 x 384 with one thread of AVX-512: 0.39 ms against 3.95 ms of the plain loop.
  *
- * The plain loop is the reference, and serves few rows, for which widening B would cost more than it gains: a row in
- * tiles of TILE columns on the stack, one row of B after the other. */
+ * The plain loop is the reference, and serves few rows, for which widening B would cost more than
+ * it gains: a row in tiles of TILE columns on the stack, one row of B after the other. */
 #include "ops/op/elementwise.h"
 #include "ops/op/product.h"
 #include "ops/op/quantized.h"
@@ -38,7 +39,8 @@ static void bind(const struct op_ctx *ctx, struct matmul *s) {
     s->a = in[0];
     s->y = ctx->out[0];
     if (scaled) {
-        s->a_scale = in[1], s->a_zero = in[2], s->b = in[3], s->b_scale = in[4], s->b_zero = in[5], s->y_scale = in[6], s->y_zero = in[7];
+        s->a_scale = in[1], s->a_zero = in[2], s->b = in[3], s->b_scale = in[4], s->b_zero = in[5],
+        s->y_scale = in[6], s->y_zero = in[7];
     } else {
         s->b = in[1];
         s->a_zero = ctx->n_in > 2 ? in[2] : NULL;
@@ -46,7 +48,8 @@ static void bind(const struct op_ctx *ctx, struct matmul *s) {
     }
 }
 
-static void batch_steps(const struct op_tensor *t, const struct matmul *s, int64_t matrix, int64_t *steps) {
+static void batch_steps(const struct op_tensor *t, const struct matmul *s, int64_t matrix,
+                        int64_t *steps) {
     int64_t step = matrix;
     for (int i = s->rank - 1, j = t->rank - 3; i >= 0; i--, j--) {
         const int64_t dim = j >= 0 ? t->dims[j] : 1;
@@ -64,7 +67,8 @@ static bool shape_of(struct matmul *s) {
     s->m = a->rank > 1 ? a->dims[a->rank - 2] : 1;
     s->k = a->dims[a->rank - 1];
     s->n = b->rank > 1 ? b->dims[b->rank - 1] : 1;
-    if (!op__broadcast(batch_rank(a), a->dims, batch_rank(b), b->dims, &s->rank, s->dims)) return false;
+    if (!op__broadcast(batch_rank(a), a->dims, batch_rank(b), b->dims, &s->rank, s->dims))
+        return false;
     batch_steps(a, s, s->m * s->k, s->a_step);
     batch_steps(b, s, s->k * s->n, s->b_step);
     return true;
@@ -72,7 +76,9 @@ static bool shape_of(struct matmul *s) {
 
 /* One value, or one for each of n. */
 static bool one_or(const struct op_tensor *t, int64_t n) {
-    return !t || op_tensor_count(t) == 1 || (op_tensor_count(t) == n && (t->rank == 1 || (t->rank == 2 && (t->dims[0] == 1 || t->dims[1] == 1))));
+    return !t || op_tensor_count(t) == 1 ||
+           (op_tensor_count(t) == n &&
+            (t->rank == 1 || (t->rank == 2 && (t->dims[0] == 1 || t->dims[1] == 1))));
 }
 
 static enum op_status matmul_infer(struct op_ctx *ctx) {
@@ -80,29 +86,40 @@ static enum op_status matmul_infer(struct op_ctx *ctx) {
     int64_t dims[OP_RANK_MAX + 2];
     char ta[160], tb[160];
     bind(ctx, &s);
-    if (!quantized_is_byte(s.a) || !quantized_is_byte(s.b) || (s.a_zero && s.a_zero->dtype != s.a->dtype) ||
-        (s.b_zero && s.b_zero->dtype != s.b->dtype))
+    if (!quantized_is_byte(s.a) || !quantized_is_byte(s.b) ||
+        (s.a_zero && s.a_zero->dtype != s.a->dtype) || (s.b_zero && s.b_zero->dtype != s.b->dtype))
         return op__fail(ctx, OP_BAD_TYPE, "takes u8 and i8 with zero points of their types");
     op_tensor_describe(s.a, ta, sizeof ta);
     op_tensor_describe(s.b, tb, sizeof tb);
-    if (s.a->rank < 1 || s.b->rank < 1 || s.a->dims[s.a->rank - 1] != s.b->dims[s.b->rank > 1 ? s.b->rank - 2 : 0] || !shape_of(&s))
+    if (s.a->rank < 1 || s.b->rank < 1 ||
+        s.a->dims[s.a->rank - 1] != s.b->dims[s.b->rank > 1 ? s.b->rank - 2 : 0] || !shape_of(&s))
         return op__fail(ctx, OP_BAD_SHAPE, "%s and %s do not multiply", ta, tb);
-    if (!one_or(s.a_zero, s.m) || !one_or(s.b_zero, s.n) || (s.a_scale && !one_or(s.a_scale, s.m)) || (s.b_scale && !one_or(s.b_scale, s.n)))
-        return op__fail(ctx, OP_BAD_SHAPE, "a scale or zero point is neither one value nor one for each of the %lld rows of %s or %lld columns of %s",
+    if (!one_or(s.a_zero, s.m) || !one_or(s.b_zero, s.n) ||
+        (s.a_scale && !one_or(s.a_scale, s.m)) || (s.b_scale && !one_or(s.b_scale, s.n)))
+        return op__fail(ctx, OP_BAD_SHAPE,
+                        "a scale or zero point is neither one value nor one for each of the %lld "
+                        "rows of %s or %lld columns of %s",
                         (long long)s.m, ta, (long long)s.n, tb);
-    if (ctx->n_in == 8 && (!quantized_is_scale(s.a_scale) || !quantized_is_scale(s.b_scale) || !quantized_is_scale(s.y_scale) || !s.a_zero ||
-                           !s.b_zero || !quantized_is_byte(s.y_zero) || op_tensor_count(s.y_scale) != 1 || op_tensor_count(s.y_zero) != 1))
-        return op__fail(ctx, OP_BAD_TYPE, "scales must be f32, f16 or bf16 and zero points u8 or i8, those of the output one value");
+    if (ctx->n_in == 8 &&
+        (!quantized_is_scale(s.a_scale) || !quantized_is_scale(s.b_scale) ||
+         !quantized_is_scale(s.y_scale) || !s.a_zero || !s.b_zero || !quantized_is_byte(s.y_zero) ||
+         op_tensor_count(s.y_scale) != 1 || op_tensor_count(s.y_zero) != 1))
+        return op__fail(ctx, OP_BAD_TYPE,
+                        "scales must be f32, f16 or bf16 and zero points u8 or i8, those of the "
+                        "output one value");
     int rank = s.rank;
     memcpy(dims, s.dims, sizeof s.dims);
     if (s.a->rank > 1) dims[rank++] = s.m;
     if (s.b->rank > 1) dims[rank++] = s.n;
-    if (rank > OP_RANK_MAX) return op__fail(ctx, OP_LIMIT, "the output has rank %d, at most %d is supported", rank, OP_RANK_MAX);
+    if (rank > OP_RANK_MAX)
+        return op__fail(ctx, OP_LIMIT, "the output has rank %d, at most %d is supported", rank,
+                        OP_RANK_MAX);
     op__set(ctx, 0, ctx->n_in == 8 ? s.y_zero->dtype : OP_I32, rank, dims);
     return OP_OK;
 }
 
-static void add_row(uint32_t *sum, int32_t a, const struct op_tensor *b, int64_t first, int64_t n, const int32_t *zero) {
+static void add_row(uint32_t *sum, int32_t a, const struct op_tensor *b, int64_t first, int64_t n,
+                    const int32_t *zero) {
     if (b->dtype == OP_U8) {
         const uint8_t *row = (const uint8_t *)b->data + first;
         for (int64_t j = 0; j < n; j++) sum[j] += (uint32_t)(a * (row[j] - zero[j]));
@@ -112,32 +129,41 @@ static void add_row(uint32_t *sum, int32_t a, const struct op_tensor *b, int64_t
     }
 }
 
-static void store_tile(const struct matmul *s, int64_t row, int64_t column, int64_t n, const uint32_t *sum) {
+static void store_tile(const struct matmul *s, int64_t row, int64_t column, int64_t n,
+                       const uint32_t *sum) {
     const int64_t at = row * s->n + column;
     if (!s->y_scale) {
         memcpy((int32_t *)s->y->data + at, sum, (size_t)n * sizeof *sum);
         return;
     }
-    const float a = quantized_scale(s->a_scale, row % s->m, op_tensor_count(s->a_scale)), y = quantized_scale(s->y_scale, 0, 1);
+    const float a = quantized_scale(s->a_scale, row % s->m, op_tensor_count(s->a_scale)),
+                y = quantized_scale(s->y_scale, 0, 1);
     const int64_t n_scales = op_tensor_count(s->b_scale);
-    const int32_t zero = quantized_byte(s->y_zero, 0), low = s->y->dtype == OP_U8 ? 0 : INT8_MIN, high = s->y->dtype == OP_U8 ? UINT8_MAX : INT8_MAX;
+    const int32_t zero = quantized_byte(s->y_zero, 0), low = s->y->dtype == OP_U8 ? 0 : INT8_MIN,
+                  high = s->y->dtype == OP_U8 ? UINT8_MAX : INT8_MAX;
     uint8_t *restrict dst = (uint8_t *)s->y->data + at;
     if (n_scales == 1) {
         const float scale = a * quantized_scale(s->b_scale, 0, 1) / y;
         for (int64_t j = 0; j < n; j++)
-            dst[j] = (uint8_t)(quantized_round((float)(int32_t)sum[j] * scale, (float)(low - zero), (float)(high - zero)) + zero);
+            dst[j] = (uint8_t)(quantized_round((float)(int32_t)sum[j] * scale, (float)(low - zero),
+                                               (float)(high - zero)) +
+                               zero);
         return;
     }
     for (int64_t j = 0; j < n; j++) {
         const float scale = a * quantized_scale(s->b_scale, column + j, n_scales) / y;
-        dst[j] = (uint8_t)(quantized_round((float)(int32_t)sum[j] * scale, (float)(low - zero), (float)(high - zero)) + zero);
+        dst[j] = (uint8_t)(quantized_round((float)(int32_t)sum[j] * scale, (float)(low - zero),
+                                           (float)(high - zero)) +
+                           zero);
     }
 }
 
 static void matmul_rows(void *arg, int64_t task) {
     const struct matmul *s = arg;
-    const int64_t n_a = s->a_zero ? op_tensor_count(s->a_zero) : 1, n_b = s->b_zero ? op_tensor_count(s->b_zero) : 1;
-    for (int64_t row = task * s->rows_per_task; row < (task + 1) * s->rows_per_task && row < s->rows; row++) {
+    const int64_t n_a = s->a_zero ? op_tensor_count(s->a_zero) : 1,
+                  n_b = s->b_zero ? op_tensor_count(s->b_zero) : 1;
+    for (int64_t row = task * s->rows_per_task;
+         row < (task + 1) * s->rows_per_task && row < s->rows; row++) {
         int64_t i = row % s->m, rest = row / s->m, a = i * s->k, b = 0;
         for (int d = s->rank - 1; d >= 0; d--) {
             a += rest % s->dims[d] * s->a_step[d];
@@ -150,7 +176,9 @@ static void matmul_rows(void *arg, int64_t task) {
             uint32_t sum[TILE] = {0};
             int32_t zero[TILE];
             for (int64_t j = 0; j < n; j++) zero[j] = quantized_zero(s->b_zero, column + j, n_b);
-            for (int64_t k = 0; k < s->k; k++) add_row(sum, quantized_byte(s->a, a + k) - a_zero, s->b, b + k * s->n + column, n, zero);
+            for (int64_t k = 0; k < s->k; k++)
+                add_row(sum, quantized_byte(s->a, a + k) - a_zero, s->b, b + k * s->n + column, n,
+                        zero);
             store_tile(s, row, column, n, sum);
         }
     }
@@ -162,7 +190,8 @@ static void plain_run(const struct op_ctx *ctx, struct matmul *s) {
     op__parallel(ctx, (s->rows + s->rows_per_task - 1) / s->rows_per_task, matmul_rows, s);
 }
 
-/* --- by the f32 product ------------------------------------------------------------------------ */
+/* --- by the f32 product ------------------------------------------------------------------------
+ */
 
 /* Whether B is one matrix for all of A's, so that the batch is more rows of one product. */
 static bool single_b(const struct matmul *s) {
@@ -197,7 +226,8 @@ static size_t matmul_scratch(const struct op_ctx *ctx) {
     if (!s.y || op_tensor_count(s.y) <= 0) return 0;
     shape_of(&s);
     s.rows = op_tensor_count(s.y) / s.n;
-    return widened_floats(&s) * sizeof(float) + (s.y_scale ? (size_t)(rows_of(&s) * s.n) * sizeof(uint32_t) : 0);
+    return widened_floats(&s) * sizeof(float) +
+           (s.y_scale ? (size_t)(rows_of(&s) * s.n) * sizeof(uint32_t) : 0);
 }
 
 static void widen_b(const struct matmul *s, int64_t b, int64_t k0, int64_t k, float *dst) {
@@ -210,27 +240,33 @@ static void widen_b(const struct matmul *s, int64_t b, int64_t k0, int64_t k, fl
             const int64_t at = b + (k0 + i) * s->n + column;
             float *row = dst + i * s->n + column;
             if (s->b->dtype == OP_U8)
-                for (int64_t j = 0; j < n; j++) row[j] = (float)(((const uint8_t *)s->b->data)[at + j] - zero[j]);
+                for (int64_t j = 0; j < n; j++)
+                    row[j] = (float)(((const uint8_t *)s->b->data)[at + j] - zero[j]);
             else
-                for (int64_t j = 0; j < n; j++) row[j] = (float)(((const int8_t *)s->b->data)[at + j] - zero[j]);
+                for (int64_t j = 0; j < n; j++)
+                    row[j] = (float)(((const int8_t *)s->b->data)[at + j] - zero[j]);
         }
     }
 }
 
-static void widen_a(const struct matmul *s, int64_t a, int64_t row0, int64_t rows, int64_t k0, int64_t k, float *dst) {
+static void widen_a(const struct matmul *s, int64_t a, int64_t row0, int64_t rows, int64_t k0,
+                    int64_t k, float *dst) {
     const int64_t n_zeros = s->a_zero ? op_tensor_count(s->a_zero) : 1;
     for (int64_t r = 0; r < rows; r++) {
         const int64_t at = a + (row0 + r) * s->k + k0;
         const int32_t zero = quantized_zero(s->a_zero, (row0 + r) % s->m, n_zeros);
         if (s->a->dtype == OP_U8)
-            for (int64_t i = 0; i < k; i++) dst[r * k + i] = (float)(((const uint8_t *)s->a->data)[at + i] - zero);
+            for (int64_t i = 0; i < k; i++)
+                dst[r * k + i] = (float)(((const uint8_t *)s->a->data)[at + i] - zero);
         else
-            for (int64_t i = 0; i < k; i++) dst[r * k + i] = (float)(((const int8_t *)s->a->data)[at + i] - zero);
+            for (int64_t i = 0; i < k; i++)
+                dst[r * k + i] = (float)(((const int8_t *)s->a->data)[at + i] - zero);
     }
 }
 
 /* A product of `rows` rows: A from element a, B from element b, into w->sums. */
-static void exact_product(const struct op_ctx *ctx, const struct matmul *s, const struct widened *w, int64_t a, int64_t b, int64_t rows) {
+static void exact_product(const struct op_ctx *ctx, const struct matmul *s, const struct widened *w,
+                          int64_t a, int64_t b, int64_t rows) {
     for (int64_t k0 = 0; k0 < s->k; k0 += EXACT_K) {
         const int64_t k = s->k - k0 < EXACT_K ? s->k - k0 : EXACT_K;
         widen_b(s, b, k0, k, w->b);
@@ -238,8 +274,17 @@ static void exact_product(const struct op_ctx *ctx, const struct matmul *s, cons
             const int64_t m = rows - row0 < PANEL_ROWS ? rows - row0 : PANEL_ROWS;
             uint32_t *sums = w->sums + row0 * s->n;
             widen_a(s, a, row0, m, k0, k, w->a);
-            const struct k_product product = {.m = m, .n = s->n, .k = k, .a = w->a, .a_row = k, .a_k = 1, .b = w->b, .b_k = s->n,
-                                              .c = w->c, .c_row = s->n, .then = {.act = K_COPY}};
+            const struct k_product product = {.m = m,
+                                              .n = s->n,
+                                              .k = k,
+                                              .a = w->a,
+                                              .a_row = k,
+                                              .a_k = 1,
+                                              .b = w->b,
+                                              .b_k = s->n,
+                                              .c = w->c,
+                                              .c_row = s->n,
+                                              .then = {.act = K_COPY}};
             op__gemm(ctx, &product);
             quantized_add(sums, w->c, m * s->n, k0 == 0);
         }
@@ -258,7 +303,8 @@ static void widened_run(const struct op_ctx *ctx, const struct matmul *s) {
             b += rest % s->dims[d] * s->b_step[d];
             rest /= s->dims[d];
         }
-        w.sums = s->y_scale ? (uint32_t *)ctx->scratch + widened_floats(s) : (uint32_t *)s->y->data + row * s->n;
+        w.sums = s->y_scale ? (uint32_t *)ctx->scratch + widened_floats(s)
+                            : (uint32_t *)s->y->data + row * s->n;
         exact_product(ctx, s, &w, a, b, rows);
         if (s->y_scale)
             for (int64_t i = 0; i < rows; i++) store_tile(s, row + i, 0, s->n, w.sums + i * s->n);
@@ -292,14 +338,33 @@ static void matmul_cost(const struct op_ctx *ctx, double *flops, double *bytes) 
     shape_of(&s);
     const double outputs = s.y ? (double)op_tensor_count(s.y) : 0;
     *flops = 2 * outputs * (double)s.k;
-    *bytes = (double)op_tensor_count(s.a) + (double)op_tensor_count(s.b) + (s.y ? (double)op_tensor_bytes(s.y) : 0);
+    *bytes = (double)op_tensor_count(s.a) + (double)op_tensor_count(s.b) +
+             (s.y ? (double)op_tensor_bytes(s.y) : 0);
 }
 
-static const struct op_desc matmul_integer = {.name = "MatMulInteger", .domain = "", .since = 10, .in_min = 2, .in_max = 4, .out_min = 1,
-                                              .out_max = 1, .infer = matmul_infer, .scratch = matmul_scratch, .run = matmul_run, .ref = matmul_ref,
+static const struct op_desc matmul_integer = {.name = "MatMulInteger",
+                                              .domain = "",
+                                              .since = 10,
+                                              .in_min = 2,
+                                              .in_max = 4,
+                                              .out_min = 1,
+                                              .out_max = 1,
+                                              .infer = matmul_infer,
+                                              .scratch = matmul_scratch,
+                                              .run = matmul_run,
+                                              .ref = matmul_ref,
                                               .cost = matmul_cost};
 OP_REGISTER(matmul_integer);
-static const struct op_desc qlinear_matmul = {.name = "QLinearMatMul", .domain = "", .since = 10, .in_min = 8, .in_max = 8, .out_min = 1,
-                                              .out_max = 1, .infer = matmul_infer, .scratch = matmul_scratch, .run = matmul_run, .ref = matmul_ref,
+static const struct op_desc qlinear_matmul = {.name = "QLinearMatMul",
+                                              .domain = "",
+                                              .since = 10,
+                                              .in_min = 8,
+                                              .in_max = 8,
+                                              .out_min = 1,
+                                              .out_max = 1,
+                                              .infer = matmul_infer,
+                                              .scratch = matmul_scratch,
+                                              .run = matmul_run,
+                                              .ref = matmul_ref,
                                               .cost = matmul_cost};
 OP_REGISTER(qlinear_matmul);

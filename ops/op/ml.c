@@ -6,7 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
-enum op_status op__ml_transform_parse(const struct op_node *n, struct op_error *err, enum ml_transform *dst) {
+enum op_status op__ml_transform_parse(const struct op_node *n, struct op_error *err,
+                                      enum ml_transform *dst) {
     static const char *const names[] = {"NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT"};
     const char *name = op__attr_string(n, "post_transform", "NONE");
     for (int i = 0; i < 5; i++)
@@ -14,7 +15,9 @@ enum op_status op__ml_transform_parse(const struct op_node *n, struct op_error *
             *dst = (enum ml_transform)i;
             return OP_OK;
         }
-    return op__node_fail(err, n, OP_BAD_VALUE, "post_transform is \"%s\", must be NONE, SOFTMAX, LOGISTIC, SOFTMAX_ZERO or PROBIT", name);
+    return op__node_fail(
+        err, n, OP_BAD_VALUE,
+        "post_transform is \"%s\", must be NONE, SOFTMAX, LOGISTIC, SOFTMAX_ZERO or PROBIT", name);
 }
 
 /* Winitzki's approximation of erf⁻¹, of 2 parts in a thousand, and two of Newton's steps on erf. */
@@ -58,7 +61,9 @@ void op__ml_two_scores(enum ml_transform transform, bool by_probability, double 
     }
 }
 
-enum op_status op__ml_labels_parse(const struct op_node *n, struct op_error *err, const char *ints_name, const char *strings_name, struct ml_labels *dst) {
+enum op_status op__ml_labels_parse(const struct op_node *n, struct op_error *err,
+                                   const char *ints_name, const char *strings_name,
+                                   struct ml_labels *dst) {
     const struct op_attr *strings = op__attr(n, strings_name);
     int64_t n_ints;
     const int64_t *ints = op__attr_ints(n, ints_name, &n_ints);
@@ -70,12 +75,14 @@ enum op_status op__ml_labels_parse(const struct op_node *n, struct op_error *err
         dst->ints = ints;
         dst->n = n_ints;
     } else {
-        return op__node_fail(err, n, OP_BAD_MODEL, "has neither %s nor %s", ints_name, strings_name);
+        return op__node_fail(err, n, OP_BAD_MODEL, "has neither %s nor %s", ints_name,
+                             strings_name);
     }
     return OP_OK;
 }
 
-void op__ml_label_store(const struct ml_labels *labels, int64_t label, struct op_tensor *dst, int64_t i) {
+void op__ml_label_store(const struct ml_labels *labels, int64_t label, struct op_tensor *dst,
+                        int64_t i) {
     if (!dst) return;
     if (labels->strings)
         ((struct op_string *)dst->data)[i] = labels->strings[label];
@@ -86,9 +93,13 @@ void op__ml_label_store(const struct ml_labels *labels, int64_t label, struct op
 enum op_status op__ml_rows(const struct op_ctx *ctx, int64_t *rows, int64_t *features) {
     const struct op_tensor *x = ctx->in[0];
     char text[160];
-    if (!x || x->kind != OP_KIND_TENSOR || (x->dtype != OP_F32 && x->dtype != OP_F64 && x->dtype != OP_I32 && x->dtype != OP_I64))
-        return op__fail(ctx, OP_BAD_TYPE, "takes f32, f64, i32 or i64, not %s", x ? op_type_name(x->dtype) : "(absent)");
-    if (x->rank != 1 && x->rank != 2) return op__fail(ctx, OP_BAD_SHAPE, "takes (rows, features), not %s", op_tensor_describe(x, text, sizeof text));
+    if (!x || x->kind != OP_KIND_TENSOR ||
+        (x->dtype != OP_F32 && x->dtype != OP_F64 && x->dtype != OP_I32 && x->dtype != OP_I64))
+        return op__fail(ctx, OP_BAD_TYPE, "takes f32, f64, i32 or i64, not %s",
+                        x ? op_type_name(x->dtype) : "(absent)");
+    if (x->rank != 1 && x->rank != 2)
+        return op__fail(ctx, OP_BAD_SHAPE, "takes (rows, features), not %s",
+                        op_tensor_describe(x, text, sizeof text));
     *rows = x->rank == 2 ? x->dims[0] : 1;
     *features = x->dims[x->rank - 1];
     return OP_OK;
@@ -101,7 +112,8 @@ struct ml_list op__ml_list(const struct op_node *n, const char *name) {
     list.floats = op__attr_floats(n, name, &list.n);
     if (list.n) return list;
     list.tensor = op__attr_tensor(n, as_tensor);
-    if (list.tensor && list.tensor->dtype != OP_F32 && list.tensor->dtype != OP_F64) list.tensor = NULL;
+    if (list.tensor && list.tensor->dtype != OP_F32 && list.tensor->dtype != OP_F64)
+        list.tensor = NULL;
     list.n = list.tensor ? op_tensor_count(list.tensor) : 0;
     return list;
 }

@@ -1,6 +1,8 @@
-/* ml_label.c: LabelEncoder and OneHotEncoder of ai.onnx.ml: from one set of labels to another, or to ones and zeros.
+/* ml_label.c: LabelEncoder and OneHotEncoder of ai.onnx.ml: from one set of labels to another, or
+ * to ones and zeros.
  *
- * prepare sorts the keys once; an element is found by halving. Of equal keys the first one counts; NaN equals NaN. */
+ * prepare sorts the keys once; an element is found by halving. Of equal keys the first one counts;
+ * NaN equals NaN. */
 #include "ops/op/ml.h"
 #include "ops/op/nn.h"
 
@@ -35,8 +37,10 @@ static void read_list(const struct op_node *n, const char *const *names, struct 
     } else if ((list->data = op__attr_floats(n, names[2], &list->n))) {
         list->type = OP_F32;
     } else if (t && t->kind == OP_KIND_TENSOR && t->rank <= 1 &&
-               (t->dtype == OP_STRING || t->dtype == OP_I64 || t->dtype == OP_I32 || t->dtype == OP_F32 || t->dtype == OP_F64)) {
-        *list = (struct label_list){op_tensor_count(t), t->dtype, t->dtype == OP_STRING ? t->data : NULL, t->data};
+               (t->dtype == OP_STRING || t->dtype == OP_I64 || t->dtype == OP_I32 ||
+                t->dtype == OP_F32 || t->dtype == OP_F64)) {
+        *list = (struct label_list){op_tensor_count(t), t->dtype,
+                                    t->dtype == OP_STRING ? t->data : NULL, t->data};
     }
 }
 
@@ -47,7 +51,8 @@ static double number_at(enum op_type type, const void *data, int64_t i) {
 
 static int compare_values(enum op_type type, const void *a, int64_t i, const void *b, int64_t j) {
     if (type == OP_STRING) {
-        const struct op_string x = ((const struct op_string *)a)[i], y = ((const struct op_string *)b)[j];
+        const struct op_string x = ((const struct op_string *)a)[i],
+                               y = ((const struct op_string *)b)[j];
         const size_t n = x.len < y.len ? x.len : y.len;
         const int order = n ? memcmp(x.data, y.data, n) : 0;
         return order ? order : (x.len > y.len) - (x.len < y.len);
@@ -78,7 +83,10 @@ static int64_t find_key(const struct label_map *m, const void *data, int64_t i) 
         else
             high = middle;
     }
-    return low < m->keys.n && compare_values(m->keys.type, m->keys.data, m->order[low], data, i) == 0 ? m->order[low] : -1;
+    return low < m->keys.n &&
+                   compare_values(m->keys.type, m->keys.data, m->order[low], data, i) == 0
+               ? m->order[low]
+               : -1;
 }
 
 static void map_release(void *state) {
@@ -96,12 +104,16 @@ static enum op_status sort_keys(struct op_prepare *p, struct label_map *m) {
     return OP_OK;
 }
 
-/* --- LabelEncoder ------------------------------------------------------------------------------ */
+/* --- LabelEncoder ------------------------------------------------------------------------------
+ */
 
-/* Version 1 had one list of strings, which mapped to their places and back: that is keys and values at once. */
+/* Version 1 had one list of strings, which mapped to their places and back: that is keys and values
+ * at once. */
 static enum op_status encoder_prepare(struct op_prepare *p) {
-    static const char *const key_names[] = {"keys_strings", "keys_int64s", "keys_floats", "keys_tensor"};
-    static const char *const value_names[] = {"values_strings", "values_int64s", "values_floats", "values_tensor"};
+    static const char *const key_names[] = {"keys_strings", "keys_int64s", "keys_floats",
+                                            "keys_tensor"};
+    static const char *const value_names[] = {"values_strings", "values_int64s", "values_floats",
+                                              "values_tensor"};
     const struct op_attr *classes = op__attr(p->node, "classes_strings");
     const struct op_tensor *dflt = op__attr_tensor(p->node, "default_tensor");
     struct label_map *m = calloc(1, sizeof *m);
@@ -112,7 +124,8 @@ static enum op_status encoder_prepare(struct op_prepare *p) {
     if (!m->keys.n && classes && classes->kind == OP_ATTR_STRINGS)
         m->keys = (struct label_list){classes->n, OP_STRING, classes->strings, classes->strings};
     else if (m->keys.n != m->values.n)
-        return op__node_fail(p->err, p->node, OP_BAD_MODEL, "has %lld keys and %lld values", (long long)m->keys.n, (long long)m->values.n);
+        return op__node_fail(p->err, p->node, OP_BAD_MODEL, "has %lld keys and %lld values",
+                             (long long)m->keys.n, (long long)m->values.n);
     if (m->keys.n < 1) return op__node_fail(p->err, p->node, OP_BAD_MODEL, "has no keys");
     m->default_string.data = op__attr_string(p->node, "default_string", "_Unused");
     m->default_int = op__attr_int(p->node, "default_int64", -1);
@@ -133,25 +146,42 @@ static enum op_status encoder_infer(struct op_ctx *ctx) {
     const struct label_map *m = ctx->state;
     const struct op_tensor *x = ctx->in[0];
     const bool old = !m->values.n;
-    if (!x || x->kind != OP_KIND_TENSOR || (x->dtype != m->keys.type && !(old && x->dtype == OP_I64)))
-        return op__fail(ctx, OP_BAD_TYPE, "keys are %s, the input is %s", op_type_name(m->keys.type), x ? op_type_name(x->dtype) : "(absent)");
-    op__set(ctx, 0, !old ? m->values.type : x->dtype == OP_I64 ? OP_STRING : OP_I64, x->rank, x->dims);
+    if (!x || x->kind != OP_KIND_TENSOR ||
+        (x->dtype != m->keys.type && !(old && x->dtype == OP_I64)))
+        return op__fail(ctx, OP_BAD_TYPE, "keys are %s, the input is %s",
+                        op_type_name(m->keys.type), x ? op_type_name(x->dtype) : "(absent)");
+    op__set(ctx, 0,
+            !old                 ? m->values.type
+            : x->dtype == OP_I64 ? OP_STRING
+                                 : OP_I64,
+            x->rank, x->dims);
     return OP_OK;
 }
 
-static void encode_one(const struct label_map *m, const struct op_tensor *x, struct op_tensor *y, int64_t i) {
+static void encode_one(const struct label_map *m, const struct op_tensor *x, struct op_tensor *y,
+                       int64_t i) {
     int64_t at;
     if (m->values.n || x->dtype == OP_STRING) {
         at = find_key(m, x->data, i);
     } else { /* version 1, from places to strings */
         at = ((const int64_t *)x->data)[i];
-        ((struct op_string *)y->data)[i] = at >= 0 && at < m->keys.n ? m->keys.strings[at] : m->default_string;
+        ((struct op_string *)y->data)[i] =
+            at >= 0 && at < m->keys.n ? m->keys.strings[at] : m->default_string;
         return;
     }
     switch (y->dtype) {
-    case OP_STRING: ((struct op_string *)y->data)[i] = at < 0 ? m->default_string : m->values.strings[at]; break;
-    case OP_I64: ((int64_t *)y->data)[i] = at < 0 ? m->default_int : m->values.n ? ((const int64_t *)m->values.data)[at] : at; break;
-    default: nn_store(y, i, at < 0 ? (y->dtype == OP_I32 ? (double)m->default_int : m->default_float) : number_at(m->values.type, m->values.data, at));
+    case OP_STRING:
+        ((struct op_string *)y->data)[i] = at < 0 ? m->default_string : m->values.strings[at];
+        break;
+    case OP_I64:
+        ((int64_t *)y->data)[i] = at < 0        ? m->default_int
+                                  : m->values.n ? ((const int64_t *)m->values.data)[at]
+                                                : at;
+        break;
+    default:
+        nn_store(y, i,
+                 at < 0 ? (y->dtype == OP_I32 ? (double)m->default_int : m->default_float)
+                        : number_at(m->values.type, m->values.data, at));
     }
 }
 
@@ -161,12 +191,21 @@ static enum op_status encoder_run(struct op_ctx *ctx) {
     return OP_OK;
 }
 
-static const struct op_desc label_encoder = {.name = "LabelEncoder", .domain = "ai.onnx.ml", .since = 1, .in_min = 1, .in_max = 1, .out_min = 1,
-                                             .out_max = 1, .prepare = encoder_prepare, .release = map_release, .infer = encoder_infer,
+static const struct op_desc label_encoder = {.name = "LabelEncoder",
+                                             .domain = "ai.onnx.ml",
+                                             .since = 1,
+                                             .in_min = 1,
+                                             .in_max = 1,
+                                             .out_min = 1,
+                                             .out_max = 1,
+                                             .prepare = encoder_prepare,
+                                             .release = map_release,
+                                             .infer = encoder_infer,
                                              .run = encoder_run};
 OP_REGISTER(label_encoder);
 
-/* --- OneHotEncoder: (…) to (…, categories); an unknown category is all zeros, or an error with zeros = 0 --- */
+/* --- OneHotEncoder: (…) to (…, categories); an unknown category is all zeros, or an error with
+ * zeros = 0 --- */
 
 static enum op_status one_hot_prepare(struct op_prepare *p) {
     static const char *const names[] = {"cats_strings", "cats_int64s", "", ""};
@@ -174,7 +213,9 @@ static enum op_status one_hot_prepare(struct op_prepare *p) {
     if (!m) return op__node_fail(p->err, p->node, OP_NOMEM, "no memory");
     p->node->state = m;
     read_list(p->node, names, &m->keys);
-    if (m->keys.n < 1) return op__node_fail(p->err, p->node, OP_BAD_MODEL, "has neither cats_strings nor cats_int64s");
+    if (m->keys.n < 1)
+        return op__node_fail(p->err, p->node, OP_BAD_MODEL,
+                             "has neither cats_strings nor cats_int64s");
     return sort_keys(p, m);
 }
 
@@ -183,9 +224,14 @@ static enum op_status one_hot_infer(struct op_ctx *ctx) {
     const struct op_tensor *x = ctx->in[0];
     const bool strings = m->keys.type == OP_STRING;
     if (!x || x->kind != OP_KIND_TENSOR ||
-        (strings ? x->dtype != OP_STRING : x->dtype != OP_I64 && x->dtype != OP_I32 && x->dtype != OP_F32 && x->dtype != OP_F64))
-        return op__fail(ctx, OP_BAD_TYPE, "categories are %s, the input is %s", op_type_name(m->keys.type), x ? op_type_name(x->dtype) : "(absent)");
-    if (x->rank == OP_RANK_MAX) return op__fail(ctx, OP_LIMIT, "the output has rank %d, at most %d is supported", x->rank + 1, OP_RANK_MAX);
+        (strings ? x->dtype != OP_STRING
+                 : x->dtype != OP_I64 && x->dtype != OP_I32 && x->dtype != OP_F32 &&
+                       x->dtype != OP_F64))
+        return op__fail(ctx, OP_BAD_TYPE, "categories are %s, the input is %s",
+                        op_type_name(m->keys.type), x ? op_type_name(x->dtype) : "(absent)");
+    if (x->rank == OP_RANK_MAX)
+        return op__fail(ctx, OP_LIMIT, "the output has rank %d, at most %d is supported",
+                        x->rank + 1, OP_RANK_MAX);
     int64_t dims[OP_RANK_MAX];
     memcpy(dims, x->dims, sizeof dims);
     dims[x->rank] = m->keys.n;
@@ -206,13 +252,22 @@ static enum op_status one_hot_run(struct op_ctx *ctx) {
         const int64_t whole = v > -0x1p63 && v < 0x1p63 ? (int64_t)v : INT64_MIN;
         const bool direct = x->dtype == OP_STRING || x->dtype == OP_I64;
         const int64_t at = direct ? find_key(m, x->data, i) : find_key(m, &whole, 0);
-        if (at < 0 && !zeros) return op__fail(ctx, OP_BAD_VALUE, "element %lld is no known category", (long long)i);
+        if (at < 0 && !zeros)
+            return op__fail(ctx, OP_BAD_VALUE, "element %lld is no known category", (long long)i);
         if (at >= 0) y[i * m->keys.n + at] = 1;
     }
     return OP_OK;
 }
 
-static const struct op_desc one_hot_encoder = {.name = "OneHotEncoder", .domain = "ai.onnx.ml", .since = 1, .in_min = 1, .in_max = 1, .out_min = 1,
-                                               .out_max = 1, .prepare = one_hot_prepare, .release = map_release, .infer = one_hot_infer,
+static const struct op_desc one_hot_encoder = {.name = "OneHotEncoder",
+                                               .domain = "ai.onnx.ml",
+                                               .since = 1,
+                                               .in_min = 1,
+                                               .in_max = 1,
+                                               .out_min = 1,
+                                               .out_max = 1,
+                                               .prepare = one_hot_prepare,
+                                               .release = map_release,
+                                               .infer = one_hot_infer,
                                                .run = one_hot_run};
 OP_REGISTER(one_hot_encoder);

@@ -1,13 +1,16 @@
-/* ml_svm.c: SVMRegressor and SVMClassifier of ai.onnx.ml, in the form that libsvm's models are exported in.
+/* ml_svm.c: SVMRegressor and SVMClassifier of ai.onnx.ml, in the form that libsvm's models are
+ * exported in.
  *
- * A machine is Σ coefficient_i K(support vector_i, x) + rho, with the kernel K x·v, (γ x·v + c)^degree, e^(-γ |x - v|²) or
- * tanh(γ x·v + c). Sums run in f64 in the order of the lists.
+ * A machine is Σ coefficient_i K(support vector_i, x) + rho, with the kernel K x·v, (γ x·v +
+ * c)^degree, e^(-γ |x - v|²) or tanh(γ x·v + c). Sums run in f64 in the order of the lists.
  *
- * The classifier has a machine for each pair of classes i < j: the vectors of class i stand together, and coefficient row j - 1 of
- * them and row i of those of class j belong to the pair. With prob_a and prob_b each pair gives a probability 1 / (1 + e^(A f + B)),
- * and the classes' probabilities are those that agree best with the pairs (Wu, Lin and Weng, "Probability estimates for multi-class
- * classification by pairwise coupling", 2004, second method); without, the pairs vote and the scores are the pairs' values, of
- * two classes -f and f for f in favour of the second. Without vectors the coefficients are a row of weights a class. */
+ * The classifier has a machine for each pair of classes i < j: the vectors of class i stand
+ * together, and coefficient row j - 1 of them and row i of those of class j belong to the pair.
+ * With prob_a and prob_b each pair gives a probability 1 / (1 + e^(A f + B)), and the classes'
+ * probabilities are those that agree best with the pairs (Wu, Lin and Weng, "Probability estimates
+ * for multi-class classification by pairwise coupling", 2004, second method); without, the pairs
+ * vote and the scores are the pairs' values, of two classes -f and f for f in favour of the second.
+ * Without vectors the coefficients are a row of weights a class. */
 #include "ops/op/elementwise.h"
 #include "ops/op/ml.h"
 #include "ops/op/nn.h"
@@ -39,32 +42,42 @@ static enum op_status machine_parse(struct op_prepare *p, struct machine *s, int
     int64_t n_params;
     int k = 0;
     while (k < 4 && strcmp(names[k], kernel)) k++;
-    if (k == 4) return op__node_fail(p->err, n, OP_BAD_VALUE, "kernel_type is \"%s\", must be LINEAR, POLY, RBF or SIGMOID", kernel);
+    if (k == 4)
+        return op__node_fail(p->err, n, OP_BAD_VALUE,
+                             "kernel_type is \"%s\", must be LINEAR, POLY, RBF or SIGMOID", kernel);
     s->kernel = (enum kernel)k;
     s->coefficients = op__attr_floats(n, "coefficients", &s->n_coefficients);
     s->vectors = op__attr_floats(n, "support_vectors", n_values);
     s->rho = op__attr_floats(n, "rho", &s->n_rho);
     const float *params = op__attr_floats(n, "kernel_params", &n_params);
     if (n_params >= 3) s->gamma = params[0], s->coef0 = params[1], s->degree = params[2];
-    if (s->kernel != LINEAR && n_params < 3) return op__node_fail(p->err, n, OP_BAD_MODEL, "kernel_params has %lld values, must have 3", (long long)n_params);
+    if (s->kernel != LINEAR && n_params < 3)
+        return op__node_fail(p->err, n, OP_BAD_MODEL, "kernel_params has %lld values, must have 3",
+                             (long long)n_params);
     return op__ml_transform_parse(n, p->err, &s->transform);
 }
 
-static double kernel_of(const struct machine *s, const float *v, const struct op_tensor *x, int64_t row) {
+static double kernel_of(const struct machine *s, const float *v, const struct op_tensor *x,
+                        int64_t row) {
     double sum = 0;
     for (int64_t i = 0; i < s->n_features; i++) {
         const double a = nn_load(x, row + i);
         sum += s->kernel == RBF ? (a - v[i]) * (a - v[i]) : a * v[i];
     }
     switch (s->kernel) {
-    case POLY: return pow(s->gamma * sum + s->coef0, s->degree);
-    case RBF: return exp(-s->gamma * sum);
-    case SIGMOID: return tanh(s->gamma * sum + s->coef0);
-    default: return sum;
+    case POLY:
+        return pow(s->gamma * sum + s->coef0, s->degree);
+    case RBF:
+        return exp(-s->gamma * sum);
+    case SIGMOID:
+        return tanh(s->gamma * sum + s->coef0);
+    default:
+        return sum;
     }
 }
 
-/* --- SVMRegressor ------------------------------------------------------------------------------ */
+/* --- SVMRegressor ------------------------------------------------------------------------------
+ */
 
 static enum op_status svm_prepare(struct op_prepare *p) {
     struct machine *s = calloc(1, sizeof *s);
@@ -75,10 +88,14 @@ static enum op_status svm_prepare(struct op_prepare *p) {
     if (status != OP_OK) return status;
     s->n_vectors = op__attr_int(p->node, "n_supports", 0);
     s->one_class = op__attr_int(p->node, "one_class", 0) != 0;
-    const bool fits = s->n_vectors > 0 ? s->n_coefficients == s->n_vectors && n_values > 0 && n_values % s->n_vectors == 0 : s->n_coefficients > 0;
+    const bool fits = s->n_vectors > 0 ? s->n_coefficients == s->n_vectors && n_values > 0 &&
+                                             n_values % s->n_vectors == 0
+                                       : s->n_coefficients > 0;
     if (!fits || s->n_vectors < 0)
-        return op__node_fail(p->err, p->node, OP_BAD_MODEL, "%lld support vectors do not fit %lld values and %lld coefficients", (long long)s->n_vectors,
-                             (long long)n_values, (long long)s->n_coefficients);
+        return op__node_fail(p->err, p->node, OP_BAD_MODEL,
+                             "%lld support vectors do not fit %lld values and %lld coefficients",
+                             (long long)s->n_vectors, (long long)n_values,
+                             (long long)s->n_coefficients);
     s->n_features = s->n_vectors > 0 ? n_values / s->n_vectors : s->n_coefficients;
     return OP_OK;
 }
@@ -89,7 +106,8 @@ static enum op_status svm_infer(struct op_ctx *ctx) {
     enum op_status status = op__ml_rows(ctx, &rows, &features);
     if (status != OP_OK) return status;
     if (features != s->n_features)
-        return op__fail(ctx, OP_BAD_SHAPE, "the input has %lld features, the machine %lld", (long long)features, (long long)s->n_features);
+        return op__fail(ctx, OP_BAD_SHAPE, "the input has %lld features, the machine %lld",
+                        (long long)features, (long long)s->n_features);
     op__set(ctx, 0, OP_F32, 2, (int64_t[]){rows, 1});
     return OP_OK;
 }
@@ -103,7 +121,9 @@ static enum op_status svm_run(struct op_ctx *ctx) {
     for (int64_t row = 0; row < rows; row++) {
         double score = s->n_rho ? s->rho[0] : 0;
         if (s->n_vectors > 0)
-            for (int64_t i = 0; i < s->n_vectors; i++) score += s->coefficients[i] * kernel_of(s, s->vectors + i * s->n_features, x, row * features);
+            for (int64_t i = 0; i < s->n_vectors; i++)
+                score += s->coefficients[i] *
+                         kernel_of(s, s->vectors + i * s->n_features, x, row * features);
         else
             score += kernel_of(s, s->coefficients, x, row * features);
         if (s->one_class) score = score > 0 ? 1 : -1;
@@ -113,11 +133,21 @@ static enum op_status svm_run(struct op_ctx *ctx) {
     return OP_OK;
 }
 
-static const struct op_desc svm_regressor = {.name = "SVMRegressor", .domain = "ai.onnx.ml", .since = 1, .in_min = 1, .in_max = 1, .out_min = 1,
-                                             .out_max = 1, .prepare = svm_prepare, .release = free, .infer = svm_infer, .run = svm_run};
+static const struct op_desc svm_regressor = {.name = "SVMRegressor",
+                                             .domain = "ai.onnx.ml",
+                                             .since = 1,
+                                             .in_min = 1,
+                                             .in_max = 1,
+                                             .out_min = 1,
+                                             .out_max = 1,
+                                             .prepare = svm_prepare,
+                                             .release = free,
+                                             .infer = svm_infer,
+                                             .run = svm_run};
 OP_REGISTER(svm_regressor);
 
-/* --- SVMClassifier ----------------------------------------------------------------------------- */
+/* --- SVMClassifier -----------------------------------------------------------------------------
+ */
 
 static enum op_status classifier_prepare(struct op_prepare *p) {
     const struct op_node *n = p->node;
@@ -126,26 +156,35 @@ static enum op_status classifier_prepare(struct op_prepare *p) {
     if (!s) return op__node_fail(p->err, n, OP_NOMEM, "no memory");
     p->node->state = s;
     enum op_status status = machine_parse(p, s, &n_values);
-    if (status == OP_OK) status = op__ml_labels_parse(n, p->err, "classlabels_ints", "classlabels_strings", &s->labels);
+    if (status == OP_OK)
+        status =
+            op__ml_labels_parse(n, p->err, "classlabels_ints", "classlabels_strings", &s->labels);
     if (status != OP_OK) return status;
     s->per_class = op__attr_ints(n, "vectors_per_class", &s->n_per_class);
     s->prob_a = op__attr_floats(n, "prob_a", &n_a);
     s->prob_b = op__attr_floats(n, "prob_b", &n_b);
     const int64_t classes = s->labels.n, pairs = classes * (classes - 1) / 2;
-    if (classes > 1 << 12) return op__node_fail(p->err, n, OP_LIMIT, "has %lld classes, at most 4,096 are supported", (long long)classes);
+    if (classes > 1 << 12)
+        return op__node_fail(p->err, n, OP_LIMIT, "has %lld classes, at most 4,096 are supported",
+                             (long long)classes);
     for (int64_t i = 0; i < s->n_per_class; i++) {
         if (s->per_class[i] < 0 || s->per_class[i] > 1 << 30 || s->n_vectors > 1 << 30)
-            return op__node_fail(p->err, n, OP_BAD_VALUE, "vectors_per_class has %lld", (long long)s->per_class[i]);
+            return op__node_fail(p->err, n, OP_BAD_VALUE, "vectors_per_class has %lld",
+                                 (long long)s->per_class[i]);
         s->n_vectors += s->per_class[i];
     }
-    bool fits = s->n_vectors > 0 ? s->n_per_class == classes && classes > 1 && n_values > 0 && n_values % s->n_vectors == 0 &&
-                                       s->n_coefficients == (classes - 1) * s->n_vectors && s->n_rho == pairs
-                                 : s->n_coefficients > 0 && s->n_coefficients % classes == 0;
+    bool fits = s->n_vectors > 0
+                    ? s->n_per_class == classes && classes > 1 && n_values > 0 &&
+                          n_values % s->n_vectors == 0 &&
+                          s->n_coefficients == (classes - 1) * s->n_vectors && s->n_rho == pairs
+                    : s->n_coefficients > 0 && s->n_coefficients % classes == 0;
     fits = fits && n_a == n_b && (n_a == 0 || (n_a == pairs && s->n_vectors > 0));
     if (!fits)
-        return op__node_fail(p->err, n, OP_BAD_MODEL, "%lld classes, %lld vectors of %lld values, %lld coefficients, %lld rho and %lld prob_a do not fit",
-                             (long long)classes, (long long)s->n_vectors, (long long)n_values, (long long)s->n_coefficients, (long long)s->n_rho,
-                             (long long)n_a);
+        return op__node_fail(p->err, n, OP_BAD_MODEL,
+                             "%lld classes, %lld vectors of %lld values, %lld coefficients, %lld "
+                             "rho and %lld prob_a do not fit",
+                             (long long)classes, (long long)s->n_vectors, (long long)n_values,
+                             (long long)s->n_coefficients, (long long)s->n_rho, (long long)n_a);
     s->n_features = s->n_vectors > 0 ? n_values / s->n_vectors : s->n_coefficients / classes;
     if (n_a == 0) s->prob_a = s->prob_b = NULL;
     return OP_OK;
@@ -163,13 +202,15 @@ static enum op_status classifier_infer(struct op_ctx *ctx) {
     enum op_status status = op__ml_rows(ctx, &rows, &features);
     if (status != OP_OK) return status;
     if (features != s->n_features)
-        return op__fail(ctx, OP_BAD_SHAPE, "the input has %lld features, the machine %lld", (long long)features, (long long)s->n_features);
+        return op__fail(ctx, OP_BAD_SHAPE, "the input has %lld features, the machine %lld",
+                        (long long)features, (long long)s->n_features);
     op__set(ctx, 0, ml_label_type(&s->labels), 1, &rows);
     if (ctx->n_out > 1) op__set(ctx, 1, OP_F32, 2, (int64_t[]){rows, n_scores(s)});
     return OP_OK;
 }
 
-/* Kernels of all vectors; values of all pairs; a matrix of pair probabilities and its product; scores. */
+/* Kernels of all vectors; values of all pairs; a matrix of pair probabilities and its product;
+ * scores. */
 static size_t classifier_scratch(const struct op_ctx *ctx) {
     const struct machine *s = ctx->state;
     const size_t classes = (size_t)s->labels.n;
@@ -177,24 +218,29 @@ static size_t classifier_scratch(const struct op_ctx *ctx) {
 }
 
 /* f of each pair i < j, in order; the votes of each class. */
-static void pair_values(const struct machine *s, const double *kernels, double *values, double *votes) {
+static void pair_values(const struct machine *s, const double *kernels, double *values,
+                        double *votes) {
     const int64_t classes = s->labels.n;
     int64_t pair = 0, first_i = 0;
     for (int64_t i = 0; i < classes; i++) votes[i] = 0;
     for (int64_t i = 0; i < classes; first_i += s->per_class[i], i++) {
         int64_t first_j = first_i + s->per_class[i];
         for (int64_t j = i + 1; j < classes; first_j += s->per_class[j], j++, pair++) {
-            const float *row_i = s->coefficients + (j - 1) * s->n_vectors, *row_j = s->coefficients + i * s->n_vectors;
+            const float *row_i = s->coefficients + (j - 1) * s->n_vectors,
+                        *row_j = s->coefficients + i * s->n_vectors;
             double sum = s->rho[pair];
-            for (int64_t v = first_i; v < first_i + s->per_class[i]; v++) sum += row_i[v] * kernels[v];
-            for (int64_t v = first_j; v < first_j + s->per_class[j]; v++) sum += row_j[v] * kernels[v];
+            for (int64_t v = first_i; v < first_i + s->per_class[i]; v++)
+                sum += row_i[v] * kernels[v];
+            for (int64_t v = first_j; v < first_j + s->per_class[j]; v++)
+                sum += row_j[v] * kernels[v];
             values[pair] = sum;
             votes[sum > 0 ? i : j]++;
         }
     }
 }
 
-/* r[i][j] is the probability of i against j; p the classes' that minimise Σ (r_ji p_i - r_ij p_j)², by the paper's fixed point. */
+/* r[i][j] is the probability of i against j; p the classes' that minimise Σ (r_ji p_i - r_ij p_j)²,
+ * by the paper's fixed point. */
 static void couple(const double *r, int64_t classes, double *q, double *qp, double *p) {
     for (int64_t i = 0; i < classes; i++) {
         p[i] = 1.0 / (double)classes;
@@ -235,17 +281,21 @@ static int64_t largest(const double *x, int64_t n) {
 }
 
 /* The class of one row, and its scores. */
-static int64_t classify(const struct machine *s, const struct op_tensor *x, int64_t row, double *scratch, double *scores) {
+static int64_t classify(const struct machine *s, const struct op_tensor *x, int64_t row,
+                        double *scratch, double *scores) {
     const int64_t classes = s->labels.n, pairs = classes * (classes - 1) / 2;
-    double *values = scratch + s->n_vectors, *votes = values + pairs, *r = votes + classes, *q = r + classes * classes, *qp = q + classes * classes;
+    double *values = scratch + s->n_vectors, *votes = values + pairs, *r = votes + classes,
+           *q = r + classes * classes, *qp = q + classes * classes;
     if (s->n_vectors == 0) {
         for (int64_t c = 0; c < classes; c++)
-            scores[c] = kernel_of(s, s->coefficients + c * s->n_features, x, row) + (s->n_rho ? s->rho[s->n_rho == classes ? c : 0] : 0);
+            scores[c] = kernel_of(s, s->coefficients + c * s->n_features, x, row) +
+                        (s->n_rho ? s->rho[s->n_rho == classes ? c : 0] : 0);
         const int64_t best = largest(scores, classes);
         op__ml_transform(s->transform, scores, classes);
         return best;
     }
-    for (int64_t v = 0; v < s->n_vectors; v++) scratch[v] = kernel_of(s, s->vectors + v * s->n_features, x, row);
+    for (int64_t v = 0; v < s->n_vectors; v++)
+        scratch[v] = kernel_of(s, s->vectors + v * s->n_features, x, row);
     pair_values(s, scratch, values, votes);
     if (s->prob_a) {
         for (int64_t i = 0, pair = 0; i < classes; i++)
@@ -272,7 +322,8 @@ static enum op_status classifier_run(struct op_ctx *ctx) {
     const struct machine *s = ctx->state;
     struct op_tensor *out = nn_out(ctx, 1);
     const int64_t width = n_scores(s), classes = s->labels.n;
-    double *scratch = ctx->scratch, *scores = scratch + s->n_vectors + classes * (classes - 1) / 2 + 2 * classes * classes + 2 * classes;
+    double *scratch = ctx->scratch, *scores = scratch + s->n_vectors + classes * (classes - 1) / 2 +
+                                              2 * classes * classes + 2 * classes;
     int64_t rows, features;
     enum op_status status = op__ml_rows(ctx, &rows, &features);
     if (status != OP_OK) return status;
@@ -284,7 +335,16 @@ static enum op_status classifier_run(struct op_ctx *ctx) {
     return OP_OK;
 }
 
-static const struct op_desc svm_classifier = {.name = "SVMClassifier", .domain = "ai.onnx.ml", .since = 1, .in_min = 1, .in_max = 1, .out_min = 1,
-                                              .out_max = 2, .prepare = classifier_prepare, .release = free, .infer = classifier_infer,
-                                              .scratch = classifier_scratch, .run = classifier_run};
+static const struct op_desc svm_classifier = {.name = "SVMClassifier",
+                                              .domain = "ai.onnx.ml",
+                                              .since = 1,
+                                              .in_min = 1,
+                                              .in_max = 1,
+                                              .out_min = 1,
+                                              .out_max = 2,
+                                              .prepare = classifier_prepare,
+                                              .release = free,
+                                              .infer = classifier_infer,
+                                              .scratch = classifier_scratch,
+                                              .run = classifier_run};
 OP_REGISTER(svm_classifier);

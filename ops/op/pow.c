@@ -1,6 +1,7 @@
-/* pow.c: Pow, whose exponent may be of another type than its base; the result has the base's. Integers to integer
- * powers are computed exactly modulo 2^64, to a negative power they are 0 unless the base is 1 or -1; whatever has a
- * float in it is computed in floating point, and back in an integer it is cut to the range of 64 bits. */
+/* pow.c: Pow, whose exponent may be of another type than its base; the result has the base's.
+ * Integers to integer powers are computed exactly modulo 2^64, to a negative power they are 0
+ * unless the base is 1 or -1; whatever has a float in it is computed in floating point, and back in
+ * an integer it is cut to the range of 64 bits. */
 #include "ops/op/elementwise.h"
 
 #include <math.h>
@@ -42,7 +43,7 @@ static inline double pow_f64(double x, double y) {
 #define X(suffix, TYPE, T, unused)                                                                 \
     OP_BINARY_LOOP(f32_##suffix, float, float, T, pow_f32(x, (float)y))                            \
     OP_BINARY_LOOP(f64_##suffix, double, double, T, pow_f64(x, (double)y))                         \
-    OP_BINARY_LOOP(i32_##suffix, int32_t, int32_t, T, pow_int(x, (int64_t)y))                \
+    OP_BINARY_LOOP(i32_##suffix, int32_t, int32_t, T, pow_int(x, (int64_t)y))                      \
     OP_BINARY_LOOP(i64_##suffix, int64_t, int64_t, T, pow_int(x, (int64_t)y))
 INT_TYPES(X, )
 #undef X
@@ -72,16 +73,27 @@ static enum op_status pow_infer(struct op_ctx *ctx) {
     const struct op_tensor *x = ctx->in[0], *y = ctx->in[1];
     if (!x || !y) return op__fail(ctx, OP_BAD_MODEL, "needs two inputs");
     if (x->kind != OP_KIND_TENSOR || y->kind != OP_KIND_TENSOR || !fn_of(x->dtype, y->dtype))
-        return op__fail(ctx, OP_BAD_TYPE, "takes no %s to the power of %s", op_type_name(x->dtype), op_type_name(y->dtype));
+        return op__fail(ctx, OP_BAD_TYPE, "takes no %s to the power of %s", op_type_name(x->dtype),
+                        op_type_name(y->dtype));
     return op__binary_infer_shape(ctx, x->dtype);
 }
 
 static enum op_status pow_run(struct op_ctx *ctx) {
     struct op_tensor y = op__binary_second(ctx);
-    if (ctx->out[0]) op__binary_apply(ctx, fn_of(ctx->in[0]->dtype, y.dtype), NULL, ctx->out[0], ctx->in[0], &y);
+    if (ctx->out[0])
+        op__binary_apply(ctx, fn_of(ctx->in[0]->dtype, y.dtype), NULL, ctx->out[0], ctx->in[0], &y);
     return OP_OK;
 }
 
-static const struct op_desc pow_desc = {.name = "Pow", .domain = "", .since = 1, .in_min = 2, .in_max = 2, .out_min = 1, .out_max = 1,
-                                        .inplace = 1, .upgrade = op__binary_upgrade, .infer = pow_infer, .run = pow_run};
+static const struct op_desc pow_desc = {.name = "Pow",
+                                        .domain = "",
+                                        .since = 1,
+                                        .in_min = 2,
+                                        .in_max = 2,
+                                        .out_min = 1,
+                                        .out_max = 1,
+                                        .inplace = 1,
+                                        .upgrade = op__binary_upgrade,
+                                        .infer = pow_infer,
+                                        .run = pow_run};
 OP_REGISTER(pow_desc);

@@ -1,9 +1,10 @@
 /* quantize.c: QuantizeLinear, DequantizeLinear and DynamicQuantizeLinear.
  *
- * q = saturate(round(x / scale) + zero point), halves to even; x = (q - zero point) scale. Scale and zero point are one
- * value, one a slice along an axis, or (opset 21) one a block of `block_size` elements of the axis. All three are one
- * form: the tensor is (outer, n, inner), the scale (outer or 1, groups, inner or 1), and the innermost loop runs over
- * `inner` neighbours, or over a whole run of the axis when inner is 1. */
+ * q = saturate(round(x / scale) + zero point), halves to even; x = (q - zero point) scale. Scale
+ * and zero point are one value, one a slice along an axis, or (opset 21) one a block of
+ * `block_size` elements of the axis. All three are one form: the tensor is (outer, n, inner), the
+ * scale (outer or 1, groups, inner or 1), and the innermost loop runs over `inner` neighbours, or
+ * over a whole run of the axis when inner is 1. */
 #include "ops/op/elementwise.h"
 #include "ops/op/quantized.h"
 
@@ -33,21 +34,31 @@ struct quant_job {
 static float float_at(const struct op_tensor *t, int64_t i) {
     float v;
     switch (t->dtype) {
-    case OP_F32: return ((const float *)t->data)[i];
-    case OP_F64: return (float)((const double *)t->data)[i];
-    case OP_I32: return (float)((const int32_t *)t->data)[i];
-    default: op__widen(t->dtype, &v, (const uint16_t *)t->data + i, 1); return v;
+    case OP_F32:
+        return ((const float *)t->data)[i];
+    case OP_F64:
+        return (float)((const double *)t->data)[i];
+    case OP_I32:
+        return (float)((const int32_t *)t->data)[i];
+    default:
+        op__widen(t->dtype, &v, (const uint16_t *)t->data + i, 1);
+        return v;
     }
 }
 
 static int32_t zero_at(const struct op_tensor *t, int64_t i) {
     if (!t) return 0;
     switch (t->dtype) {
-    case OP_U8: return ((const uint8_t *)t->data)[i];
-    case OP_I8: return ((const int8_t *)t->data)[i];
-    case OP_U16: return ((const uint16_t *)t->data)[i];
-    case OP_I16: return ((const int16_t *)t->data)[i];
-    default: return ((const int32_t *)t->data)[i];
+    case OP_U8:
+        return ((const uint8_t *)t->data)[i];
+    case OP_I8:
+        return ((const int8_t *)t->data)[i];
+    case OP_U16:
+        return ((const uint16_t *)t->data)[i];
+    case OP_I16:
+        return ((const int16_t *)t->data)[i];
+    default:
+        return ((const int32_t *)t->data)[i];
     }
 }
 
@@ -58,7 +69,8 @@ static void floats_of(const struct op_tensor *t, int64_t first, int64_t n, float
         for (int64_t i = 0; i < n; i++) dst[i] = float_at(t, first + i);
 }
 
-static void quantize_run(const struct quant_job *job, int64_t first, int64_t n, float scale, int32_t zero) {
+static void quantize_run(const struct quant_job *job, int64_t first, int64_t n, float scale,
+                         int32_t zero) {
     for (int64_t i = 0; i < n; i += OP_BLOCK) {
         float x[OP_BLOCK];
         const int64_t m = n - i < OP_BLOCK ? n - i : OP_BLOCK, at = first + i;
@@ -67,17 +79,21 @@ static void quantize_run(const struct quant_job *job, int64_t first, int64_t n, 
 #define X(TYPE, T, LOW, HIGH)                                                                      \
     case OP_##TYPE: {                                                                              \
         T *restrict y = (T *)job->y->data + at;                                                    \
-        for (int64_t k = 0; k < m; k++) y[k] = (T)(quantized_round(x[k] / scale, (float)(LOW - zero), (float)(HIGH - zero)) + zero);               \
+        for (int64_t k = 0; k < m; k++)                                                            \
+            y[k] = (T)(quantized_round(x[k] / scale, (float)(LOW - zero), (float)(HIGH - zero)) +  \
+                       zero);                                                                      \
         break;                                                                                     \
     }
             QUANTIZED_TYPES(X)
 #undef X
-        default: break;
+        default:
+            break;
         }
     }
 }
 
-static void dequantize_run(const struct quant_job *job, int64_t first, int64_t n, float scale, int32_t zero) {
+static void dequantize_run(const struct quant_job *job, int64_t first, int64_t n, float scale,
+                           int32_t zero) {
     for (int64_t i = 0; i < n; i += OP_BLOCK) {
         float y[OP_BLOCK];
         const int64_t m = n - i < OP_BLOCK ? n - i : OP_BLOCK, at = first + i;
@@ -91,7 +107,8 @@ static void dequantize_run(const struct quant_job *job, int64_t first, int64_t n
             QUANTIZED_TYPES(X)
 #undef X
         default:
-            for (int64_t k = 0; k < m; k++) y[k] = (float)((int64_t)((const int32_t *)job->x->data)[at + k] - zero) * scale;
+            for (int64_t k = 0; k < m; k++)
+                y[k] = (float)((int64_t)((const int32_t *)job->x->data)[at + k] - zero) * scale;
         }
         if (job->y->dtype == OP_F32)
             memcpy((float *)job->y->data + at, y, (size_t)m * sizeof *y);
@@ -100,13 +117,15 @@ static void dequantize_run(const struct quant_job *job, int64_t first, int64_t n
     }
 }
 
-/* --- walking the scales ------------------------------------------------------------------------ */
+/* --- walking the scales ------------------------------------------------------------------------
+ */
 
 /* Task: one (outer, axis) position, `inner` neighbours. */
 static void scale_task(const struct quant_job *job, int64_t task, bool quantize) {
     const int64_t o = task / job->n, i = task % job->n, first = task * job->inner;
     const int64_t group = job->n_scales == 1 ? 0 : i / job->block;
-    void (*fn)(const struct quant_job *, int64_t, int64_t, float, int32_t) = quantize ? quantize_run : dequantize_run;
+    void (*fn)(const struct quant_job *, int64_t, int64_t, float, int32_t) =
+        quantize ? quantize_run : dequantize_run;
     if (!job->blocked) {
         fn(job, first, job->inner, float_at(job->scale, group), zero_at(job->zero, group));
         return;
@@ -130,23 +149,27 @@ struct whole_job {
 };
 static void whole_piece(void *arg, int64_t first, int64_t n) {
     const struct whole_job *whole = arg;
-    (whole->quantize ? quantize_run : dequantize_run)(whole->job, first, n, float_at(whole->job->scale, 0), zero_at(whole->job->zero, 0));
+    (whole->quantize ? quantize_run : dequantize_run)(
+        whole->job, first, n, float_at(whole->job->scale, 0), zero_at(whole->job->zero, 0));
 }
 
 static enum op_status run(struct op_ctx *ctx, bool quantize) {
-    struct quant_job job = {ctx->in[0], ctx->in[1], ctx->n_in > 2 ? ctx->in[2] : NULL, ctx->out[0], 1, 1, 1, false, 1};
+    struct quant_job job = {
+        ctx->in[0], ctx->in[1], ctx->n_in > 2 ? ctx->in[2] : NULL, ctx->out[0], 1, 1, 1, false, 1};
     const struct op_tensor *x = job.x;
     const int64_t total = op_tensor_count(x);
     int64_t outer = 1;
     if (!job.y || total <= 0) return OP_OK;
     const int64_t block = op__attr_int(ctx->node, "block_size", 0);
-    if (op_tensor_count(job.scale) == 1 && block == 0) { /* one scale: the pieces need not follow the shape */
+    if (op_tensor_count(job.scale) == 1 &&
+        block == 0) { /* one scale: the pieces need not follow the shape */
         struct whole_job whole = {&job, quantize};
         op__pieces(ctx, total, whole_piece, &whole);
         return OP_OK;
     }
     const int axis = op__axis(op__attr_int(ctx->node, "axis", 1), x->rank);
-    for (int i = 0; i < x->rank; i++) *(i < axis ? &outer : i == axis ? &job.n : &job.inner) *= x->dims[i];
+    for (int i = 0; i < x->rank; i++)
+        *(i < axis ? &outer : i == axis ? &job.n : &job.inner) *= x->dims[i];
     job.blocked = block > 0;
     job.block = block > 0 ? block : 1;
     job.n_scales = job.scale->rank == 0 ? 1 : job.scale->dims[job.blocked ? axis : 0];
@@ -154,38 +177,53 @@ static enum op_status run(struct op_ctx *ctx, bool quantize) {
     return OP_OK;
 }
 
-/* --- the operators ----------------------------------------------------------------------------- */
+/* --- the operators -----------------------------------------------------------------------------
+ */
 
 /* Whether scale (and zero point) fit x; the message if not. */
 static enum op_status check_scale(const struct op_ctx *ctx, const struct op_tensor *zero) {
     const struct op_tensor *x = ctx->in[0], *s = ctx->in[1];
-    const int64_t value = op__attr_int(ctx->node, "axis", 1), block = op__attr_int(ctx->node, "block_size", 0);
+    const int64_t value = op__attr_int(ctx->node, "axis", 1),
+                  block = op__attr_int(ctx->node, "block_size", 0);
     char ts[160], tx[160];
-    bool same = !zero || (zero->rank == s->rank && (s->rank == 0 || !memcmp(zero->dims, s->dims, (size_t)s->rank * sizeof *s->dims)));
-    if (!same && op_tensor_count(zero) == 1 && op_tensor_count(s) == 1) same = true; /* a scalar and a vector of one */
+    bool same = !zero ||
+                (zero->rank == s->rank &&
+                 (s->rank == 0 || !memcmp(zero->dims, s->dims, (size_t)s->rank * sizeof *s->dims)));
+    if (!same && op_tensor_count(zero) == 1 && op_tensor_count(s) == 1)
+        same = true; /* a scalar and a vector of one */
     bool fits = same && block >= 0;
     const int axis = op__axis(value, x->rank);
-    if (fits && block == 0) fits = op_tensor_count(s) == 1 || (s->rank == 1 && axis >= 0 && s->dims[0] == x->dims[axis]);
+    if (fits && block == 0)
+        fits =
+            op_tensor_count(s) == 1 || (s->rank == 1 && axis >= 0 && s->dims[0] == x->dims[axis]);
     if (fits && block > 0) {
         fits = axis >= 0 && s->rank == x->rank;
         for (int i = 0; fits && i < x->rank; i++)
-            fits = s->dims[i] == (i == axis ? x->dims[i] / block + (x->dims[i] % block != 0) : x->dims[i]);
+            fits = s->dims[i] ==
+                   (i == axis ? x->dims[i] / block + (x->dims[i] % block != 0) : x->dims[i]);
     }
     if (fits) return OP_OK;
-    return op__fail(ctx, OP_BAD_SHAPE, "scale %s with axis %lld and block_size %lld does not fit input %s, or its zero point",
-                    op_tensor_describe(s, ts, sizeof ts), (long long)value, (long long)block, op_tensor_describe(x, tx, sizeof tx));
+    return op__fail(
+        ctx, OP_BAD_SHAPE,
+        "scale %s with axis %lld and block_size %lld does not fit input %s, or its zero point",
+        op_tensor_describe(s, ts, sizeof ts), (long long)value, (long long)block,
+        op_tensor_describe(x, tx, sizeof tx));
 }
 
 static enum op_status quantize_infer(struct op_ctx *ctx) {
-    const struct op_tensor *x = ctx->in[0], *s = ctx->in[1], *zero = ctx->n_in > 2 ? ctx->in[2] : NULL;
+    const struct op_tensor *x = ctx->in[0], *s = ctx->in[1],
+                           *zero = ctx->n_in > 2 ? ctx->in[2] : NULL;
     if (!x || !s || x->kind != OP_KIND_TENSOR || !(op__is_float(x->dtype) || x->dtype == OP_I32) ||
         !(op__is_float(s->dtype) || s->dtype == OP_I32))
         return op__fail(ctx, OP_BAD_TYPE, "takes floats and a scale of floats");
     const int64_t asked = op__attr_int(ctx->node, "output_dtype", 0);
     const enum op_type type = zero ? zero->dtype : asked ? (enum op_type)asked : OP_U8;
-    if (!is_quantized(type)) return op__fail(ctx, OP_UNSUPPORTED, "quantizes to u8, i8, u16 and i16, not to %s", op_type_name(type));
+    if (!is_quantized(type))
+        return op__fail(ctx, OP_UNSUPPORTED, "quantizes to u8, i8, u16 and i16, not to %s",
+                        op_type_name(type));
     if (zero && asked && asked != (int64_t)zero->dtype)
-        return op__fail(ctx, OP_BAD_TYPE, "output_dtype is %s, the zero point %s", op_type_name((enum op_type)asked), op_type_name(zero->dtype));
+        return op__fail(ctx, OP_BAD_TYPE, "output_dtype is %s, the zero point %s",
+                        op_type_name((enum op_type)asked), op_type_name(zero->dtype));
     op__set(ctx, 0, type, x->rank, x->dims);
     return check_scale(ctx, zero);
 }
@@ -194,17 +232,27 @@ static enum op_status quantize(struct op_ctx *ctx) {
     return run(ctx, true);
 }
 
-static const struct op_desc quantize_linear = {.name = "QuantizeLinear", .domain = "", .since = 10, .in_min = 2, .in_max = 3, .out_min = 1,
-                                               .out_max = 1, .infer = quantize_infer, .run = quantize};
+static const struct op_desc quantize_linear = {.name = "QuantizeLinear",
+                                               .domain = "",
+                                               .since = 10,
+                                               .in_min = 2,
+                                               .in_max = 3,
+                                               .out_min = 1,
+                                               .out_max = 1,
+                                               .infer = quantize_infer,
+                                               .run = quantize};
 OP_REGISTER(quantize_linear);
 
 static enum op_status dequantize_infer(struct op_ctx *ctx) {
-    const struct op_tensor *x = ctx->in[0], *s = ctx->in[1], *zero = ctx->n_in > 2 ? ctx->in[2] : NULL;
+    const struct op_tensor *x = ctx->in[0], *s = ctx->in[1],
+                           *zero = ctx->n_in > 2 ? ctx->in[2] : NULL;
     if (!x || !s || x->kind != OP_KIND_TENSOR || !(is_quantized(x->dtype) || x->dtype == OP_I32) ||
         !(s->dtype == OP_F32 || op__is_half(s->dtype)))
-        return op__fail(ctx, OP_BAD_TYPE, "takes u8, i8, u16, i16 or i32 and a scale of f32, f16 or bf16");
+        return op__fail(ctx, OP_BAD_TYPE,
+                        "takes u8, i8, u16, i16 or i32 and a scale of f32, f16 or bf16");
     if (zero && zero->dtype != x->dtype)
-        return op__fail(ctx, OP_BAD_TYPE, "the zero point is %s, the input %s", op_type_name(zero->dtype), op_type_name(x->dtype));
+        return op__fail(ctx, OP_BAD_TYPE, "the zero point is %s, the input %s",
+                        op_type_name(zero->dtype), op_type_name(x->dtype));
     op__set(ctx, 0, s->dtype, x->rank, x->dims);
     return check_scale(ctx, zero);
 }
@@ -213,16 +261,25 @@ static enum op_status dequantize(struct op_ctx *ctx) {
     return run(ctx, false);
 }
 
-static const struct op_desc dequantize_linear = {.name = "DequantizeLinear", .domain = "", .since = 10, .in_min = 2, .in_max = 3, .out_min = 1,
-                                                 .out_max = 1, .infer = dequantize_infer, .run = dequantize};
+static const struct op_desc dequantize_linear = {.name = "DequantizeLinear",
+                                                 .domain = "",
+                                                 .since = 10,
+                                                 .in_min = 2,
+                                                 .in_max = 3,
+                                                 .out_min = 1,
+                                                 .out_max = 1,
+                                                 .infer = dequantize_infer,
+                                                 .run = dequantize};
 OP_REGISTER(dequantize_linear);
 
-/* --- DynamicQuantizeLinear: u8 over the range of x, which is widened to hold 0 -------------------- */
+/* --- DynamicQuantizeLinear: u8 over the range of x, which is widened to hold 0
+ * -------------------- */
 
 static enum op_status dynamic_infer(struct op_ctx *ctx) {
     const struct op_tensor *x = ctx->in[0];
     if (!x || x->kind != OP_KIND_TENSOR || x->dtype != OP_F32)
-        return op__fail(ctx, OP_BAD_TYPE, "takes f32, not %s", x ? op_type_name(x->dtype) : "(absent)");
+        return op__fail(ctx, OP_BAD_TYPE, "takes f32, not %s",
+                        x ? op_type_name(x->dtype) : "(absent)");
     op__set(ctx, 0, OP_U8, x->rank, x->dims);
     op__set(ctx, 1, OP_F32, 0, NULL);
     op__set(ctx, 2, OP_U8, 0, NULL);
@@ -242,21 +299,43 @@ static enum op_status dynamic_run(struct op_ctx *ctx) {
     if (ctx->n_out > 1 && ctx->out[1]) *(float *)ctx->out[1]->data = scale;
     if (ctx->n_out > 2 && ctx->out[2]) *(uint8_t *)ctx->out[2]->data = zero_u8;
     if (!ctx->out[0] || n == 0) return OP_OK;
-    const struct op_tensor s = {.dtype = OP_F32, .data = scale > 0 ? &scale : &(float){1}}, z = {.dtype = OP_U8, .data = &zero_u8};
+    const struct op_tensor s = {.dtype = OP_F32, .data = scale > 0 ? &scale : &(float){1}},
+                           z = {.dtype = OP_U8, .data = &zero_u8};
     struct quant_job job = {x, &s, &z, ctx->out[0], 1, 1, 1, false, 1};
     struct whole_job whole = {&job, true};
     op__pieces(ctx, n, whole_piece, &whole);
     return OP_OK;
 }
 
-static const struct op_desc dynamic_quantize_linear = {.name = "DynamicQuantizeLinear", .domain = "", .since = 11, .in_min = 1, .in_max = 1,
-                                                       .out_min = 1, .out_max = 3, .infer = dynamic_infer, .run = dynamic_run};
+static const struct op_desc dynamic_quantize_linear = {.name = "DynamicQuantizeLinear",
+                                                       .domain = "",
+                                                       .since = 11,
+                                                       .in_min = 1,
+                                                       .in_max = 1,
+                                                       .out_min = 1,
+                                                       .out_max = 3,
+                                                       .infer = dynamic_infer,
+                                                       .run = dynamic_run};
 OP_REGISTER(dynamic_quantize_linear);
 
 /* The domain in which ONNX Runtime's tools write 16-bit QDQ models of older opsets. */
-static const struct op_desc quantize_linear_ms = {.name = "QuantizeLinear", .domain = "com.microsoft", .since = 1, .in_min = 2, .in_max = 3,
-                                                  .out_min = 1, .out_max = 1, .infer = quantize_infer, .run = quantize};
+static const struct op_desc quantize_linear_ms = {.name = "QuantizeLinear",
+                                                  .domain = "com.microsoft",
+                                                  .since = 1,
+                                                  .in_min = 2,
+                                                  .in_max = 3,
+                                                  .out_min = 1,
+                                                  .out_max = 1,
+                                                  .infer = quantize_infer,
+                                                  .run = quantize};
 OP_REGISTER(quantize_linear_ms);
-static const struct op_desc dequantize_linear_ms = {.name = "DequantizeLinear", .domain = "com.microsoft", .since = 1, .in_min = 2, .in_max = 3,
-                                                    .out_min = 1, .out_max = 1, .infer = dequantize_infer, .run = dequantize};
+static const struct op_desc dequantize_linear_ms = {.name = "DequantizeLinear",
+                                                    .domain = "com.microsoft",
+                                                    .since = 1,
+                                                    .in_min = 2,
+                                                    .in_max = 3,
+                                                    .out_min = 1,
+                                                    .out_max = 1,
+                                                    .infer = dequantize_infer,
+                                                    .run = dequantize};
 OP_REGISTER(dequantize_linear_ms);

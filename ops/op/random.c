@@ -1,19 +1,21 @@
-/* random.c: RandomUniform, RandomNormal, their Like forms, Bernoulli and Multinomial, and the generator (random.h). One node
- * draws its numbers one after the other in row-major order. */
+/* random.c: RandomUniform, RandomNormal, their Like forms, Bernoulli and Multinomial, and the
+ * generator (random.h). One node draws its numbers one after the other in row-major order. */
 #include "ops/op/random.h"
 #include "ops/op/nn.h"
 
 #include <math.h>
 #include <string.h>
 
-/* --- the generator ----------------------------------------------------------------------------- */
+/* --- the generator -----------------------------------------------------------------------------
+ */
 
 #define N 624
 #define M 397
 
 static void seed_with(struct op_random *r, uint32_t seed) {
     r->state[0] = seed;
-    for (uint32_t i = 1; i < N; i++) r->state[i] = 1812433253u * (r->state[i - 1] ^ (r->state[i - 1] >> 30)) + i;
+    for (uint32_t i = 1; i < N; i++)
+        r->state[i] = 1812433253u * (r->state[i - 1] ^ (r->state[i - 1] >> 30)) + i;
     r->at = N;
     r->has_normal = false;
 }
@@ -71,7 +73,8 @@ void op__random_init(struct op_random *r, const struct op_ctx *ctx) {
     }
 }
 
-/* --- RandomUniform, RandomNormal --------------------------------------------------------------- */
+/* --- RandomUniform, RandomNormal ---------------------------------------------------------------
+ */
 
 static bool is_like(const struct op_ctx *ctx) {
     const char *name = ctx->node->desc->name;
@@ -85,30 +88,40 @@ static enum op_status random_infer(struct op_ctx *ctx) {
     const int64_t *dims = like ? NULL : op__attr_ints(ctx->node, "shape", &rank);
     enum op_type type = asked ? (enum op_type)asked : OP_F32;
     if (like) {
-        if (!ctx->in[0] || ctx->in[0]->kind != OP_KIND_TENSOR) return op__fail(ctx, OP_BAD_TYPE, "takes a tensor");
+        if (!ctx->in[0] || ctx->in[0]->kind != OP_KIND_TENSOR)
+            return op__fail(ctx, OP_BAD_TYPE, "takes a tensor");
         if (!asked) type = ctx->in[0]->dtype;
         rank = ctx->in[0]->rank;
         dims = ctx->in[0]->dims;
     }
-    if (!nn_is_float(type)) return op__fail(ctx, OP_BAD_TYPE, "makes f32, f64, f16 or bf16, not %s", op_type_name(type));
-    if (rank > OP_RANK_MAX) return op__fail(ctx, OP_LIMIT, "the shape has rank %lld, at most %d is supported", (long long)rank, OP_RANK_MAX);
+    if (!nn_is_float(type))
+        return op__fail(ctx, OP_BAD_TYPE, "makes f32, f64, f16 or bf16, not %s",
+                        op_type_name(type));
+    if (rank > OP_RANK_MAX)
+        return op__fail(ctx, OP_LIMIT, "the shape has rank %lld, at most %d is supported",
+                        (long long)rank, OP_RANK_MAX);
     for (int64_t i = 0; i < rank; i++)
-        if (dims[i] < 0) return op__fail(ctx, OP_BAD_VALUE, "dimension %lld of the shape is %lld", (long long)i, (long long)dims[i]);
+        if (dims[i] < 0)
+            return op__fail(ctx, OP_BAD_VALUE, "dimension %lld of the shape is %lld", (long long)i,
+                            (long long)dims[i]);
     op__set(ctx, 0, type, (int)rank, dims);
     return OP_OK;
 }
 
 static enum op_status uniform_run(struct op_ctx *ctx) {
-    const double low = op__attr_float(ctx->node, "low", 0), high = op__attr_float(ctx->node, "high", 1);
+    const double low = op__attr_float(ctx->node, "low", 0),
+                 high = op__attr_float(ctx->node, "high", 1);
     struct op_random r;
     op__random_init(&r, ctx);
     const int64_t n = ctx->out[0] ? op_tensor_count(ctx->out[0]) : 0;
-    for (int64_t i = 0; i < n; i++) nn_store(ctx->out[0], i, low + (high - low) * op__random_uniform(&r));
+    for (int64_t i = 0; i < n; i++)
+        nn_store(ctx->out[0], i, low + (high - low) * op__random_uniform(&r));
     return OP_OK;
 }
 
 static enum op_status normal_run(struct op_ctx *ctx) {
-    const double mean = op__attr_float(ctx->node, "mean", 0), scale = op__attr_float(ctx->node, "scale", 1);
+    const double mean = op__attr_float(ctx->node, "mean", 0),
+                 scale = op__attr_float(ctx->node, "scale", 1);
     struct op_random r;
     op__random_init(&r, ctx);
     const int64_t n = ctx->out[0] ? op_tensor_count(ctx->out[0]) : 0;
@@ -117,23 +130,34 @@ static enum op_status normal_run(struct op_ctx *ctx) {
 }
 
 #define ROW(id, NAME, IN, INFER, RUN, SINCE)                                                       \
-    static const struct op_desc id = {.name = NAME, .domain = "", .since = SINCE, .in_min = IN, .in_max = IN, .out_min = 1, .out_max = 1,          \
-                                      .flags = OP_F_RANDOM, .infer = INFER, .run = RUN};           \
+    static const struct op_desc id = {.name = NAME,                                                \
+                                      .domain = "",                                                \
+                                      .since = SINCE,                                              \
+                                      .in_min = IN,                                                \
+                                      .in_max = IN,                                                \
+                                      .out_min = 1,                                                \
+                                      .out_max = 1,                                                \
+                                      .flags = OP_F_RANDOM,                                        \
+                                      .infer = INFER,                                              \
+                                      .run = RUN};                                                 \
     OP_REGISTER(id)
 ROW(random_uniform, "RandomUniform", 0, random_infer, uniform_run, 1);
 ROW(random_uniform_like, "RandomUniformLike", 1, random_infer, uniform_run, 1);
 ROW(random_normal, "RandomNormal", 0, random_infer, normal_run, 1);
 ROW(random_normal_like, "RandomNormalLike", 1, random_infer, normal_run, 1);
 
-/* --- Bernoulli: 1 with the probability that the input says ---------------------------------------- */
+/* --- Bernoulli: 1 with the probability that the input says
+ * ---------------------------------------- */
 
 static enum op_status bernoulli_infer(struct op_ctx *ctx) {
     const int64_t asked = op__attr_int(ctx->node, "dtype", 0);
     enum op_status status = op__nn_float(ctx, 0, "input");
     if (status != OP_OK) return status;
     const enum op_type type = asked ? (enum op_type)asked : ctx->in[0]->dtype;
-    if (asked < 0 || op_type_size(type) == 0 || type == OP_STRING || type == OP_C64 || type == OP_C128)
-        return op__fail(ctx, OP_UNSUPPORTED, "makes no elements of ONNX's type %lld", (long long)asked);
+    if (asked < 0 || op_type_size(type) == 0 || type == OP_STRING || type == OP_C64 ||
+        type == OP_C128)
+        return op__fail(ctx, OP_UNSUPPORTED, "makes no elements of ONNX's type %lld",
+                        (long long)asked);
     op__set(ctx, 0, type, ctx->in[0]->rank, ctx->in[0]->dims);
     return OP_OK;
 }
@@ -142,19 +166,25 @@ static enum op_status bernoulli_run(struct op_ctx *ctx) {
     struct op_random r;
     op__random_init(&r, ctx);
     const int64_t n = ctx->out[0] ? op_tensor_count(ctx->out[0]) : 0;
-    for (int64_t i = 0; i < n; i++) nn_store(ctx->out[0], i, op__random_uniform(&r) < nn_load(ctx->in[0], i));
+    for (int64_t i = 0; i < n; i++)
+        nn_store(ctx->out[0], i, op__random_uniform(&r) < nn_load(ctx->in[0], i));
     return OP_OK;
 }
 ROW(bernoulli, "Bernoulli", 1, bernoulli_infer, bernoulli_run, 15);
 
-/* --- Multinomial: class indices drawn from unnormalised log-probabilities (batch, classes) ------- */
+/* --- Multinomial: class indices drawn from unnormalised log-probabilities (batch, classes) -------
+ */
 
 static enum op_status multinomial_infer(struct op_ctx *ctx) {
-    const int64_t asked = op__attr_int(ctx->node, "dtype", OP_I32), samples = op__attr_int(ctx->node, "sample_size", 1);
+    const int64_t asked = op__attr_int(ctx->node, "dtype", OP_I32),
+                  samples = op__attr_int(ctx->node, "sample_size", 1);
     enum op_status status = op__nn_float(ctx, 0, "input");
     if (status != OP_OK) return status;
-    if (asked != OP_I32 && asked != OP_I64) return op__fail(ctx, OP_BAD_TYPE, "makes i32 or i64, not ONNX's type %lld", (long long)asked);
-    if (ctx->in[0]->rank != 2 || ctx->in[0]->dims[1] < 1) return op__fail(ctx, OP_BAD_SHAPE, "the input must be (batch, classes)");
+    if (asked != OP_I32 && asked != OP_I64)
+        return op__fail(ctx, OP_BAD_TYPE, "makes i32 or i64, not ONNX's type %lld",
+                        (long long)asked);
+    if (ctx->in[0]->rank != 2 || ctx->in[0]->dims[1] < 1)
+        return op__fail(ctx, OP_BAD_SHAPE, "the input must be (batch, classes)");
     if (samples < 0) return op__fail(ctx, OP_BAD_VALUE, "sample_size is %lld", (long long)samples);
     op__set(ctx, 0, (enum op_type)asked, 2, (int64_t[]){ctx->in[0]->dims[0], samples});
     return OP_OK;

@@ -1,16 +1,19 @@
 /* reduce.c: the reductions, one row an operator.
  *
- * Dimensions are first gathered into blocks: neighbours that are all reduced, or all kept, become one. If the innermost
- * block is reduced, each output element is a sum over contiguous rows ("row path"); if it is kept, a tile of
- * neighbouring outputs is summed up row by row ("column path"). Both run the f32 kernels; everything else, and the
- * reference, goes an element at a time with a stride.
+ * Dimensions are first gathered into blocks: neighbours that are all reduced, or all kept, become
+ * one. If the innermost block is reduced, each output element is a sum over contiguous rows ("row
+ * path"); if it is kept, a tile of neighbouring outputs is summed up row by row ("column path").
+ * Both run the f32 kernels; everything else, and the reference, goes an element at a time with a
+ * stride.
  *
- * Which path is taken and in what order things are added depends on which axes are reduced and on their sizes, never
- * on the size of a kept dimension: a kept dimension of size 1 counts as one, so that a batch of one is summed like a
- * batch of many. f32 is summed in f32 over at most CHUNK elements or LINES lines and those sums in f64.
+ * Which path is taken and in what order things are added depends on which axes are reduced and on
+ * their sizes, never on the size of a kept dimension: a kept dimension of size 1 counts as one, so
+ * that a batch of one is summed like a batch of many. f32 is summed in f32 over at most CHUNK
+ * elements or LINES lines and those sums in f64.
  *
- * Over an empty set: sums are 0, a product is 1, Max is the type's lowest value, Min its highest, the mean of floats NaN and
- * of integers 0, logarithms of sums -inf. Integer sums wrap; bool counts as 0 and 1. */
+ * Over an empty set: sums are 0, a product is 1, Max is the type's lowest value, Min its highest,
+ * the mean of floats NaN and of integers 0, logarithms of sums -inf. Integer sums wrap; bool counts
+ * as 0 and 1. */
 #include "ops/op/elementwise.h"
 
 #include <math.h>
@@ -21,15 +24,20 @@ OP_VECTOR_FILE
 #define CHUNK 4096
 #define LINES 32
 #define TASK_ELEMENTS 32768
-#define SHORT_ROW 40 /* up to here a kernel costs more than the loop (measured: 125 ns a call, 1 to 3 ns an element) */
+#define SHORT_ROW                                                                                  \
+    40 /* up to here a kernel costs more than the loop (measured: 125 ns a call, 1 to 3 ns an      \
+          element) */
 
 enum reduction { SUM, MEAN, L1, SUM_SQUARE, L2, LOG_SUM, PROD, MAX, MIN, LOG_SUM_EXP };
 /* What is accumulated: a reduction without what is done to the total. */
 enum step { ADD, ADD_ABS, ADD_SQUARE, MULTIPLY, LARGEST, SMALLEST, ADD_EXP };
 
 static const enum step step_of[] = {
-    [SUM] = ADD, [MEAN] = ADD, [L1] = ADD_ABS, [SUM_SQUARE] = ADD_SQUARE, [L2] = ADD_SQUARE, [LOG_SUM] = ADD,
-    [PROD] = MULTIPLY, [MAX] = LARGEST, [MIN] = SMALLEST, [LOG_SUM_EXP] = ADD_EXP,
+    [SUM] = ADD,       [MEAN] = ADD,
+    [L1] = ADD_ABS,    [SUM_SQUARE] = ADD_SQUARE,
+    [L2] = ADD_SQUARE, [LOG_SUM] = ADD,
+    [PROD] = MULTIPLY, [MAX] = LARGEST,
+    [MIN] = SMALLEST,  [LOG_SUM_EXP] = ADD_EXP,
 };
 
 struct op_reduce {
@@ -45,11 +53,12 @@ struct dim_block {
 struct reduce_plan {
     int n_kept, n_reduced;
     struct dim_block kept[OP_RANK_MAX + 1], reduced[OP_RANK_MAX + 1]; /* outermost first */
-    int64_t n_out, n_summed;                                          /* outputs; elements summed into each */
-    bool rows;                                                        /* the innermost block is reduced */
+    int64_t n_out, n_summed; /* outputs; elements summed into each */
+    bool rows;               /* the innermost block is reduced */
 };
 
-/* --- axes and blocks --------------------------------------------------------------------------- */
+/* --- axes and blocks ---------------------------------------------------------------------------
+ */
 
 /* The axes as bits; 0 where nothing is reduced. */
 static enum op_status axes_of(const struct op_ctx *ctx, unsigned *mask) {
@@ -58,7 +67,8 @@ static enum op_status axes_of(const struct op_ctx *ctx, unsigned *mask) {
     const int64_t n = axes ? op_tensor_count(axes) : 0;
     *mask = 0;
     if (axes && (axes->dtype != OP_I64 || axes->rank > 1))
-        return op__fail(ctx, OP_BAD_TYPE, "axes are %s of rank %d, must be a vector of i64", op_type_name(axes->dtype), axes->rank);
+        return op__fail(ctx, OP_BAD_TYPE, "axes are %s of rank %d, must be a vector of i64",
+                        op_type_name(axes->dtype), axes->rank);
     if (n == 0) {
         if (!op__attr_int(ctx->node, "noop_with_empty_axes", 0)) *mask = (1u << rank) - 1;
         return OP_OK;
@@ -67,7 +77,9 @@ static enum op_status axes_of(const struct op_ctx *ctx, unsigned *mask) {
     for (int64_t i = 0; i < n; i++) {
         int64_t value = ((const int64_t *)axes->data)[i];
         int axis = op__axis(value, rank);
-        if (axis < 0) return op__fail(ctx, OP_BAD_VALUE, "axis %lld of an input of rank %d", (long long)value, rank);
+        if (axis < 0)
+            return op__fail(ctx, OP_BAD_VALUE, "axis %lld of an input of rank %d", (long long)value,
+                            rank);
         *mask |= 1u << axis;
     }
     return OP_OK;
@@ -114,7 +126,8 @@ static int64_t offset_of(const struct dim_block *list, int n, int64_t index) {
     return n ? offset + index * list[0].stride : 0;
 }
 
-/* --- an element at a time ---------------------------------------------------------------------- */
+/* --- an element at a time ----------------------------------------------------------------------
+ */
 
 struct reduce_job {
     const struct reduce_plan *plan;
@@ -138,18 +151,33 @@ struct reduce_job {
 
 /* acc gathers n elements of T, `stride` apart. */
 #define GATHER(suffix, T, ACC, LOAD, PLUS, TIMES, ABSOLUTE, EXPONENTIAL)                           \
-    static ACC gather_##suffix(enum step step, const T *x, int64_t n, int64_t stride, ACC acc, ACC top) {                                          \
+    static ACC gather_##suffix(enum step step, const T *x, int64_t n, int64_t stride, ACC acc,     \
+                               ACC top) {                                                          \
         (void)top;                                                                                 \
         for (int64_t i = 0; i < n; i++) {                                                          \
             const ACC v = (ACC)LOAD(x[i * stride]);                                                \
             switch (step) {                                                                        \
-            case ADD: acc = (ACC)PLUS(acc, v); break;                                              \
-            case ADD_ABS: acc = (ACC)PLUS(acc, ABSOLUTE(v)); break;                                \
-            case ADD_SQUARE: acc = (ACC)PLUS(acc, TIMES(v, v)); break;                             \
-            case MULTIPLY: acc = (ACC)TIMES(acc, v); break;                                        \
-            case LARGEST: acc = v > acc || v != v ? v : acc; break;                                \
-            case SMALLEST: acc = v < acc || v != v ? v : acc; break;                               \
-            case ADD_EXP: acc = (ACC)PLUS(acc, EXPONENTIAL); break;                                \
+            case ADD:                                                                              \
+                acc = (ACC)PLUS(acc, v);                                                           \
+                break;                                                                             \
+            case ADD_ABS:                                                                          \
+                acc = (ACC)PLUS(acc, ABSOLUTE(v));                                                 \
+                break;                                                                             \
+            case ADD_SQUARE:                                                                       \
+                acc = (ACC)PLUS(acc, TIMES(v, v));                                                 \
+                break;                                                                             \
+            case MULTIPLY:                                                                         \
+                acc = (ACC)TIMES(acc, v);                                                          \
+                break;                                                                             \
+            case LARGEST:                                                                          \
+                acc = v > acc || v != v ? v : acc;                                                 \
+                break;                                                                             \
+            case SMALLEST:                                                                         \
+                acc = v < acc || v != v ? v : acc;                                                 \
+                break;                                                                             \
+            case ADD_EXP:                                                                          \
+                acc = (ACC)PLUS(acc, EXPONENTIAL);                                                 \
+                break;                                                                             \
             }                                                                                      \
         }                                                                                          \
         return acc;                                                                                \
@@ -195,9 +223,13 @@ GATHER(bool, uint8_t, uint64_t, TRUTH, I_ADD, I_MUL, U_ABS, 0)
     static ACC over_##suffix(const struct reduce_plan *p, enum step step, const T *x, ACC top) {   \
         const struct dim_block inner = p->reduced[p->n_reduced - 1];                               \
         const int64_t outer = inner.size ? p->n_summed / inner.size : 0;                           \
-        ACC acc = step == MULTIPLY ? 1 : step == LARGEST ? (ACC)(LOWEST) : step == SMALLEST ? (ACC)(HIGHEST) : 0;                                  \
+        ACC acc = step == MULTIPLY   ? 1                                                           \
+                  : step == LARGEST  ? (ACC)(LOWEST)                                               \
+                  : step == SMALLEST ? (ACC)(HIGHEST)                                              \
+                                     : 0;                                                          \
         for (int64_t i = 0; i < outer; i++)                                                        \
-            acc = gather_##suffix(step, x + offset_of(p->reduced, p->n_reduced - 1, i), inner.size, inner.stride, acc, top);                       \
+            acc = gather_##suffix(step, x + offset_of(p->reduced, p->n_reduced - 1, i),            \
+                                  inner.size, inner.stride, acc, top);                             \
         return acc;                                                                                \
     }                                                                                              \
     static ACC total_##suffix(const struct reduce_job *job, int64_t index) {                       \
@@ -213,11 +245,16 @@ INT_TYPES(TOTAL)
 /* What becomes of a total; top is the largest element, of LOG_SUM_EXP only. */
 static double finish_float(enum reduction kind, double total, double top, int64_t n) {
     switch (kind) {
-    case MEAN: return total / (double)n;
-    case L2: return sqrt(total);
-    case LOG_SUM: return log(total);
-    case LOG_SUM_EXP: return isinf(top) ? top : top + log(total);
-    default: return total;
+    case MEAN:
+        return total / (double)n;
+    case L2:
+        return sqrt(total);
+    case LOG_SUM:
+        return log(total);
+    case LOG_SUM_EXP:
+        return isinf(top) ? top : top + log(total);
+    default:
+        return total;
     }
 }
 
@@ -238,12 +275,15 @@ static void one_float(const struct reduce_job *job, int64_t index) {
 #define X(suffix, TYPE, T, ACC, LOWEST, HIGHEST)                                                   \
     case OP_##TYPE:                                                                                \
         total = total_##suffix(job, index);                                                        \
-        if (job->kind == LOG_SUM_EXP) top = over_##suffix(p, LARGEST, (const T *)job->src + offset_of(p->kept, p->n_kept, index), 0);              \
+        if (job->kind == LOG_SUM_EXP)                                                              \
+            top = over_##suffix(p, LARGEST,                                                        \
+                                (const T *)job->src + offset_of(p->kept, p->n_kept, index), 0);    \
         break;
         FLOAT_TYPES(X)
         WIDE_TYPES(X)
 #undef X
-    default: return;
+    default:
+        return;
     }
     total = finish_float(job->kind, total, top, p->n_summed);
     if (op__is_float(job->type)) {
@@ -252,9 +292,14 @@ static void one_float(const struct reduce_job *job, int64_t index) {
     }
     int64_t cut = total >= 0x1p63 ? INT64_MAX : total >= -0x1p63 ? (int64_t)total : INT64_MIN;
     switch (job->type) {
-    case OP_I32: ((int32_t *)job->dst)[index] = (int32_t)cut; break;
-    case OP_U32: ((uint32_t *)job->dst)[index] = (uint32_t)cut; break;
-    default: ((int64_t *)job->dst)[index] = cut;
+    case OP_I32:
+        ((int32_t *)job->dst)[index] = (int32_t)cut;
+        break;
+    case OP_U32:
+        ((uint32_t *)job->dst)[index] = (uint32_t)cut;
+        break;
+    default:
+        ((int64_t *)job->dst)[index] = cut;
     }
 }
 
@@ -269,21 +314,25 @@ static void one_int(const struct reduce_job *job, int64_t index) {
     }
         INT_TYPES(X)
 #undef X
-    default: break;
+    default:
+        break;
     }
 }
 
 static void plain_task(void *arg, int64_t task) {
     const struct reduce_job *job = arg;
     const int64_t first = task * job->per_task, left = job->plan->n_out - first;
-    const bool by_float = op__is_float(job->type) || job->kind == L2 || job->kind == LOG_SUM || job->kind == LOG_SUM_EXP;
+    const bool by_float = op__is_float(job->type) || job->kind == L2 || job->kind == LOG_SUM ||
+                          job->kind == LOG_SUM_EXP;
     for (int64_t i = first; i < first + (left < job->per_task ? left : job->per_task); i++)
         by_float ? one_float(job, i) : one_int(job, i);
 }
 
-/* --- f32, the innermost block reduced ---------------------------------------------------------- */
+/* --- f32, the innermost block reduced ----------------------------------------------------------
+ */
 
-static float add_mapped(const struct k_vmath *math, k_unary_fn *map, const float *x, int64_t n, float shift) {
+static float add_mapped(const struct k_vmath *math, k_unary_fn *map, const float *x, int64_t n,
+                        float shift) {
     float y[OP_BLOCK], sum = 0;
     for (int64_t i = 0; i < n; i += OP_BLOCK) {
         int64_t m = n - i < OP_BLOCK ? n - i : OP_BLOCK;
@@ -298,16 +347,25 @@ static float add_mapped(const struct k_vmath *math, k_unary_fn *map, const float
     return sum;
 }
 
-static double row_total(const struct k_vmath *math, enum step step, const float *x, int64_t n, double acc, float top) {
+static double row_total(const struct k_vmath *math, enum step step, const float *x, int64_t n,
+                        double acc, float top) {
     if (n <= SHORT_ROW && step != ADD_EXP) return gather_f32(step, x, n, 1, acc, 0);
     for (int64_t i = 0; i < n; i += CHUNK) {
         int64_t m = n - i < CHUNK ? n - i : CHUNK;
         float v;
         switch (step) {
-        case ADD: acc += math->sum(m, x + i); break;
-        case ADD_ABS: acc += add_mapped(math, math->unary[K_ABS], x + i, m, 0); break;
-        case ADD_SQUARE: acc += math->sum_square(m, x + i, 0); break;
-        case ADD_EXP: acc += add_mapped(math, math->unary[K_EXP], x + i, m, top); break;
+        case ADD:
+            acc += math->sum(m, x + i);
+            break;
+        case ADD_ABS:
+            acc += add_mapped(math, math->unary[K_ABS], x + i, m, 0);
+            break;
+        case ADD_SQUARE:
+            acc += math->sum_square(m, x + i, 0);
+            break;
+        case ADD_EXP:
+            acc += add_mapped(math, math->unary[K_EXP], x + i, m, top);
+            break;
         case LARGEST:
             v = math->max(m, x + i);
             acc = v > acc || v != v ? v : acc;
@@ -316,7 +374,9 @@ static double row_total(const struct k_vmath *math, enum step step, const float 
             v = math->min(m, x + i);
             acc = v < acc || v != v ? v : acc;
             break;
-        case MULTIPLY: acc = gather_f32(MULTIPLY, x + i, m, 1, acc, 0); break;
+        case MULTIPLY:
+            acc = gather_f32(MULTIPLY, x + i, m, 1, acc, 0);
+            break;
         }
     }
     return acc;
@@ -325,8 +385,13 @@ static double row_total(const struct k_vmath *math, enum step step, const float 
 static double rows_total(const struct reduce_job *job, enum step step, const float *x, float top) {
     const struct reduce_plan *p = job->plan;
     const int64_t n = p->reduced[p->n_reduced - 1].size, outer = n ? p->n_summed / n : 0;
-    double acc = step == MULTIPLY ? 1 : step == LARGEST ? -INFINITY : step == SMALLEST ? INFINITY : 0;
-    for (int64_t i = 0; i < outer; i++) acc = row_total(job->math, step, x + offset_of(p->reduced, p->n_reduced - 1, i), n, acc, top);
+    double acc = step == MULTIPLY   ? 1
+                 : step == LARGEST  ? -INFINITY
+                 : step == SMALLEST ? INFINITY
+                                    : 0;
+    for (int64_t i = 0; i < outer; i++)
+        acc =
+            row_total(job->math, step, x + offset_of(p->reduced, p->n_reduced - 1, i), n, acc, top);
     return acc;
 }
 
@@ -343,17 +408,29 @@ static void rows_task(void *arg, int64_t task) {
     }
 }
 
-/* --- f32, the innermost block kept ------------------------------------------------------------- */
+/* --- f32, the innermost block kept -------------------------------------------------------------
+ */
 
 /* part[j] gathers x[j], j < n */
-static void add_line(const struct k_vmath *math, enum step step, int64_t n, const float *x, float *part, const float *top) {
+static void add_line(const struct k_vmath *math, enum step step, int64_t n, const float *x,
+                     float *part, const float *top) {
     float y[OP_BLOCK];
     switch (step) {
-    case ADD: math->binary[K_ADD](n, part, false, x, false, part); break;
-    case ADD_SQUARE: math->fma(n, x, x, part); break;
-    case LARGEST: math->binary[K_MAX](n, part, false, x, false, part); break;
-    case SMALLEST: math->binary[K_MIN](n, part, false, x, false, part); break;
-    case MULTIPLY: math->binary[K_MUL](n, part, false, x, false, part); break;
+    case ADD:
+        math->binary[K_ADD](n, part, false, x, false, part);
+        break;
+    case ADD_SQUARE:
+        math->fma(n, x, x, part);
+        break;
+    case LARGEST:
+        math->binary[K_MAX](n, part, false, x, false, part);
+        break;
+    case SMALLEST:
+        math->binary[K_MIN](n, part, false, x, false, part);
+        break;
+    case MULTIPLY:
+        math->binary[K_MUL](n, part, false, x, false, part);
+        break;
     case ADD_ABS:
         math->unary[K_ABS](n, x, y, 0, 0);
         math->binary[K_ADD](n, part, false, y, false, part);
@@ -367,9 +444,13 @@ static void add_line(const struct k_vmath *math, enum step step, int64_t n, cons
 }
 
 /* total[j] for n <= OP_BLOCK neighbouring outputs whose first input is x */
-static void columns_total(const struct reduce_job *job, enum step step, const float *x, int64_t n, double *total, const float *top) {
+static void columns_total(const struct reduce_job *job, enum step step, const float *x, int64_t n,
+                          double *total, const float *top) {
     const struct reduce_plan *p = job->plan;
-    const double start = step == MULTIPLY ? 1 : step == LARGEST ? -INFINITY : step == SMALLEST ? INFINITY : 0;
+    const double start = step == MULTIPLY   ? 1
+                         : step == LARGEST  ? -INFINITY
+                         : step == SMALLEST ? INFINITY
+                                            : 0;
     for (int64_t j = 0; j < n; j++) total[j] = start;
     for (int64_t i = 0; i < p->n_summed; i += LINES) {
         float part[OP_BLOCK];
@@ -378,10 +459,17 @@ static void columns_total(const struct reduce_job *job, enum step step, const fl
             add_line(job->math, step, n, x + offset_of(p->reduced, p->n_reduced, k), part, top);
         for (int64_t j = 0; j < n; j++) {
             switch (step) {
-            case LARGEST: total[j] = part[j] > total[j] || part[j] != part[j] ? part[j] : total[j]; break;
-            case SMALLEST: total[j] = part[j] < total[j] || part[j] != part[j] ? part[j] : total[j]; break;
-            case MULTIPLY: total[j] *= part[j]; break;
-            default: total[j] += part[j];
+            case LARGEST:
+                total[j] = part[j] > total[j] || part[j] != part[j] ? part[j] : total[j];
+                break;
+            case SMALLEST:
+                total[j] = part[j] < total[j] || part[j] != part[j] ? part[j] : total[j];
+                break;
+            case MULTIPLY:
+                total[j] *= part[j];
+                break;
+            default:
+                total[j] += part[j];
             }
         }
     }
@@ -393,9 +481,12 @@ static void columns_task(void *arg, int64_t task) {
     const enum step step = step_of[job->kind];
     const int64_t width = p->kept[p->n_kept - 1].size, tiles = (width + OP_BLOCK - 1) / OP_BLOCK;
     const int64_t outer = p->n_out / width;
-    for (int64_t t = task * job->per_task; t < (task + 1) * job->per_task && t < tiles * outer; t++) {
-        const int64_t column = t % tiles * OP_BLOCK, n = width - column < OP_BLOCK ? width - column : OP_BLOCK;
-        const float *x = (const float *)job->src + offset_of(p->kept, p->n_kept - 1, t / tiles) + column;
+    for (int64_t t = task * job->per_task; t < (task + 1) * job->per_task && t < tiles * outer;
+         t++) {
+        const int64_t column = t % tiles * OP_BLOCK,
+                      n = width - column < OP_BLOCK ? width - column : OP_BLOCK;
+        const float *x =
+            (const float *)job->src + offset_of(p->kept, p->n_kept - 1, t / tiles) + column;
         float *y = (float *)job->dst + t / tiles * width + column, top[OP_BLOCK];
         double total[OP_BLOCK], largest[OP_BLOCK];
         for (int64_t j = 0; j < n; j++) largest[j] = 0;
@@ -404,18 +495,24 @@ static void columns_task(void *arg, int64_t task) {
             for (int64_t j = 0; j < n; j++) top[j] = isinf(largest[j]) ? 0 : (float)largest[j];
         }
         columns_total(job, step, x, n, total, top);
-        for (int64_t j = 0; j < n; j++) y[j] = (float)finish_float(job->kind, total[j], largest[j], p->n_summed);
+        for (int64_t j = 0; j < n; j++)
+            y[j] = (float)finish_float(job->kind, total[j], largest[j], p->n_summed);
     }
 }
 
-/* --- the operators ----------------------------------------------------------------------------- */
+/* --- the operators -----------------------------------------------------------------------------
+ */
 
-static enum op_status reduce_upgrade(struct op_graph *g, struct op_node *n, int opset, struct op_error *err) {
-    return opset < ((const struct op_reduce *)n->desc)->axes_since ? op__attr_to_input(g, n, "axes", 1, err) : OP_OK;
+static enum op_status reduce_upgrade(struct op_graph *g, struct op_node *n, int opset,
+                                     struct op_error *err) {
+    return opset < ((const struct op_reduce *)n->desc)->axes_since
+               ? op__attr_to_input(g, n, "axes", 1, err)
+               : OP_OK;
 }
 
 static bool reducible(enum reduction kind, enum op_type type) {
-    if (op__is_float(type) || type == OP_I32 || type == OP_I64 || type == OP_U32 || type == OP_U64) return true;
+    if (op__is_float(type) || type == OP_I32 || type == OP_I64 || type == OP_U32 || type == OP_U64)
+        return true;
     return (kind == MAX || kind == MIN) && (type == OP_I8 || type == OP_U8 || type == OP_BOOL);
 }
 
@@ -425,8 +522,10 @@ static enum op_status reduce_infer(struct op_ctx *ctx) {
     int64_t dims[OP_RANK_MAX];
     unsigned mask;
     int rank = 0;
-    if (!x || x->kind != OP_KIND_TENSOR || !reducible(((const struct op_reduce *)ctx->node->desc)->kind, x->dtype))
-        return op__fail(ctx, OP_BAD_TYPE, "takes no input of elements %s", x ? op_type_name(x->dtype) : "(absent)");
+    if (!x || x->kind != OP_KIND_TENSOR ||
+        !reducible(((const struct op_reduce *)ctx->node->desc)->kind, x->dtype))
+        return op__fail(ctx, OP_BAD_TYPE, "takes no input of elements %s",
+                        x ? op_type_name(x->dtype) : "(absent)");
     enum op_status status = axes_of(ctx, &mask);
     if (status != OP_OK) return status;
     for (int i = 0; i < x->rank; i++) {
@@ -439,8 +538,10 @@ static enum op_status reduce_infer(struct op_ctx *ctx) {
     return OP_OK;
 }
 
-static void run_tasks(const struct op_ctx *ctx, struct reduce_job *job, int64_t n, int64_t elements_each, void (*fn)(void *, int64_t)) {
-    job->per_task = elements_each < TASK_ELEMENTS ? TASK_ELEMENTS / (elements_each ? elements_each : 1) : 1;
+static void run_tasks(const struct op_ctx *ctx, struct reduce_job *job, int64_t n,
+                      int64_t elements_each, void (*fn)(void *, int64_t)) {
+    job->per_task =
+        elements_each < TASK_ELEMENTS ? TASK_ELEMENTS / (elements_each ? elements_each : 1) : 1;
     const int64_t n_tasks = (n + job->per_task - 1) / job->per_task;
     if (n_tasks == 1 || op__n_threads(ctx) == 1)
         for (int64_t i = 0; i < n_tasks; i++) fn(job, i);
@@ -462,14 +563,19 @@ static enum op_status reduce(struct op_ctx *ctx, const struct k_vmath *math) {
     }
     plan_of(&plan, x, mask);
     if (plan.n_out == 0) return OP_OK;
-    struct reduce_job job = {&plan, ((const struct op_reduce *)ctx->node->desc)->kind, x->dtype, math, x->data, ctx->out[0]->data, 1};
+    struct reduce_job job = {&plan,    ((const struct op_reduce *)ctx->node->desc)->kind,
+                             x->dtype, math,
+                             x->data,  ctx->out[0]->data,
+                             1};
     if (!math || x->dtype != OP_F32 || plan.n_summed == 0) {
         run_tasks(ctx, &job, plan.n_out, plan.n_summed, plain_task);
     } else if (plan.rows) {
         run_tasks(ctx, &job, plan.n_out, plan.n_summed, rows_task);
     } else {
-        const int64_t width = plan.kept[plan.n_kept - 1].size, tile = width < OP_BLOCK ? width : OP_BLOCK;
-        run_tasks(ctx, &job, (width + OP_BLOCK - 1) / OP_BLOCK * (plan.n_out / width), plan.n_summed * tile, columns_task);
+        const int64_t width = plan.kept[plan.n_kept - 1].size,
+                      tile = width < OP_BLOCK ? width : OP_BLOCK;
+        run_tasks(ctx, &job, (width + OP_BLOCK - 1) / OP_BLOCK * (plan.n_out / width),
+                  plan.n_summed * tile, columns_task);
     }
     return OP_OK;
 }
@@ -483,11 +589,19 @@ static enum op_status reduce_ref(struct op_ctx *ctx) {
 }
 
 #define ROW(id, NAME, KIND, AXES_SINCE)                                                            \
-    static const struct op_reduce id##_row = {                                                     \
-        .desc = {.name = NAME, .domain = "", .since = 1, .in_min = 1, .in_max = 2, .out_min = 1, .out_max = 1, .upgrade = reduce_upgrade,          \
-                 .infer = reduce_infer, .run = reduce_run, .ref = reduce_ref},                     \
-        .kind = KIND,                                                                              \
-        .axes_since = AXES_SINCE};                                                                 \
+    static const struct op_reduce id##_row = {.desc = {.name = NAME,                               \
+                                                       .domain = "",                               \
+                                                       .since = 1,                                 \
+                                                       .in_min = 1,                                \
+                                                       .in_max = 2,                                \
+                                                       .out_min = 1,                               \
+                                                       .out_max = 1,                               \
+                                                       .upgrade = reduce_upgrade,                  \
+                                                       .infer = reduce_infer,                      \
+                                                       .run = reduce_run,                          \
+                                                       .ref = reduce_ref},                         \
+                                              .kind = KIND,                                        \
+                                              .axes_since = AXES_SINCE};                           \
     OP_REGISTER_ROW(id##_row)
 
 ROW(reduce_sum, "ReduceSum", SUM, 13);

@@ -5,29 +5,40 @@
 
 static const int64_t unknown_vector[1] = {-1};
 
-/* --- NonZero: (rank, n), the indices of the elements that are not zero, in row-major order ------- */
+/* --- NonZero: (rank, n), the indices of the elements that are not zero, in row-major order -------
+ */
 
 static enum op_status nonzero_infer(struct op_ctx *ctx) {
     const struct op_tensor *x = ctx->in[0];
-    if (!x || x->kind != OP_KIND_TENSOR || !(op__is_float(x->dtype) || op__is_int(x->dtype) || x->dtype == OP_BOOL))
-        return op__fail(ctx, OP_BAD_TYPE, "takes numbers and bool, not %s", x ? op_type_name(x->dtype) : "(absent)");
+    if (!x || x->kind != OP_KIND_TENSOR ||
+        !(op__is_float(x->dtype) || op__is_int(x->dtype) || x->dtype == OP_BOOL))
+        return op__fail(ctx, OP_BAD_TYPE, "takes numbers and bool, not %s",
+                        x ? op_type_name(x->dtype) : "(absent)");
     op__set(ctx, 0, OP_I64, 2, (int64_t[]){x->rank, -1});
     return OP_OK;
 }
 
 static bool is_zero(const struct op_tensor *x, int64_t i) {
     switch (x->dtype) {
-    case OP_F32: return ((const float *)x->data)[i] == 0;
-    case OP_F64: return ((const double *)x->data)[i] == 0;
+    case OP_F32:
+        return ((const float *)x->data)[i] == 0;
+    case OP_F64:
+        return ((const double *)x->data)[i] == 0;
     case OP_F16:
-    case OP_BF16: return !(((const uint16_t *)x->data)[i] & 0x7fff);
-    default: break;
+    case OP_BF16:
+        return !(((const uint16_t *)x->data)[i] & 0x7fff);
+    default:
+        break;
     }
     switch (op_type_size(x->dtype)) {
-    case 1: return !((const uint8_t *)x->data)[i];
-    case 2: return !((const uint16_t *)x->data)[i];
-    case 4: return !((const uint32_t *)x->data)[i];
-    default: return !((const uint64_t *)x->data)[i];
+    case 1:
+        return !((const uint8_t *)x->data)[i];
+    case 2:
+        return !((const uint16_t *)x->data)[i];
+    case 4:
+        return !((const uint32_t *)x->data)[i];
+    default:
+        return !((const uint64_t *)x->data)[i];
     }
 }
 
@@ -51,11 +62,20 @@ static enum op_status nonzero_run(struct op_ctx *ctx) {
     return OP_OK;
 }
 
-static const struct op_desc nonzero = {.name = "NonZero", .domain = "", .since = 9, .in_min = 1, .in_max = 1, .out_min = 1, .out_max = 1,
-                                       .flags = OP_F_DYNAMIC, .infer = nonzero_infer, .run = nonzero_run};
+static const struct op_desc nonzero = {.name = "NonZero",
+                                       .domain = "",
+                                       .since = 9,
+                                       .in_min = 1,
+                                       .in_max = 1,
+                                       .out_min = 1,
+                                       .out_max = 1,
+                                       .flags = OP_F_DYNAMIC,
+                                       .infer = nonzero_infer,
+                                       .run = nonzero_run};
 OP_REGISTER(nonzero);
 
-/* --- Compress: the slices along an axis, or the elements, whose condition is true ----------------- */
+/* --- Compress: the slices along an axis, or the elements, whose condition is true
+ * ----------------- */
 
 static enum op_status compress_infer(struct op_ctx *ctx) {
     const struct op_tensor *x = ctx->in[0], *c = ctx->in[1];
@@ -68,7 +88,9 @@ static enum op_status compress_infer(struct op_ctx *ctx) {
     const int64_t value = op__attr_int(ctx->node, "axis", 0);
     const int axis = op__axis(value, x->rank);
     int64_t dims[OP_RANK_MAX];
-    if (axis < 0) return op__fail(ctx, OP_BAD_VALUE, "axis %lld of an input of rank %d", (long long)value, x->rank);
+    if (axis < 0)
+        return op__fail(ctx, OP_BAD_VALUE, "axis %lld of an input of rank %d", (long long)value,
+                        x->rank);
     memcpy(dims, x->dims, sizeof dims);
     dims[axis] = -1;
     op__set(ctx, 0, x->dtype, x->rank, dims);
@@ -81,8 +103,10 @@ static enum op_status compress_run(struct op_ctx *ctx) {
     int64_t dims[OP_RANK_MAX], outer = 1, n = 1, inner = 1, kept = 0;
     int rank = x->rank;
     memcpy(dims, x->dims, sizeof dims);
-    const int axis = op__attr(ctx->node, "axis") ? op__axis(op__attr_int(ctx->node, "axis", 0), rank) : -1;
-    for (int i = 0; i < rank; i++) *(axis < 0 || i == axis ? &n : i < axis ? &outer : &inner) *= x->dims[i];
+    const int axis =
+        op__attr(ctx->node, "axis") ? op__axis(op__attr_int(ctx->node, "axis", 0), rank) : -1;
+    for (int i = 0; i < rank; i++)
+        *(axis < 0 || i == axis ? &n : i < axis ? &outer : &inner) *= x->dims[i];
     const int64_t limit = c->dims[0] < n ? c->dims[0] : n;
     for (int64_t i = 0; i < limit; i++) kept += keep[i] != 0;
     if (axis < 0) rank = 1;
@@ -101,6 +125,14 @@ static enum op_status compress_run(struct op_ctx *ctx) {
     return OP_OK;
 }
 
-static const struct op_desc compress = {.name = "Compress", .domain = "", .since = 9, .in_min = 2, .in_max = 2, .out_min = 1, .out_max = 1,
-                                        .flags = OP_F_DYNAMIC, .infer = compress_infer, .run = compress_run};
+static const struct op_desc compress = {.name = "Compress",
+                                        .domain = "",
+                                        .since = 9,
+                                        .in_min = 2,
+                                        .in_max = 2,
+                                        .out_min = 1,
+                                        .out_max = 1,
+                                        .flags = OP_F_DYNAMIC,
+                                        .infer = compress_infer,
+                                        .run = compress_run};
 OP_REGISTER(compress);

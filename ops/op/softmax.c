@@ -1,11 +1,12 @@
 /* softmax.c: Softmax, LogSoftmax and Hardmax along one axis.
  *
- * Up to opset 12 the input was coerced to a matrix at `axis` and each row of it normalised: the upgrade leaves the mark
- * "coerced" in the node, and the axes from `axis` on count as one. If the normalised axis is the last one its rows are
- * contiguous and each goes through a kernel of kern.h; else a tile of neighbouring columns is done line by line. Short rows
- * (the two classes of a detector's thousand boxes) are turned into columns first: TILE of them at a time fill the vectors
- * that one of them would not. f64 and the reference go an element at a time. Which way is taken depends on the axis and its
- * length only, so that a row has the same bits in any batch. */
+ * Up to opset 12 the input was coerced to a matrix at `axis` and each row of it normalised: the
+ * upgrade leaves the mark "coerced" in the node, and the axes from `axis` on count as one. If the
+ * normalised axis is the last one its rows are contiguous and each goes through a kernel of kern.h;
+ * else a tile of neighbouring columns is done line by line. Short rows (the two classes of a
+ * detector's thousand boxes) are turned into columns first: TILE of them at a time fill the vectors
+ * that one of them would not. f64 and the reference go an element at a time. Which way is taken
+ * depends on the axis and its length only, so that a row has the same bits in any batch. */
 #include "ops/op/elementwise.h"
 
 #include <math.h>
@@ -35,7 +36,8 @@ struct softmax_job {
     float *rows; /* of halves: a row, widened, for each task */
 };
 
-static enum op_status softmax_upgrade(struct op_graph *g, struct op_node *n, int opset, struct op_error *err) {
+static enum op_status softmax_upgrade(struct op_graph *g, struct op_node *n, int opset,
+                                      struct op_error *err) {
     (void)err;
     if (opset >= 13) {
         op__attr_remove(n, "coerced");
@@ -49,11 +51,15 @@ static enum op_status softmax_infer(struct op_ctx *ctx) {
     const struct op_tensor *x = ctx->in[0];
     const int64_t axis = op__attr_int(ctx->node, "axis", -1);
     if (!x || x->kind != OP_KIND_TENSOR || !op__is_float(x->dtype))
-        return op__fail(ctx, OP_BAD_TYPE, "takes floats, not %s", x ? op_type_name(x->dtype) : "(absent)");
-    /* A scalar is a row of one; a coerced axis may be the rank itself: then every row has one element. */
+        return op__fail(ctx, OP_BAD_TYPE, "takes floats, not %s",
+                        x ? op_type_name(x->dtype) : "(absent)");
+    /* A scalar is a row of one; a coerced axis may be the rank itself: then every row has one
+     * element. */
     const int limit = x->rank ? x->rank : 1;
     const bool at_end = op__attr_int(ctx->node, "coerced", 0) && axis == x->rank;
-    if (op__axis(axis, limit) < 0 && !at_end) return op__fail(ctx, OP_BAD_VALUE, "axis %lld of an input of rank %d", (long long)axis, x->rank);
+    if (op__axis(axis, limit) < 0 && !at_end)
+        return op__fail(ctx, OP_BAD_VALUE, "axis %lld of an input of rank %d", (long long)axis,
+                        x->rank);
     op__set_like(ctx, 0, 0);
     return OP_OK;
 }
@@ -64,11 +70,13 @@ static void shape_of(const struct op_ctx *ctx, struct softmax_job *job) {
     int64_t axis = op__attr_int(ctx->node, "axis", -1);
     if (axis < 0) axis += x->rank ? x->rank : 1;
     job->outer = job->n = job->inner = 1;
-    for (int i = 0; i < x->rank; i++) *(i < axis ? &job->outer : i == axis || coerced ? &job->n : &job->inner) *= x->dims[i];
+    for (int i = 0; i < x->rank; i++)
+        *(i < axis ? &job->outer : i == axis || coerced ? &job->n : &job->inner) *= x->dims[i];
     job->last = coerced || axis >= x->rank - 1;
 }
 
-/* --- an element at a time ---------------------------------------------------------------------- */
+/* --- an element at a time ----------------------------------------------------------------------
+ */
 
 /* One line of n elements, `step` apart. */
 #define LINE(suffix, T)                                                                            \
@@ -86,13 +94,16 @@ static void shape_of(const struct op_ctx *ctx, struct softmax_job *job) {
         const double log_sum = log(sum);                                                           \
         for (int64_t i = 0; i < n; i++) {                                                          \
             const double d = (double)x[i * step] - (double)top;                                    \
-            y[i * step] = (T)(form == HARDMAX ? i == at : form == SOFTMAX ? exp(d) / sum : d - log_sum);                                           \
+            y[i * step] = (T)(form == HARDMAX   ? i == at                                          \
+                              : form == SOFTMAX ? exp(d) / sum                                     \
+                                                : d - log_sum);                                    \
         }                                                                                          \
     }
 LINE(f32, float)
 LINE(f64, double)
 
-/* --- the fast forms ---------------------------------------------------------------------------- */
+/* --- the fast forms ----------------------------------------------------------------------------
+ */
 
 static void row_f32(const struct softmax_job *job, const float *x, float *y) {
     if (!job->math || job->form == HARDMAX)
@@ -101,8 +112,10 @@ static void row_f32(const struct softmax_job *job, const float *x, float *y) {
         (job->form == SOFTMAX ? job->math->softmax : job->math->log_softmax)(job->n, x, y);
 }
 
-/* m <= TILE neighbouring columns of n lines, `step` apart: y = e^(x - top) / sum, or x - (top + ln sum). */
-static void columns_f32(const struct softmax_job *job, const float *x, float *y, int64_t m, int64_t step) {
+/* m <= TILE neighbouring columns of n lines, `step` apart: y = e^(x - top) / sum, or x - (top + ln
+ * sum). */
+static void columns_f32(const struct softmax_job *job, const float *x, float *y, int64_t m,
+                        int64_t step) {
     const struct k_vmath *k = job->math;
     float top[TILE], sum[TILE], line[TILE];
     for (int64_t j = 0; j < m; j++) top[j] = -INFINITY, sum[j] = 0;
@@ -114,7 +127,8 @@ static void columns_f32(const struct softmax_job *job, const float *x, float *y,
         k->binary[K_ADD](m, sum, false, e, false, sum);
     }
     if (job->form == SOFTMAX) {
-        for (int64_t i = 0; i < job->n; i++) k->binary[K_DIV](m, y + i * step, false, sum, false, y + i * step);
+        for (int64_t i = 0; i < job->n; i++)
+            k->binary[K_DIV](m, y + i * step, false, sum, false, y + i * step);
         return;
     }
     k->unary[K_LOG](m, sum, sum, 0, 0);
@@ -128,10 +142,12 @@ static void slab_f32(const struct softmax_job *job, const float *x, float *y) {
     if (job->last) {
         row_f32(job, x, y);
     } else if (!job->math || job->form == HARDMAX) {
-        for (int64_t j = 0; j < job->inner; j++) line_f32(job->form, x + j, y + j, job->n, job->inner);
+        for (int64_t j = 0; j < job->inner; j++)
+            line_f32(job->form, x + j, y + j, job->n, job->inner);
     } else {
         for (int64_t j = 0; j < job->inner; j += TILE)
-            columns_f32(job, x + j, y + j, job->inner - j < TILE ? job->inner - j : TILE, job->inner);
+            columns_f32(job, x + j, y + j, job->inner - j < TILE ? job->inner - j : TILE,
+                        job->inner);
     }
 }
 
@@ -151,9 +167,11 @@ static void short_rows_f32(const struct softmax_job *job, const float *x, float 
 
 static void softmax_task(void *arg, int64_t task) {
     const struct softmax_job *job = arg;
-    if (job->type == OP_F32 && job->last && job->n <= SHORT_ROW && job->math && job->form != HARDMAX) {
+    if (job->type == OP_F32 && job->last && job->n <= SHORT_ROW && job->math &&
+        job->form != HARDMAX) {
         const int64_t first = task * job->per_task, left = job->outer - first;
-        short_rows_f32(job, (const float *)(const void *)job->src + first * job->n, (float *)(void *)job->dst + first * job->n,
+        short_rows_f32(job, (const float *)(const void *)job->src + first * job->n,
+                       (float *)(void *)job->dst + first * job->n,
                        left < job->per_task ? left : job->per_task);
         return;
     }
@@ -166,7 +184,8 @@ static void softmax_task(void *arg, int64_t task) {
         if (job->type == OP_F32) {
             slab_f32(job, x, y);
         } else if (job->type == OP_F64) {
-            for (int64_t j = 0; j < job->inner; j++) line_f64(job->form, (const double *)x + j, (double *)y + j, job->n, job->inner);
+            for (int64_t j = 0; j < job->inner; j++)
+                line_f64(job->form, (const double *)x + j, (double *)y + j, job->n, job->inner);
         } else {
             op__widen(job->type, wide, x, slab);
             slab_f32(job, wide, wide);
@@ -217,10 +236,20 @@ static enum op_status softmax_ref(struct op_ctx *ctx) {
 }
 
 #define ROW(id, NAME, FORM)                                                                        \
-    static const struct op_softmax id##_row = {                                                    \
-        .desc = {.name = NAME, .domain = "", .since = 1, .in_min = 1, .in_max = 1, .out_min = 1, .out_max = 1, .inplace = 1,                       \
-                 .upgrade = softmax_upgrade, .infer = softmax_infer, .scratch = softmax_scratch, .run = softmax_run, .ref = softmax_ref},          \
-        .form = FORM};                                                                             \
+    static const struct op_softmax id##_row = {.desc = {.name = NAME,                              \
+                                                        .domain = "",                              \
+                                                        .since = 1,                                \
+                                                        .in_min = 1,                               \
+                                                        .in_max = 1,                               \
+                                                        .out_min = 1,                              \
+                                                        .out_max = 1,                              \
+                                                        .inplace = 1,                              \
+                                                        .upgrade = softmax_upgrade,                \
+                                                        .infer = softmax_infer,                    \
+                                                        .scratch = softmax_scratch,                \
+                                                        .run = softmax_run,                        \
+                                                        .ref = softmax_ref},                       \
+                                               .form = FORM};                                      \
     OP_REGISTER_ROW(id##_row)
 
 ROW(softmax, "Softmax", SOFTMAX);

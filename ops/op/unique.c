@@ -1,8 +1,9 @@
-/* unique.c: Unique: the distinct elements, or the distinct slices along an axis, with where each was first seen, which
- * one every element is, and how often each is there.
+/* unique.c: Unique: the distinct elements, or the distinct slices along an axis, with where each
+ * was first seen, which one every element is, and how often each is there.
  *
- * Slices are sorted by (content, position) through an index; equal ones are then neighbours, the first of them the one
- * first seen. Unsorted output orders the groups by that position. NaNs are each their own group. */
+ * Slices are sorted by (content, position) through an index; equal ones are then neighbours, the
+ * first of them the one first seen. Unsorted output orders the groups by that position. NaNs are
+ * each their own group. */
 #include "ops/op/elementwise.h"
 
 #include <stdlib.h>
@@ -34,26 +35,30 @@ static int compare_elements(enum op_type type, const char *data, int64_t i, int6
     switch (type) {
 #define X(TYPE, T, V, LOAD)                                                                        \
     case OP_##TYPE: {                                                                              \
-        const V a = LOAD(((const T *)(const void *)data)[i]), b = LOAD(((const T *)(const void *)data)[j]);                                        \
+        const V a = LOAD(((const T *)(const void *)data)[i]),                                      \
+                b = LOAD(((const T *)(const void *)data)[j]);                                      \
         if (a != a || b != b) return a != a && b != b ? (i > j) - (i < j) : (a != a) - (b != b);   \
         return (a > b) - (a < b);                                                                  \
     }
         TYPES(X)
 #undef X
     case OP_STRING: {
-        const struct op_string *a = (const struct op_string *)(const void *)data + i, *b = (const struct op_string *)(const void *)data + j;
+        const struct op_string *a = (const struct op_string *)(const void *)data + i,
+                               *b = (const struct op_string *)(const void *)data + j;
         const size_t n = a->len < b->len ? a->len : b->len;
         int order = n ? memcmp(a->data, b->data, n) : 0;
         return order ? order : (a->len > b->len) - (a->len < b->len);
     }
-    default: return 0;
+    default:
+        return 0;
     }
 }
 
 static int compare_slices(const struct unique_job *job, int64_t i, int64_t j) {
     for (int64_t o = 0; o < job->outer; o++)
         for (int64_t k = 0; k < job->inner; k++) {
-            int order = compare_elements(job->type, job->data, (o * job->n + i) * job->inner + k, (o * job->n + j) * job->inner + k);
+            int order = compare_elements(job->type, job->data, (o * job->n + i) * job->inner + k,
+                                         (o * job->n + j) * job->inner + k);
             if (order) return order;
         }
     return 0;
@@ -75,11 +80,14 @@ static enum op_status unique_infer(struct op_ctx *ctx) {
     int64_t dims[OP_RANK_MAX] = {-1};
     int rank = 1;
     if (!x || x->kind != OP_KIND_TENSOR || x->dtype == OP_C64 || x->dtype == OP_C128)
-        return op__fail(ctx, OP_BAD_TYPE, "takes no input of elements %s", x ? op_type_name(x->dtype) : "(absent)");
+        return op__fail(ctx, OP_BAD_TYPE, "takes no input of elements %s",
+                        x ? op_type_name(x->dtype) : "(absent)");
     if (op__attr(ctx->node, "axis")) {
         const int64_t value = op__attr_int(ctx->node, "axis", 0);
         const int axis = op__axis(value, x->rank);
-        if (axis < 0) return op__fail(ctx, OP_BAD_VALUE, "axis %lld of an input of rank %d", (long long)value, x->rank);
+        if (axis < 0)
+            return op__fail(ctx, OP_BAD_VALUE, "axis %lld of an input of rank %d", (long long)value,
+                            x->rank);
         memcpy(dims, x->dims, sizeof dims);
         dims[axis] = -1;
         rank = x->rank;
@@ -90,14 +98,17 @@ static enum op_status unique_infer(struct op_ctx *ctx) {
 }
 
 static int axis_of(const struct op_ctx *ctx) {
-    return op__attr(ctx->node, "axis") ? op__axis(op__attr_int(ctx->node, "axis", 0), ctx->in[0]->rank) : -1;
+    return op__attr(ctx->node, "axis")
+               ? op__axis(op__attr_int(ctx->node, "axis", 0), ctx->in[0]->rank)
+               : -1;
 }
 
 static void job_of(const struct op_ctx *ctx, struct unique_job *job) {
     const struct op_tensor *x = ctx->in[0];
     const int axis = axis_of(ctx);
     *job = (struct unique_job){x->dtype, x->data, 1, 1, 1};
-    for (int i = 0; i < x->rank; i++) *(axis < 0 || i == axis ? &job->n : i < axis ? &job->outer : &job->inner) *= x->dims[i];
+    for (int i = 0; i < x->rank; i++)
+        *(axis < 0 || i == axis ? &job->n : i < axis ? &job->outer : &job->inner) *= x->dims[i];
 }
 
 static size_t unique_scratch(const struct op_ctx *ctx) {
@@ -106,7 +117,8 @@ static size_t unique_scratch(const struct op_ctx *ctx) {
     return (size_t)job.n * 4 * sizeof(int64_t);
 }
 
-static enum op_status unique_values(struct op_ctx *ctx, const struct unique_job *job, const int64_t *first, int64_t groups) {
+static enum op_status unique_values(struct op_ctx *ctx, const struct unique_job *job,
+                                    const int64_t *first, int64_t groups) {
     const struct op_tensor *x = ctx->in[0];
     const int axis = axis_of(ctx);
     int64_t dims[OP_RANK_MAX];
@@ -117,14 +129,16 @@ static enum op_status unique_values(struct op_ctx *ctx, const struct unique_job 
     const size_t slice = (size_t)job->inner * op_type_size(job->type);
     char *dst = ctx->out[0]->data;
     for (int64_t o = 0; o < job->outer; o++)
-        for (int64_t g = 0; g < groups; g++, dst += slice) memcpy(dst, job->data + (size_t)(o * job->n + first[2 * g]) * slice, slice);
+        for (int64_t g = 0; g < groups; g++, dst += slice)
+            memcpy(dst, job->data + (size_t)(o * job->n + first[2 * g]) * slice, slice);
     return OP_OK;
 }
 
 static enum op_status unique_run(struct op_ctx *ctx) {
     struct unique_job job;
     job_of(ctx, &job);
-    /* order: slices sorted; group_of: the group of each slice; first: of each group its first slice and its number */
+    /* order: slices sorted; group_of: the group of each slice; first: of each group its first slice
+     * and its number */
     int64_t *order = ctx->scratch, *group_of = order + job.n, *first = group_of + job.n, groups = 0;
     for (int64_t i = 0; i < job.n; i++) order[i] = i;
     if (job.n > 1) qsort_r(order, (size_t)job.n, sizeof *order, by_content, &job);
@@ -136,8 +150,10 @@ static enum op_status unique_run(struct op_ctx *ctx) {
         }
         group_of[order[i]] = groups - 1;
     }
-    int64_t *place = order; /* of a group: where it stands in the output; the order is not needed any more */
-    if (!op__attr_int(ctx->node, "sorted", 1) && groups > 1) qsort(first, (size_t)groups, 2 * sizeof *first, by_first);
+    int64_t *place =
+        order; /* of a group: where it stands in the output; the order is not needed any more */
+    if (!op__attr_int(ctx->node, "sorted", 1) && groups > 1)
+        qsort(first, (size_t)groups, 2 * sizeof *first, by_first);
     for (int64_t g = 0; g < groups; g++) place[first[2 * g + 1]] = g;
 
     enum op_status status = unique_values(ctx, &job, first, groups);
@@ -159,6 +175,15 @@ static enum op_status unique_run(struct op_ctx *ctx) {
     return status;
 }
 
-static const struct op_desc unique = {.name = "Unique", .domain = "", .since = 11, .in_min = 1, .in_max = 1, .out_min = 1, .out_max = 4,
-                                      .flags = OP_F_DYNAMIC, .infer = unique_infer, .scratch = unique_scratch, .run = unique_run};
+static const struct op_desc unique = {.name = "Unique",
+                                      .domain = "",
+                                      .since = 11,
+                                      .in_min = 1,
+                                      .in_max = 1,
+                                      .out_min = 1,
+                                      .out_max = 4,
+                                      .flags = OP_F_DYNAMIC,
+                                      .infer = unique_infer,
+                                      .scratch = unique_scratch,
+                                      .run = unique_run};
 OP_REGISTER(unique);

@@ -1,5 +1,5 @@
-/* variadic.c: Sum, Mean, Max and Min of any number of broadcast inputs, added up from left to right in the output. The
- * output takes no input's memory: an input may be there twice. */
+/* variadic.c: Sum, Mean, Max and Min of any number of broadcast inputs, added up from left to right
+ * in the output. The output takes no input's memory: an input may be there twice. */
 #include "ops/op/elementwise.h"
 
 #include <string.h>
@@ -39,11 +39,14 @@ static enum op_status variadic_infer(struct op_ctx *ctx) {
     for (int i = 0; i < ctx->n_in; i++) {
         const struct op_tensor *t = ctx->in[i];
         if (!t) return op__fail(ctx, OP_BAD_MODEL, "input %d is absent", i);
-        if (t->kind != OP_KIND_TENSOR || t->dtype != ctx->in[0]->dtype || !row->fn[op__is_half(t->dtype) ? OP_F32 : t->dtype])
-            return op__fail(ctx, OP_BAD_TYPE, "input %d is %s, input 0 is %s", i, op_type_name(t->dtype), op_type_name(ctx->in[0]->dtype));
+        if (t->kind != OP_KIND_TENSOR || t->dtype != ctx->in[0]->dtype ||
+            !row->fn[op__is_half(t->dtype) ? OP_F32 : t->dtype])
+            return op__fail(ctx, OP_BAD_TYPE, "input %d is %s, input 0 is %s", i,
+                            op_type_name(t->dtype), op_type_name(ctx->in[0]->dtype));
         if (!op__broadcast(rank, dims, t->rank, t->dims, &rank, sum)) {
             char text[160];
-            return op__fail(ctx, OP_BAD_SHAPE, "input %d, %s, does not broadcast with those before it", i,
+            return op__fail(ctx, OP_BAD_SHAPE,
+                            "input %d, %s, does not broadcast with those before it", i,
                             op_tensor_describe(t, text, sizeof text));
         }
         memcpy(dims, sum, sizeof dims);
@@ -79,25 +82,40 @@ static enum op_status variadic_ref(struct op_ctx *ctx) {
 static enum op_status mean_run(struct op_ctx *ctx) {
     const float n = (float)ctx->n_in;
     variadic_of(ctx, false);
-    if (ctx->out[0]) op__unary_apply(ctx, ctx->out[0]->dtype == OP_F64 ? mean_f64 : mean_f32, NULL, &n, ctx->out[0], ctx->out[0]);
+    if (ctx->out[0])
+        op__unary_apply(ctx, ctx->out[0]->dtype == OP_F64 ? mean_f64 : mean_f32, NULL, &n,
+                        ctx->out[0], ctx->out[0]);
     return OP_OK;
 }
 
 #define DESC(NAME, ...)                                                                            \
-    {.name = NAME, .domain = "", .since = 1, .in_min = 1, .in_max = -1, .out_min = 1, .out_max = 1, .infer = variadic_infer, __VA_ARGS__}
+    {                                                                                              \
+        .name = NAME, .domain = "", .since = 1, .in_min = 1, .in_max = -1, .out_min = 1,           \
+        .out_max = 1, .infer = variadic_infer, __VA_ARGS__                                         \
+    }
 #define FN(id, suffix, TYPE) [OP_##TYPE] = id##_##suffix,
 
 #define X(suffix, TYPE, T) FN(sum, suffix, TYPE)
-static const struct op_binary sum_row = {.desc = DESC("Sum", .run = variadic_run, .ref = variadic_ref), .fn = {FLOAT_TYPES(X)}, .kern = OP_KERN(K_ADD)};
+static const struct op_binary sum_row = {.desc =
+                                             DESC("Sum", .run = variadic_run, .ref = variadic_ref),
+                                         .fn = {FLOAT_TYPES(X)},
+                                         .kern = OP_KERN(K_ADD)};
 OP_REGISTER_ROW(sum_row);
-static const struct op_binary mean_row = {.desc = DESC("Mean", .run = mean_run), .fn = {FLOAT_TYPES(X)}, .kern = OP_KERN(K_ADD)};
+static const struct op_binary mean_row = {
+    .desc = DESC("Mean", .run = mean_run), .fn = {FLOAT_TYPES(X)}, .kern = OP_KERN(K_ADD)};
 OP_REGISTER_ROW(mean_row);
 #undef X
 #define X(suffix, TYPE, T) FN(max, suffix, TYPE)
-static const struct op_binary max_row = {.desc = DESC("Max", .run = variadic_run, .ref = variadic_ref), .fn = {ALL_TYPES(X)}, .kern = OP_KERN(K_MAX)};
+static const struct op_binary max_row = {.desc =
+                                             DESC("Max", .run = variadic_run, .ref = variadic_ref),
+                                         .fn = {ALL_TYPES(X)},
+                                         .kern = OP_KERN(K_MAX)};
 OP_REGISTER_ROW(max_row);
 #undef X
 #define X(suffix, TYPE, T) FN(min, suffix, TYPE)
-static const struct op_binary min_row = {.desc = DESC("Min", .run = variadic_run, .ref = variadic_ref), .fn = {ALL_TYPES(X)}, .kern = OP_KERN(K_MIN)};
+static const struct op_binary min_row = {.desc =
+                                             DESC("Min", .run = variadic_run, .ref = variadic_ref),
+                                         .fn = {ALL_TYPES(X)},
+                                         .kern = OP_KERN(K_MIN)};
 OP_REGISTER_ROW(min_row);
 #undef X

@@ -1,4 +1,5 @@
-/* test_op_ml.c: the operators of ai.onnx.ml, through models of one node, against values worked out by hand. */
+/* test_op_ml.c: the operators of ai.onnx.ml, through models of one node, against values worked out
+ * by hand. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -12,9 +13,12 @@
 #include "tests/unit/op_testing.h"
 
 #define COUNT(a) (sizeof(a) / sizeof *(a))
-#define INTS(m, name, ...) ot_ints(m, name, COUNT(((int64_t[]){__VA_ARGS__})), (int64_t[]){__VA_ARGS__})
-#define FLOATS(m, name, ...) put_floats(m, name, COUNT(((float[]){__VA_ARGS__})), (float[]){__VA_ARGS__})
-#define STRINGS(m, name, ...) put_strings(m, name, COUNT(((const char *[]){__VA_ARGS__})), (const char *[]){__VA_ARGS__})
+#define INTS(m, name, ...)                                                                         \
+    ot_ints(m, name, COUNT(((int64_t[]){__VA_ARGS__})), (int64_t[]){__VA_ARGS__})
+#define FLOATS(m, name, ...)                                                                       \
+    put_floats(m, name, COUNT(((float[]){__VA_ARGS__})), (float[]){__VA_ARGS__})
+#define STRINGS(m, name, ...)                                                                      \
+    put_strings(m, name, COUNT(((const char *[]){__VA_ARGS__})), (const char *[]){__VA_ARGS__})
 
 static void put_floats(struct ot *m, const char *name, size_t n, const float *v) {
     struct ot_bytes b = ot_attr(name, 6);
@@ -31,7 +35,8 @@ static void put_strings(struct ot *m, const char *name, size_t n, const char *co
     ot_put_part(&m->node, 5, &b);
 }
 
-static void begin(struct ot *m, const char *op, enum op_type in, const char *out, enum op_type out_type) {
+static void begin(struct ot *m, const char *op, enum op_type in, const char *out,
+                  enum op_type out_type) {
     ot_begin(m, 17);
     ot_input(m, "x", in, -1, NULL);
     ot_node_of(m, "ai.onnx.ml", op, "x", out);
@@ -40,7 +45,8 @@ static void begin(struct ot *m, const char *op, enum op_type in, const char *out
 }
 
 static struct op_tensor rows(int64_t n, int64_t features, const float *x) {
-    return (struct op_tensor){.dtype = OP_F32, .rank = 2, .dims = {n, features}, .data = (void *)(uintptr_t)x};
+    return (struct op_tensor){
+        .dtype = OP_F32, .rank = 2, .dims = {n, features}, .data = (void *)(uintptr_t)x};
 }
 
 static const struct op_tensor *run(struct ot *m, const struct op_tensor *x) {
@@ -61,17 +67,20 @@ static void expect_floats(const struct op_tensor *t, size_t n, const float *want
     assert_int_equal(op_tensor_count(t), n);
     for (size_t i = 0; i < n; i++) {
         const float got = ((float *)t->data)[i];
-        if (!(fabsf(got - want[i]) <= 1e-6f * fmaxf(1, fabsf(want[i])))) fail_msg("element %zu is %.9g, not %.9g", i, got, want[i]);
+        if (!(fabsf(got - want[i]) <= 1e-6f * fmaxf(1, fabsf(want[i]))))
+            fail_msg("element %zu is %.9g, not %.9g", i, got, want[i]);
     }
 }
 #define EXPECT(t, ...) expect_floats(t, COUNT(((float[]){__VA_ARGS__})), (float[]){__VA_ARGS__})
 
 static void same_text(const struct op_tensor *t, int64_t i, const char *want) {
     const struct op_string s = ((struct op_string *)t->data)[i];
-    if (s.len != strlen(want) || memcmp(s.data, want, s.len)) fail_msg("\"%.*s\", not \"%s\"", (int)s.len, s.data, want);
+    if (s.len != strlen(want) || memcmp(s.data, want, s.len))
+        fail_msg("\"%.*s\", not \"%s\"", (int)s.len, s.data, want);
 }
 
-/* --- trees ------------------------------------------------------------------------------------- */
+/* --- trees -------------------------------------------------------------------------------------
+ */
 
 /* Tree 0: x0 <= 1 ? leaf 1 : (x1 < 5, or missing ? leaf 3 : leaf 4). Tree 1: one leaf. */
 static void put_trees(struct ot *m) {
@@ -104,10 +113,17 @@ static void test_tree_regressor(void **state) {
         if (i == 0) FLOATS(&m, "base_values", 100);
         const struct op_tensor *y = run(&m, &x);
         switch (i) {
-        case 0: EXPECT(y, 112, 122, 132, 122); break;
-        case 1: EXPECT(y, 6, 11, 16, 11); break;
-        case 2: EXPECT(y, 2, 2, 2, 2); break;
-        default: EXPECT(y, 10, 20, 30, 20);
+        case 0:
+            EXPECT(y, 112, 122, 132, 122);
+            break;
+        case 1:
+            EXPECT(y, 6, 11, 16, 11);
+            break;
+        case 2:
+            EXPECT(y, 2, 2, 2, 2);
+            break;
+        default:
+            EXPECT(y, 10, 20, 30, 20);
         }
         ot_end(&m);
     }
@@ -153,7 +169,8 @@ static void test_tree_classifier_of_two_with_one_score(void **state) {
         const int64_t by_probability[4] = {7, 9, 7, 9}, by_distance[4] = {7, 7, 9, 7};
         assert_memory_equal(y[0].data, mixed ? by_distance : by_probability, sizeof by_distance);
         if (mixed)
-            EXPECT(&y[1], 0.880797078f, 0.119202922f, 0.5f, 0.5f, 0.268941421f, 0.731058579f, 0.5f, 0.5f);
+            EXPECT(&y[1], 0.880797078f, 0.119202922f, 0.5f, 0.5f, 0.268941421f, 0.731058579f, 0.5f,
+                   0.5f);
         else
             EXPECT(&y[1], 0.75f, 0.25f, 0.25f, 0.75f, 0.5f, 0.5f, 0.25f, 0.75f);
         ot_end(&m);
@@ -195,7 +212,8 @@ static void test_malformed_trees_are_refused(void **state) {
     ot_end(&m);
 }
 
-/* --- linear models and machines ------------------------------------------------------------------ */
+/* --- linear models and machines ------------------------------------------------------------------
+ */
 
 static void test_linear_models(void **state) {
     (void)state;
@@ -230,9 +248,11 @@ static void test_svm_regressor(void **state) {
     const struct {
         const char *kernel;
         double want;
-    } cases[] = {{"LINEAR", 2.0 * 3 - 1.0 * 2 + 0.25}, {"POLY", 2 * pow(0.5 * 3 + 1, 3) - pow(0.5 * 2 + 1, 3) + 0.25},
-                 {"RBF", 2 * exp(-0.5 * 1) - exp(-0.5 * 2) + 0.25}, {"SIGMOID", 2 * tanh(0.5 * 3 + 1) - tanh(0.5 * 2 + 1) + 0.25}};
-    for (size_t i = 0; i < COUNT(cases); i++) { 
+    } cases[] = {{"LINEAR", 2.0 * 3 - 1.0 * 2 + 0.25},
+                 {"POLY", 2 * pow(0.5 * 3 + 1, 3) - pow(0.5 * 2 + 1, 3) + 0.25},
+                 {"RBF", 2 * exp(-0.5 * 1) - exp(-0.5 * 2) + 0.25},
+                 {"SIGMOID", 2 * tanh(0.5 * 3 + 1) - tanh(0.5 * 2 + 1) + 0.25}};
+    for (size_t i = 0; i < COUNT(cases); i++) {
         struct ot m;
         begin(&m, "SVMRegressor", OP_F32, "y", OP_F32);
         FLOATS(&m, "coefficients", 2, -1);
@@ -296,7 +316,8 @@ static void test_svm_classifier(void **state) {
     refuse(&m, &two, "2 features");
 }
 
-/* --- features and labels ----------------------------------------------------------------------- */
+/* --- features and labels -----------------------------------------------------------------------
+ */
 
 static void test_features(void **state) {
     (void)state;
@@ -343,7 +364,8 @@ static void test_label_encoder(void **state) {
     assert_memory_equal(run(&m, &in)->data, ((int64_t[]){20, -7, 10}), 24);
     ot_end(&m);
     const float x[3] = {2.5f, NAN, 9};
-    const struct op_tensor floats = {.dtype = OP_F32, .rank = 1, .dims = {3}, .data = (void *)(uintptr_t)x};
+    const struct op_tensor floats = {
+        .dtype = OP_F32, .rank = 1, .dims = {3}, .data = (void *)(uintptr_t)x};
     begin(&m, "LabelEncoder", OP_F32, "y", OP_STRING);
     FLOATS(&m, "keys_floats", 2.5f, NAN);
     STRINGS(&m, "values_strings", "half", "none");
@@ -365,7 +387,8 @@ static void test_label_encoder(void **state) {
 static void test_one_hot_encoder(void **state) {
     (void)state;
     const int64_t x[3] = {5, 1, 8};
-    const struct op_tensor in = {.dtype = OP_I64, .rank = 1, .dims = {3}, .data = (void *)(uintptr_t)x};
+    const struct op_tensor in = {
+        .dtype = OP_I64, .rank = 1, .dims = {3}, .data = (void *)(uintptr_t)x};
     struct ot m;
     begin(&m, "OneHotEncoder", OP_I64, "y", OP_F32);
     INTS(&m, "cats_int64s", 1, 5);
