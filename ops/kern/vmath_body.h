@@ -258,10 +258,14 @@ K_INLINE float join_sum(const vf *acc) {
     return p[0];
 }
 
-K_INLINE float join_max(const vf *acc, float sign) {
-    float p[PARTIALS], best = -INFINITY;
-    K_UNROLL for (int j = 0; j < PARTIAL_VECTORS; j++) v_store(p + VW * j, acc[j]);
-    for (int i = 0; i < PARTIALS; i++) {
+/* sign 1: the maximum, -1: the minimum. Halves of the partial results meet as vectors down to 16 lanes, the rest one by one. */
+K_INLINE float join_max(vf *acc, float sign) {
+    enum { LANES = 16 };
+    float p[LANES], best = -INFINITY;
+    for (int half = PARTIAL_VECTORS / 2; half * VW >= LANES; half /= 2)
+        for (int j = 0; j < half; j++) acc[j] = sign > 0 ? v_max_nan(acc[j], acc[j + half]) : v_min_nan(acc[j], acc[j + half]);
+    K_UNROLL for (int j = 0; j < LANES / VW; j++) v_store(p + VW * j, acc[j]);
+    for (int i = 0; i < LANES; i++) {
         if (p[i] != p[i]) return p[i];
         if (p[i] * sign > best) best = p[i] * sign;
     }
