@@ -1,7 +1,7 @@
 /* attention_core.c: scaled dot-product attention over strided heads.
  *
- * A task is one head of one sequence. It copies its keys and values (the past ones first) into rows of f32, packs the keys once as
- * the right side of a product, and goes through the queries in blocks of 48 rows: scores = q k^T, mask, softmax, times v.
+ * A task is one head of one sequence. It copies its keys and values (the past ones first) into rows of f32, unless they lie so
+ * already, packs the keys once as the right side of a product, and goes through the queries in blocks of 48 rows: scores = q k^T, mask, softmax, times v.
  * Heads thus never meet, layouts ([B,S,H*D] or [B,H,S,D]) and half precision end at the copy, and a sequence's result does not
  * depend on the batch. f64 and `ref` compute row by row in double precision.
  *
@@ -113,8 +113,13 @@ size_t op__attention_scratch(const struct op_ctx *ctx, const struct attention *a
     return bytes;
 }
 
-static void product(const struct job *job, int64_t m, int64_t n, int64_t k, const float *x, const float *b, bool packed, int64_t b_k, float *c) {
-    struct k_product p = {.m = m, .n = n, .k = k, .a = x, .a_row = k, .a_k = 1, .b = b, .b_packed = packed, .b_k = b_k, .c = c, .c_row = n};
+struct placed { /* f32 rows */
+    const float *at;
+    int64_t step;
+};
+
+static void product(const struct job *job, int64_t m, int64_t n, int64_t k, struct placed x, const float *b, bool packed, int64_t b_k, float *c) {
+    struct k_product p = {.m = m, .n = n, .k = k, .a = x.at, .a_row = x.step, .a_k = 1, .b = b, .b_packed = packed, .b_k = b_k, .c = c, .c_row = n};
     p.then.act = K_COPY;
     k_gemm(job->kern, &p, 0, m, 0, n);
 }
@@ -139,30 +144,38 @@ static void finish_scores(const struct job *job, int64_t b, int64_t h, int64_t i
     for (int64_t j = 0; a->qk && a->qk_mode == ATTENTION_QK_SOFTMAX && j < t; j++) nn_store(a->qk, qk + j, (double)row[j]);
 }
 
-/* The keys or values of one head, past ones first; and on behalf of its group what is handed on to the next run. */
-static void load_all(const struct attention_rows *past, const struct attention_rows *now, const struct attention_rows *present, int64_t n_past,
-                     int64_t n, int64_t size, int64_t b, int64_t h, bool keep, float *dst) {
+/* The keys or values of one head, past ones first; and on behalf of its group what is handed on to the next run. Where they lie as they
+ * are needed they stay there, else they are copied to dst. */
+static struct placed place(const struct attention_rows *past, const struct attention_rows *now, const struct attention_rows *present,
+                           int64_t n_past, int64_t n, int64_t size, int64_t b, int64_t h, bool keep, float *dst) {
+    bool hand_on = present->t && keep;
+    if (n > 0 && !past->t && !hand_on && now->t->dtype == OP_F32 && !now->bias)
+        return (struct placed){(const float *)now->t->data + row_at(now, b, h, 0), now->by_row};
     if (past->t) load_rows(past, b, h, 0, n_past, size, dst);
-    if (now->t) load_rows(now, b, h, 0, n, size, dst + n_past * size);
-    if (present->t && keep) store_rows(present, b, h, 0, n_past + n, size, dst);
+    load_rows(now, b, h, 0, n, size, dst + n_past * size);
+    if (hand_on) store_rows(present, b, h, 0, n_past + n, size, dst);
+    return (struct placed){dst, size};
 }
 
 static void head_task(void *arg, int64_t task) {
     const struct job *job = arg;
     const struct attention *a = job->a;
+    static const struct attention_rows none = {0};
     int64_t b = task / a->heads, h = task % a->heads, group = a->heads / a->kv_heads, kv = h / group, t = a->past + a->keys;
-    float *k = job->mem + (size_t)task * job->task, *v = k + job->k, *packed = v + job->v, *q = packed + job->packed, *scores = q + job->q;
-    float *y = scores + job->scores;
-    load_all(&a->past_k, &a->k, &a->present_k, a->past, a->keys, a->size, b, kv, h % group == 0, k);
-    load_all(&a->past_v, &a->v, &a->present_v, a->past, a->keys, a->v_size, b, kv, h % group == 0, v);
+    float *k_rows = job->mem + (size_t)task * job->task, *v_rows = k_rows + job->k, *packed = v_rows + job->v, *q_rows = packed + job->packed;
+    float *scores = q_rows + job->q, *y = scores + job->scores;
+    struct placed k = place(&a->past_k, &a->k, &a->present_k, a->past, a->keys, a->size, b, kv, h % group == 0, k_rows);
+    struct placed v = place(&a->past_v, &a->v, &a->present_v, a->past, a->keys, a->v_size, b, kv, h % group == 0, v_rows);
     if (!a->y.t || !a->queries || !t || !a->size || !a->v_size) return;
-    k_pack_b(job->kern->gemm, a->size, t, k, 1, a->size, packed);
+    k_pack_b(job->kern->gemm, a->size, t, k.at, 1, k.step, packed);
     for (int64_t i = 0; i < a->queries; i += BLOCK) {
         int64_t n = a->queries - i < BLOCK ? a->queries - i : BLOCK;
-        load_rows(&a->q, b, h, i, n, a->size, q);
+        struct attention_rows from = a->q;
+        from.at += i * from.by_row;
+        struct placed q = place(&none, &from, &none, 0, n, a->size, b, h, false, q_rows);
         product(job, n, t, a->size, q, packed, true, 0, scores);
         for (int64_t r = 0; r < n; r++) finish_scores(job, b, h, i + r, scores + r * t);
-        product(job, n, a->v_size, t, scores, v, false, a->v_size, y);
+        product(job, n, a->v_size, t, (struct placed){scores, t}, v.at, false, v.step, y);
         store_rows(&a->y, b, h, i, n, a->v_size, y);
     }
 }
