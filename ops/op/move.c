@@ -21,10 +21,9 @@
 #include <string.h>
 
 #define MAX OP__MOVE_RANK
-#define TASK_BYTES (256 * 1024) /* a quarter of a core's L2: worth a hand-over to another thread   \
-                                 */
-#define NARROW 4       /* below it (three colours) a block is all edge: the plain loop is faster */
-#define BLOCK_BYTES 64 /* of a transpose: the side of a block is one cache line */
+#define TASK_BYTES (256 * 1024) /* a quarter of a core's L2: worth handing to another thread */
+#define NARROW 4                /* below it (three colours) a block is all edge: plain loop */
+#define BLOCK_BYTES 64          /* of a transpose: the side of a block is one cache line */
 
 typedef uint8_t e1;
 typedef uint16_t e2 __attribute__((aligned(1), may_alias));
