@@ -59,8 +59,22 @@ static bool act_as_clip(const struct k_epilogue *e, struct k_tile *t) {
     return t->clip || e->act == K_COPY;
 }
 
-void k_gemm_panel(const struct k_kernels *kern, const struct k_product *p, int64_t m0, int64_t m1, int64_t j, int64_t n, int64_t k0, int64_t k1,
-                  const float *b, int64_t b_k) {
+/* A piece of memory that is wanted soon, to be fetched into L2 in as many parts as there are row tiles. */
+struct ahead {
+    const char *at;
+    int64_t bytes, part;
+};
+
+static void fetch_part(struct ahead *ahead) {
+    enum { LINE = 64 };
+    const int64_t n = min64(ahead->part, ahead->bytes);
+    for (int64_t i = 0; i < n; i += LINE) __builtin_prefetch(ahead->at + i, 0, 2);
+    ahead->at += n;
+    ahead->bytes -= n;
+}
+
+static void run_panel(const struct k_kernels *kern, const struct k_product *p, int64_t m0, int64_t m1, int64_t j, int64_t n, int64_t k0, int64_t k1,
+                      const float *b, int64_t b_k, struct ahead *ahead) {
     const struct k_gemm *g = kern->gemm;
     const struct k_epilogue *e = &p->then;
     struct k_tile t = {.k = k1 - k0, .a_row = p->a_packed ? 1 : p->a_row, .a_k = p->a_packed ? g->mr : p->a_k, .b = b, .b_k = b_k, .c_row = p->c_row,
@@ -75,21 +89,35 @@ void k_gemm_panel(const struct k_kernels *kern, const struct k_product *p, int64
         t.bias_col = e->bias_col ? e->bias_col + j : NULL;
         t.residual = e->residual ? e->residual + i * e->residual_row + j : NULL;
         t.residual_row = e->residual_row;
+        fetch_part(ahead);
         g->tile(m, &t);
         if (t.last && !act_in_tile)
             for (int r = 0; r < m; r++) kern->math->unary[e->act](t.n, t.c + r * t.c_row, t.c + r * t.c_row, e->act_a, e->act_b);
     }
 }
 
+void k_gemm_panel(const struct k_kernels *kern, const struct k_product *p, int64_t m0, int64_t m1, int64_t j, int64_t n, int64_t k0, int64_t k1,
+                  const float *b, int64_t b_k) {
+    struct ahead none = {0};
+    run_panel(kern, p, m0, m1, j, n, k0, k1, b, b_k, &none);
+}
+
 void k_gemm(const struct k_kernels *kern, const struct k_product *p, int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
     const struct k_gemm *g = kern->gemm;
+    const int64_t tiles = (m1 - m0 + g->mr - 1) / g->mr;
     for (int64_t j = n0; j < n1; j += g->nr) {
         const int64_t b_k = p->b_packed ? min64(g->nr, round_up(p->n - j, g->vw)) : p->b_k;
         const float *b = p->b_packed ? p->b + j * p->k : p->b + j;
         int64_t k0 = 0;
         do { /* once even for k = 0: the epilogue of empty sums */
-            const int64_t k1 = min64(k0 + K_GEMM_BLOCK, p->k);
-            k_gemm_panel(kern, p, m0, m1, j, min64(g->nr, n1 - j), k0, k1, b + k0 * b_k, b_k);
+            const int64_t k1 = min64(k0 + K_GEMM_BLOCK, p->k), left = (n1 - j) * p->k - k1 * b_k;
+            struct ahead ahead = {0};
+            if (p->b_packed && tiles > 2 && left > 0) { /* the next block of B: weights come from memory the first time */
+                ahead.at = (const char *)(b + k1 * b_k);
+                ahead.bytes = min64(left, (k1 - k0) * b_k) * (int64_t)sizeof *b;
+                ahead.part = round_up(ahead.bytes / tiles + 1, 64);
+            }
+            run_panel(kern, p, m0, m1, j, min64(g->nr, n1 - j), k0, k1, b + k0 * b_k, b_k, &ahead);
             k0 = k1;
         } while (k0 < p->k);
     }

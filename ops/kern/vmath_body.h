@@ -250,26 +250,29 @@ K_INLINE const float *fill_up(float *block, const float *x, int64_t n, float neu
         }                                                                                          \
     }
 
-K_INLINE float join_sum(const vf *acc) {
-    float p[PARTIALS];
-    K_UNROLL for (int j = 0; j < PARTIAL_VECTORS; j++) v_store(p + VW * j, acc[j]);
-    for (int half = PARTIALS / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) p[i] += p[i + half];
+/* The tree: element i takes in element i + half, for half = 32, 16, 8, 4, 2, 1. */
+K_INLINE float join_sum(vf *acc) {
+    float p[VW];
+    K_UNROLL for (int half = PARTIAL_VECTORS / 2; half > 0; half /= 2) {
+        K_UNROLL for (int j = 0; j < half; j++) acc[j] = acc[j] + acc[j + half];
+    }
+    v_store(p, acc[0]);
+    K_UNROLL for (int half = VW / 2; half > 0; half /= 2) {
+        K_UNROLL for (int i = 0; i < half; i++) p[i] += p[i + half];
+    }
     return p[0];
 }
 
-/* sign 1: the maximum, -1: the minimum. Halves of the partial results meet as vectors down to 16 lanes, the rest one by one. */
-K_INLINE float join_max(vf *acc, float sign) {
-    enum { LANES = 16 };
-    float p[LANES], best = -INFINITY;
-    for (int half = PARTIAL_VECTORS / 2; half * VW >= LANES; half /= 2)
-        for (int j = 0; j < half; j++) acc[j] = sign > 0 ? v_max_nan(acc[j], acc[j + half]) : v_min_nan(acc[j], acc[j + half]);
-    K_UNROLL for (int j = 0; j < LANES / VW; j++) v_store(p + VW * j, acc[j]);
-    for (int i = 0; i < LANES; i++) {
-        if (p[i] != p[i]) return p[i];
-        if (p[i] * sign > best) best = p[i] * sign;
+K_INLINE float join_extreme(vf *acc, const bool max) {
+    float p[VW];
+    K_UNROLL for (int half = PARTIAL_VECTORS / 2; half > 0; half /= 2) {
+        K_UNROLL for (int j = 0; j < half; j++) acc[j] = max ? v_max_nan(acc[j], acc[j + half]) : v_min_nan(acc[j], acc[j + half]);
     }
-    return best * sign;
+    v_store(p, acc[0]);
+    float best = p[0];
+    for (int i = 1; i < VW; i++)
+        if (p[i] != p[i] || (max ? p[i] > best : p[i] < best)) best = p[i]; /* nothing is above or below NaN */
+    return best;
 }
 
 static float sum(int64_t n, const float *x) {
@@ -296,12 +299,12 @@ static float sum_exp(int64_t n, const float *x, float shift) { /* sum of e^(x - 
 
 static float reduce_max(int64_t n, const float *x) {
     K_REDUCE(acc, -INFINITY, x, x, n, -INFINITY, v_max_nan(acc[j], u))
-    return join_max(acc, 1.0f);
+    return join_extreme(acc, true);
 }
 
 static float reduce_min(int64_t n, const float *x) {
     K_REDUCE(acc, INFINITY, x, x, n, INFINITY, v_min_nan(acc[j], u))
-    return join_max(acc, -1.0f);
+    return join_extreme(acc, false);
 }
 
 /* --- rows ---------------------------------------------------------------------------------------------- */
