@@ -254,54 +254,68 @@ static bool scan_nested(struct scan *s, unsigned base) {
     return true;
 }
 
-/* First quote or bracket. */
-static const char *bracket_run(const char *p, const char *end) {
+/* The brackets that are open: one bit a level says whether it is an object. */
+struct nest {
+    uint64_t is_object;
+    unsigned depth, depth_max;
+};
+
+/* A bracket: 0 inside, 1 the outermost closed, -1 refused (why is set). */
+static int skim_bracket(struct scan *s, struct nest *n, const char *at) {
+    char c = *at;
+    if (c == '{' || c == '[') {
+        if (n->depth >= n->depth_max)
+            return refuse(s, at, "nested too deeply"), -1;
+        n->is_object = n->is_object << 1 | (c == '{');
+        n->depth++;
+        return 0;
+    }
+    if (c != (n->is_object & 1 ? '}' : ']'))
+        return refuse(s, at, "the wrong bracket closes"), -1;
+    n->is_object >>= 1;
+    return --n->depth == 0;
+}
+
+/* Brackets from s->p on, up to the next quote (0), the outermost's end (1), or a refusal (-1). 16 bytes
+ * give one mask, whose bits are walked: a list of single numbers is brackets all over. */
+static int skim_run(struct scan *s, struct nest *n) {
+    int said;
 #ifdef __SSE2__
     const __m128i quote = _mm_set1_epi8('"'), bit = _mm_set1_epi8(0x20);
     const __m128i open = _mm_set1_epi8('{'), close = _mm_set1_epi8('}');
-    while (end - p >= 16) {
-        __m128i v = _mm_loadu_si128((const __m128i *)p);
+    for (; s->end - s->p >= 16; s->p += 16) {
+        __m128i v = _mm_loadu_si128((const __m128i *)s->p);
         __m128i low = _mm_or_si128(v, bit); /* [ and { differ in that bit, so do ] and } */
         __m128i stop = _mm_or_si128(_mm_cmpeq_epi8(v, quote),
                                     _mm_or_si128(_mm_cmpeq_epi8(low, open), _mm_cmpeq_epi8(low, close)));
-        int mask = _mm_movemask_epi8(stop);
-        if (mask)
-            return p + __builtin_ctz((unsigned)mask);
-        p += 16;
+        for (unsigned mask = (unsigned)_mm_movemask_epi8(stop); mask; mask &= mask - 1) {
+            const char *at = s->p + __builtin_ctz(mask);
+            if (*at == '"')
+                return s->p = at, 0;
+            if ((said = skim_bracket(s, n, at)) != 0)
+                return said > 0 ? (s->p = at + 1, 1) : -1;
+        }
     }
 #endif
-    while (p < end && *p != '"' && *p != '[' && *p != ']' && *p != '{' && *p != '}')
-        p++;
-    return p;
+    for (; s->p < s->end; s->p++) {
+        if (*s->p == '"')
+            return 0;
+        if (!memchr("[]{}", *s->p, 4))
+            continue;
+        if ((said = skim_bracket(s, n, s->p)) != 0)
+            return said > 0 ? (s->p++, 1) : -1;
+    }
+    return refuse(s, s->p, "ends too early"), -1;
 }
 
 static bool skim_nested(struct scan *s, unsigned base) {
-    uint64_t is_object = 0;
-    unsigned depth = 0;
+    struct nest n = {.depth_max = s->depth_max > base ? s->depth_max - base : 0};
     struct q__json_value v;
-    do {
-        s->p = bracket_run(s->p, s->end);
-        if (s->p == s->end)
-            return refuse(s, s->p, "ends too early");
-        char c = *s->p;
-        if (c == '"') {
-            if (!scan_string(s, &v))
-                return false;
-        } else if (c == '{' || c == '[') {
-            if (base + depth >= s->depth_max)
-                return refuse(s, s->p, "nested too deeply");
-            is_object = is_object << 1 | (c == '{');
-            depth++;
-            s->p++;
-        } else {
-            if (c != (is_object & 1 ? '}' : ']'))
-                return refuse(s, s->p, "the wrong bracket closes");
-            is_object >>= 1;
-            depth--;
-            s->p++;
-        }
-    } while (depth > 0);
-    return true;
+    int said;
+    while ((said = skim_run(s, &n)) == 0)
+        if (!scan_string(s, &v))
+            return false;
+    return said > 0;
 }
 
 static bool scan_value(struct scan *s, unsigned base, bool skim, struct q__json_value *v) {

@@ -116,7 +116,17 @@ static void test_skim_checks_brackets_and_strings(void **state) {
                  {"{\"a\":[\"\\\"]\"],\"b\":1}", true},      {"{\"a\":[\"\\x\"],\"b\":1}", false},
                  {"{\"a\":[1 2],\"b\":1}", true /* left to who decodes it */}, {"{\"a\":[1,2],\"b\":[1 2]}", false}};
     struct q_error err;
+    char text[400];
     (void)state;
+    for (int pad = 0; pad < 40; pad++) { /* every place in a vector */
+        int n = snprintf(text, sizeof text, "{\"a\":[[%*d],{\"k\":\"[%*s{\"},[]],\"b\":1}", pad, 1, pad, "");
+        assert_int_equal(q__json_object(text, (size_t)n, 64, skim_a, ignore, NULL, &err), Q_OK);
+        for (int cut = 1; cut < n; cut++)
+            assert_int_not_equal(q__json_object(text, (size_t)cut, 64, skim_a, ignore, NULL, &err), Q_OK);
+        char *p = strstr(text, "}]") ? strstr(text, "}]") : strstr(text, "},[");
+        *p = ']';
+        assert_int_not_equal(q__json_object(text, (size_t)n, 64, skim_a, ignore, NULL, &err), Q_OK);
+    }
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         assert_int_equal(q__json_object(cases[i].text, strlen(cases[i].text), 64, skim_a, ignore, NULL, &err) == Q_OK, cases[i].ok);
 }

@@ -308,6 +308,30 @@ static void test_a_restarted_server_is_found_again(void **state) {
     rig_finish(&r);
 }
 
+/* A replica that became primary may have lost the newest tokens: they must not be given again. */
+static void test_tokens_jump_after_a_change_of_primary(void **state) {
+    struct rig r;
+    (void)state;
+    quick(&r);
+    rig_start(&r, 4);
+    rig_until(&r, is_connected);
+    PUSH(ctl, "{\"op\":\"ping\"}");
+    rig_until(&r, has_one);
+    uint64_t before = r.held[0]->token;
+    q_job_done(r.w, r.held[0], NULL, 0, NULL);
+    rig_until(&r, nothing_pending);
+    r.n_held = 0;
+    free(command(ctl, "HSET", "quern:{t}:cfg", "replid", "another-server"));
+    free(command(ctl, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"));
+    rig_until(&r, reconnected);
+    PUSH(ctl, "{\"op\":\"ping\"}");
+    rig_until(&r, has_one);
+    assert_true(r.held[0]->token > before + (1 << 20));
+    q_job_done(r.w, r.held[0], NULL, 0, NULL);
+    rig_until(&r, nothing_pending);
+    rig_finish(&r);
+}
+
 static void test_script_flush_is_healed(void **state) {
     struct rig r;
     (void)state;
@@ -371,7 +395,7 @@ int main(void) {
         cmocka_unit_test(test_judging_peers), T(test_killed_workers_jobs_run_elsewhere), T(test_stale_commit_is_refused),
         T(test_fenced_worker_takes_a_new_id_and_goes_on), T(test_third_crash_is_a_dead_letter),
         T(test_landed_jobs_of_the_dead_come_back), T(test_reconciliation_adopts_what_redis_says_is_mine),
-        T(test_side_effects_stop_while_redis_is_away), T(test_script_flush_is_healed), T(test_connections_killed_under_load),
+        T(test_side_effects_stop_while_redis_is_away), T(test_tokens_jump_after_a_change_of_primary), T(test_script_flush_is_healed), T(test_connections_killed_under_load),
         T(test_a_restarted_server_is_found_again),
     };
     return cmocka_run_group_tests_name("queue_recovery", tests, setup, teardown);
