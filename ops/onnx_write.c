@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "ops/model.h"
+#include "ops/ops_train.h"
 
 void op__out_finish(struct op_out *o) {
     free(o->data);
