@@ -26,6 +26,7 @@ struct op_graph;
 struct op_node;
 struct op_desc;
 struct op_exec; /* the running session, opaque to operators */
+struct op_grad; /* grad.h */
 struct k_kernels;
 
 /* --- attributes -------------------------------------------------------------------------------- */
@@ -179,6 +180,7 @@ struct op_desc {
     enum op_status (*run)(struct op_ctx *ctx);
     enum op_status (*ref)(struct op_ctx *ctx);
     void (*cost)(const struct op_ctx *ctx, double *flops, double *bytes); /* NULL: no flops; the bytes of inputs and outputs */
+    enum op_status (*grad)(struct op_grad *g); /* emits the nodes of the backward pass (grad.h); NULL: training refuses the operator */
 };
 
 /* Descriptors are found through a linker section, so that adding a file adds an operator. */
