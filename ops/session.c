@@ -16,7 +16,7 @@
 #include <sys/mman.h>
 #include <sys/random.h>
 
-#define PLANS_BYTES_MAX ((size_t)64 << 20)
+#define PLANS_BYTES_MAX ((size_t)16 << 20)
 #define SHAPES_OF_SUBGRAPH_MAX 16
 #define HUGE_BYTES ((size_t)4 << 20)
 #define IDLE_RUNS 64

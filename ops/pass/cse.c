@@ -1,4 +1,5 @@
-/* Common subexpressions: of two nodes with the same operator, inputs and attributes the first computes for both. */
+/* Common subexpressions: of two nodes with the same operator, inputs and attributes the first computes for both. Small
+ * constants of the same content count as the same input: exporters write each 1 and each axis anew. */
 #include "ops/graph.h"
 
 #include <stdlib.h>
@@ -43,6 +44,30 @@ static uint32_t hash_of(const struct op_node *n) {
     return (uint32_t)(h >> 32);
 }
 
+#define SMALL_BYTES 256
+enum { TRIES = 64 }; /* a long run of equal hashes is left alone */
+
+static uint32_t hash_bytes(uint32_t h, const void *data, size_t n) {
+    const uint8_t *at = data;
+    for (size_t i = 0; i < n; i++) h = (h ^ at[i]) * 16777619u; /* FNV-1a */
+    return h;
+}
+
+/* Maps each small constant to the first of the same content. */
+static void share_constants(const struct op_graph *g, int *table, uint32_t mask, int *to) {
+    for (uint32_t i = 0; i <= mask; i++) table[i] = -1;
+    for (int v = 0; v < g->n_values; v++) {
+        const struct op_tensor *t = op__graph_constant(g, v);
+        int64_t bytes = t ? op_tensor_bytes(t) : -1;
+        if (bytes < 0 || bytes > SMALL_BYTES || t->dtype == OP_STRING || !t->data) continue;
+        uint32_t at = hash_bytes(2166136261u ^ (uint32_t)t->dtype << 8 ^ (uint32_t)t->rank, t->data, (size_t)bytes);
+        int tries = 0;
+        while (table[at & mask] >= 0 && tries++ < TRIES && !same_tensor(op__graph_constant(g, table[at & mask]), t)) at++;
+        if (table[at & mask] < 0) table[at & mask] = v;
+        else if (tries <= TRIES) to[v] = table[at & mask];
+    }
+}
+
 static void merge(struct op_node *first, const struct op_node *second, int *to) {
     for (int o = 0; o < second->n_out; o++) {
         if (second->out[o] < 0) continue;
@@ -52,7 +77,6 @@ static void merge(struct op_node *first, const struct op_node *second, int *to) 
 }
 
 static void walk(struct op_graph *g, struct op_node **table, uint32_t mask, int *to, int *changed) {
-    enum { TRIES = 64 }; /* a long run of equal hashes is left alone */
     for (int i = 0; i < g->n_nodes; i++) {
         struct op_node *n = g->nodes[i];
         if (!n) continue;
@@ -74,13 +98,17 @@ static void walk(struct op_graph *g, struct op_node **table, uint32_t mask, int 
 
 static enum op_status run(struct op_graph *g, int *changed, struct op_error *err) {
     uint32_t size = 16;
-    while (size < (uint32_t)g->n_nodes * 2) size *= 2;
+    while (size < (uint32_t)g->n_nodes * 2 || size < (uint32_t)g->n_values * 2) size *= 2;
     struct op_node **table = calloc(size, sizeof *table);
-    int *to = malloc(((size_t)g->n_values + 1) * sizeof *to);
+    int *constants = malloc(size * sizeof *constants), *to = malloc(((size_t)g->n_values + 1) * sizeof *to);
     (void)err;
     for (int v = 0; to && v < g->n_values; v++) to[v] = v;
-    if (table && to) walk(g, table, size - 1, to, changed);
-    enum op_status st = table && to ? OP_OK : OP_NOMEM;
+    enum op_status st = table && constants && to ? OP_OK : OP_NOMEM;
+    if (st == OP_OK) {
+        share_constants(g, constants, size - 1, to);
+        walk(g, table, size - 1, to, changed);
+    }
+    free(constants);
     free(table);
     free(to);
     return st;

@@ -385,7 +385,7 @@ static void test_many_shapes_do_not_pile_up(void **state) {
         assert_int_equal(y->dims[0], n);
         if (op_session_bytes(m.session) > most) most = op_session_bytes(m.session);
     }
-    assert_true(most < (size_t)70 << 20);
+    assert_true(most < (size_t)20 << 20);
     ot_end(&m);
 }
 
