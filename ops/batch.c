@@ -2,7 +2,11 @@
  *
  * A model is batchable where dimension 0 of every input is symbolic, and plans for two batch sizes give outputs that differ in
  * dimension 0 alone, in step with the batch. Other symbolic dimensions get stand-in sizes: the same symbol the same size; a
- * few sizes are tried, since not every one is possible (a convolution needs enough pixels, an attention fits its mask). */
+ * few sizes are tried, since not every one is possible (a convolution needs enough pixels, an attention fits its mask).
+ *
+ * Shapes alone would call a recurrent net over [time, batch, features] batchable, or a softmax over the rows. So the model
+ * is also run, on two random rows together and on each alone: results that differ mean that rows look at one another.
+ * Where that run is too costly or refuses the random values, the shapes decide. */
 #include "ops/session.h"
 
 #include <stdlib.h>
@@ -48,6 +52,77 @@ static bool rows_apart(const struct op_tensor *a, int64_t batch_a, const struct 
     return true;
 }
 
+/* --- trying it --------------------------------------------------------------------------------- */
+
+#define TRIAL_FLOPS_MAX 2e10
+#define TRIAL_TOLERANCE 1e-3
+
+static bool is_number(enum op_type t) {
+    return t == OP_F32 || t == OP_F64 || t == OP_I64 || t == OP_I32 || t == OP_BOOL || t == OP_U8 || t == OP_I8;
+}
+
+/* Values that differ from row to row: reals in [-1, 1), integers 0 and 1, which are indices of nearly anything. */
+static bool fill_values(struct op_tensor *in, int n) {
+    uint64_t state = 1;
+    for (int i = 0; i < n; i++) {
+        int64_t bytes = op_tensor_bytes(&in[i]), count = op_tensor_count(&in[i]), size = (int64_t)op_type_size(in[i].dtype);
+        in[i].data = bytes >= 0 && is_number(in[i].dtype) ? calloc(1, bytes ? (size_t)bytes : 1) : NULL;
+        if (!in[i].data) return false;
+        for (int64_t k = 0; k < count; k++) {
+            state = state * 6364136223846793005u + 1442695040888963407u;
+            float unit = (float)(state >> 40) * 0x1p-23f - 1;
+            if (in[i].dtype == OP_F32) ((float *)in[i].data)[k] = unit;
+            else if (in[i].dtype == OP_F64) ((double *)in[i].data)[k] = (double)unit;
+            else ((uint8_t *)in[i].data)[k * size] = state >> 63;
+        }
+    }
+    return true;
+}
+
+static double value_at(const struct op_tensor *t, int64_t i) {
+    switch (t->dtype) {
+    case OP_F32: return (double)((const float *)t->data)[i];
+    case OP_F64: return ((const double *)t->data)[i];
+    case OP_I64: return (double)((const int64_t *)t->data)[i];
+    case OP_I32: return ((const int32_t *)t->data)[i];
+    default: return ((const uint8_t *)t->data)[i];
+    }
+}
+
+/* Whether `alone`, of one row, is row `row` of `both`. What has no numbers to compare passes. */
+static bool same_row(const struct op_tensor *both, const struct op_tensor *alone, int row) {
+    int64_t n = op_tensor_count(alone);
+    if (!is_number(alone->dtype) || alone->dtype != both->dtype || op_tensor_count(both) != 2 * n) return alone->dtype == both->dtype && !is_number(alone->dtype);
+    for (int64_t i = 0; i < n; i++) {
+        double x = value_at(both, row * n + i), y = value_at(alone, i), d = x - y;
+        if (x != y && (d > TRIAL_TOLERANCE || d < -TRIAL_TOLERANCE) && !(x != x && y != y)) return false;
+    }
+    return true;
+}
+
+/* `in` are two rows with data; `both` is for the outputs' copies. True unless the runs show that rows are not apart. */
+static bool trial(struct op_session *s, struct op_tensor *in, int n, struct op_tensor *both) {
+    struct op_error err;
+    const struct op_tensor *out;
+    int n_out = s->m->graph->n_outputs;
+    double flops;
+    if (op_session_plan(s, in, n, NULL, &flops, &err) != OP_OK || flops > TRIAL_FLOPS_MAX || !fill_values(in, n)) return true;
+    if (op_session_run(s, in, n, &out, &err) != OP_OK) return true;
+    for (int i = 0; i < n_out; i++)
+        if (op__tensor_clone(&both[i], &out[i]) != OP_OK) return true;
+    bool apart = true;
+    for (int row = 0; row < 2 && apart; row++) {
+        for (int i = 0; i < n; i++) {
+            in[i].dims[0] = 1;
+            int64_t bytes = op_tensor_bytes(&in[i]);
+            if (row) memmove(in[i].data, (char *)in[i].data + bytes, (size_t)bytes);
+        }
+        if (op_session_run(s, in, n, &out, &err) != OP_OK) return false; /* two together are fine, one is not */
+        for (int i = 0; i < n_out && apart; i++) apart = same_row(&both[i], &out[i], row);
+    }
+    return apart;
+}
+
 static int ask(struct op_session *s) {
     const struct op_model *m = s->m;
     int n = m->n_inputs_required, n_out = m->graph->n_outputs, answer = 0;
@@ -63,8 +138,13 @@ static int ask(struct op_session *s) {
         answer = 1;
         for (int i = 0; i < n_out; i++)
             if (!rows_apart(&a[i], 2, &b[i], 3)) answer = 0;
+        fill_shapes(m, 2, stand_ins[k], in, n);
+        memset(a, 0, (size_t)n_out * sizeof *a);
+        if (answer && !trial(s, in, n, a)) answer = 0;
         break;
     }
+    for (int i = 0; in && i < n; i++) free(in[i].data);
+    for (int i = 0; a && i < n_out; i++) op_tensor_free(&a[i]);
     free(in);
     free(a);
     free(b);

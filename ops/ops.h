@@ -164,8 +164,8 @@ OP_API const struct op_io *op_model_input(const struct op_model *m, int i);
 OP_API const struct op_io *op_model_output(const struct op_model *m, int i);
 OP_API void op_model_describe(struct op_model *m, struct op_model_info *dst);
 OP_API const char *op_model_metadata(const struct op_model *m, const char *key); /* of metadata_props; NULL if absent */
-/* 1 where rows can be stacked along dimension 0 of every input and every output keeps them apart there (worked out
- * from the shapes inferred for two batch sizes), 0 where they cannot, -1 on error. */
+/* 1 where rows can be stacked along dimension 0 of every input and every output keeps them apart there, 0 where they
+ * cannot, -1 on error. Worked out from the shapes inferred for two batch sizes and a run on random rows, once. */
 OP_API int op_model_batchable(struct op_model *m, struct op_error *err);
 
 /* --- sessions ---------------------------------------------------------------------------------- */

@@ -405,15 +405,32 @@ static void test_model_tells_about_itself(void **state) {
     assert_int_equal(op_model_batchable(model, &err), 1);
     op_model_release(model);
     ot_end(&m);
-    ot_begin(&m, 17); /* the rows are mixed: one output for all */
-    ot_input(&m, "x", OP_F32, 2, (int64_t[]){-1, 2});
-    ot_node(&m, "ReduceMean", "x", "y");
+}
+
+static int batchable(const char *op_type, const char *attr, int64_t value, int64_t first_dim) {
+    struct ot m;
+    struct op_error err;
+    ot_begin(&m, 17);
+    ot_input(&m, "x", OP_F32, 2, (int64_t[]){first_dim, 2});
+    ot_node(&m, op_type, "x", "y");
+    if (attr) ot_int(&m, attr, value);
     ot_output(&m, "y", OP_F32, -1, NULL);
-    model = ot_load(&m, NULL, &err);
+    struct op_model *model = ot_load(&m, NULL, &err);
     assert_non_null(model);
-    assert_int_equal(op_model_batchable(model, &err), 0);
+    int answer = op_model_batchable(model, &err);
+    assert_int_equal(op_model_batchable(model, &err), answer); /* remembered */
     op_model_release(model);
     ot_end(&m);
+    return answer;
+}
+
+static void test_rows_that_are_mixed_are_not_batchable(void **state) {
+    (void)state;
+    assert_int_equal(batchable("Softmax", "axis", 1, -1), 1);
+    assert_int_equal(batchable("Softmax", "axis", 1, 1), 0); /* a fixed batch */
+    assert_int_equal(batchable("ReduceMean", NULL, 0, -1), 0); /* one output for all */
+    assert_int_equal(batchable("Transpose", NULL, 0, -1), 0);
+    assert_int_equal(batchable("Softmax", "axis", 0, -1), 0); /* the shape says yes, the values no */
 }
 
 /* --- the pool ---------------------------------------------------------------------------------- */
@@ -469,6 +486,7 @@ int main(void) {
         cmocka_unit_test(test_run_can_be_cancelled_between_nodes),
         cmocka_unit_test(test_many_shapes_do_not_pile_up),
         cmocka_unit_test(test_model_tells_about_itself),
+        cmocka_unit_test(test_rows_that_are_mixed_are_not_batchable),
         cmocka_unit_test(test_pool_runs_every_task_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
