@@ -39,7 +39,8 @@ static int setup(void **state) {
     put("root/in/a.txt", "inside");
     put("secret.txt", "outside");
     put("rootless/b.txt", "a sibling whose name begins like the root's");
-    snprintf(path, sizeof path, "%s/in/link.txt", root), snprintf(other, sizeof other, "%s/secret.txt", base);
+    snprintf(path, sizeof path, "%s/in/link.txt", root),
+        snprintf(other, sizeof other, "%s/secret.txt", base);
     assert_int_equal(symlink(other, path), 0);
     snprintf(path, sizeof path, "%s/out", root);
     assert_int_equal(symlink(base, path), 0);
@@ -108,7 +109,8 @@ static void test_outputs_are_named_beneath_a_root_only(void **state) {
     assert_true(fd >= 0);
     assert_string_equal(name, "new.jsonl");
     close(fd);
-    static const char *const bad[] = {"file:../new.jsonl", "file:out/new.jsonl", "file:/tmp/new.jsonl", "file:in/..", "file:in/"};
+    static const char *const bad[] = {"file:../new.jsonl", "file:out/new.jsonl",
+                                      "file:/tmp/new.jsonl", "file:in/..", "file:in/"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         assert_int_equal(w_files_open_parent(f, bad[i], name, &err), -1);
         assert_string_equal(err.code, W_REF_DENIED);

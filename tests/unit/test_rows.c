@@ -1,4 +1,5 @@
-/* Rows through a model on a lane: stacked or alone, in pieces or whole, the same bits; who fails, fails alone. */
+/* Rows through a model on a lane: stacked or alone, in pieces or whole, the same bits; who fails,
+ * fails alone. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -77,13 +78,17 @@ struct seen {
     const char *code;
 };
 
-static void row_done(void *ctx, size_t i, enum w_next next, int64_t together, const struct w_error *err) {
+static void row_done(void *ctx, size_t i, enum w_next next, int64_t together,
+                     const struct w_error *err) {
     struct seen *s = ctx;
     assert_int_equal(i, s->n); /* in the order given */
     s->n++;
     s->together[i] = together;
-    if (next == W_NEXT_DONE) snprintf(s->text[i], sizeof s->text[i], "%.*s", (int)s->rows[i]->result.len, s->rows[i]->result.ptr);
-    else s->n_failed++, s->code = err->code;
+    if (next == W_NEXT_DONE)
+        snprintf(s->text[i], sizeof s->text[i], "%.*s", (int)s->rows[i]->result.len,
+                 s->rows[i]->result.ptr);
+    else
+        s->n_failed++, s->code = err->code;
 }
 
 /* The input of row i: i % 3 + 1 rows where `several`. */
@@ -91,11 +96,13 @@ static void input_text(char *dst, size_t size, size_t i, bool several) {
     size_t n = 0, rows = several ? i % 3 + 1 : 1;
     n += (size_t)snprintf(dst, size, "[");
     for (size_t r = 0; r < rows; r++)
-        n += (size_t)snprintf(dst + n, size - n, "%s[%zu.5,%zu,-3,0.1,%zu]", r ? "," : "", i, r, i * r);
+        n += (size_t)snprintf(dst + n, size - n, "%s[%zu.5,%zu,-3,0.1,%zu]", r ? "," : "", i, r,
+                              i * r);
     snprintf(dst + n, size - n, "]");
 }
 
-static void run(struct w_model *model, size_t n, int64_t rows_max, bool several, struct seen *seen) {
+static void run(struct w_model *model, size_t n, int64_t rows_max, bool several,
+                struct seen *seen) {
     struct w_row *rows[N];
     struct w_error err = {0};
     static char text[N][512];

@@ -1,5 +1,6 @@
-/* The model store: what a name means, what is loaded when, and what happens to it when files change. Files get times in the past, so
- * that the store need not wait until they have settled; waiting is for its callback, never for a clock. */
+/* The model store: what a name means, what is loaded when, and what happens to it when files
+ * change. Files get times in the past, so that the store need not wait until they have settled;
+ * waiting is for its callback, never for a clock. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -40,7 +41,8 @@ static void wait_change(unsigned *seen) {
 }
 
 /* Asks until there is an answer. */
-static enum w_store_answer get(struct w_store *s, const char *spec, struct w_model **m, struct w_error *err) {
+static enum w_store_answer get(struct w_store *s, const char *spec, struct w_model **m,
+                               struct w_error *err) {
     unsigned seen = n_changes;
     uint64_t asked = 0;
     enum w_store_answer a;
@@ -68,7 +70,8 @@ static void put(const char *path, const void *bytes, size_t len) {
     assert_non_null(f);
     assert_int_equal(fwrite(bytes, 1, len, f), len);
     fclose(f);
-    struct timespec times[2] = {{time(NULL) - 1000000 + age_s, 0}, {time(NULL) - 1000000 + age_s, 0}};
+    struct timespec times[2] = {{time(NULL) - 1000000 + age_s, 0},
+                                {time(NULL) - 1000000 + age_s, 0}};
     age_s += 10;
     assert_int_equal(utimensat(AT_FDCWD, temporary, times, 0), 0);
     assert_int_equal(rename(temporary, full), 0);
@@ -128,16 +131,19 @@ static int teardown(void **state) {
 }
 
 static struct w_store *open_store(uint64_t bytes_max, struct w_error *err) {
-    struct w_store_options o = {.folder = folder, .poll_ms = 5, .bytes_max = bytes_max, .changed = changed};
+    struct w_store_options o = {
+        .folder = folder, .poll_ms = 5, .bytes_max = bytes_max, .changed = changed};
     return w_store_create(&o, err);
 }
 
-/* --- names --------------------------------------------------------------------------------------- */
+/* --- names ------------------------------------------------------------------------------------ */
 
 static void test_names_that_could_be_paths_are_refused(void **state) {
-    static const char *const bad[] = {"", ".", "..", ".hidden", "a/b", "../x", "-x", "a b", "a\n", "ä"};
+    static const char *const bad[] = {"",     ".",  "..",  ".hidden", "a/b",
+                                      "../x", "-x", "a b", "a\n",     "ä"};
     (void)state;
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) assert_false(w_model_name_valid(bad[i], strlen(bad[i])));
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        assert_false(w_model_name_valid(bad[i], strlen(bad[i])));
     assert_true(w_model_name_valid("resnet-50.v2_x", 14));
     assert_false(w_model_name_valid("a\0b", 3));
 }
@@ -155,7 +161,8 @@ static void test_a_name_finds_the_latest_a_version_or_a_label(void **state) {
     assert_int_equal(p.version, 2);
     assert_true(w_model_find("net@prod", folder, &p, &err));
     assert_int_equal(p.version, 2);
-    assert_false(w_model_find("net@7", folder, &p, &err)); /* a number is a version, never a label */
+    assert_false(
+        w_model_find("net@7", folder, &p, &err)); /* a number is a version, never a label */
     assert_string_equal(err.code, "unknown_model");
     assert_non_null(strstr(err.text, "10, 2, prod"));
     assert_false(w_model_find("nett", folder, &p, &err));
@@ -195,7 +202,7 @@ static void test_a_store_is_listed(void **state) {
     free(list);
 }
 
-/* --- serving -------------------------------------------------------------------------------------- */
+/* --- serving ---------------------------------------------------------------------------------- */
 
 static void test_a_model_is_loaded_when_it_is_asked_for(void **state) {
     struct w_error err = {0};
@@ -223,7 +230,8 @@ static void test_what_a_job_may_not_name_is_unknown(void **state) {
     char path[300];
     (void)state;
     snprintf(path, sizeof path, "%s/net/2/model.onnx", folder);
-    const char *bad[] = {path, "../models/net", "net@", "net@9", "net@nolabel", "nothing", "net@../2"};
+    const char *bad[] = {path,          "../models/net", "net@",    "net@9",
+                         "net@nolabel", "nothing",       "net@../2"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         assert_int_equal(get(s, bad[i], &m, &err), W_STORE_FAILED);
         assert_string_equal(err.code, "unknown_model");
@@ -235,7 +243,8 @@ static void test_what_a_job_may_not_name_is_unknown(void **state) {
 
 static void test_a_model_put_there_a_moment_ago_is_found(void **state) {
     struct w_error err = {0};
-    struct w_store_options o = {.folder = folder, .poll_ms = 3600000, .changed = changed}; /* no poll comes to help */
+    struct w_store_options o = {
+        .folder = folder, .poll_ms = 3600000, .changed = changed}; /* no poll comes to help */
     struct w_store *s = w_store_create(&o, &err);
     struct w_model *m;
     (void)state;
@@ -254,7 +263,8 @@ static void test_a_new_version_replaces_the_loaded_one_and_the_old_one_ends_in_p
     (void)state;
     assert_int_equal(get(s, "grow", &old, &err), W_STORE_READY);
     put_model("grow/2/model.onnx", 2, 0);
-    for (;;) { /* without being asked for: a poll finds it, the old one answers until it is loaded */
+    for (;
+         ;) { /* without being asked for: a poll finds it, the old one answers until it is loaded */
         assert_int_equal(w_store_get(s, "grow", NULL, &m, &err), W_STORE_READY);
         if (m->version == 2) break;
         assert_true(m == old);
@@ -278,7 +288,8 @@ static void test_a_changed_file_is_loaded_anew_even_if_it_was_overwritten_in_pla
     (void)state;
     assert_int_equal(get(s, "edit", &old, &err), W_STORE_READY);
     snprintf(path, sizeof path, "%s/edit/1/model.onnx", folder);
-    assert_int_equal(truncate(path, 10), 0); /* what cp does first: whoever had mapped the file would die here */
+    assert_int_equal(truncate(path, 10),
+                     0); /* what cp does first: whoever had mapped the file would die here */
     assert_true(shift_of(old) == 1);
     put_model("edit/1/model.onnx", 7, 5000);
     for (;;) {
@@ -300,7 +311,8 @@ static void test_a_broken_version_is_not_served_and_says_why(void **state) {
     put_model("frail/1/model.onnx", 1, 0);
     put_text("frail/2/model.onnx", "this is no model");
     put_model("wrong/1/model.onnx", 1, 0);
-    put_text("wrong/1/model.json", "{\"quern\": 1, \"golden\": [{\"input\": [1, 1], \"expect\": {\"outputs\": {\"y\": {\"data\": [5, 5]}}}}]}");
+    put_text("wrong/1/model.json", "{\"quern\": 1, \"golden\": [{\"input\": [1, 1], \"expect\": "
+                                   "{\"outputs\": {\"y\": {\"data\": [5, 5]}}}}]}");
     struct w_store *s = open_store(0, &err);
     struct w_model *m;
     (void)state;
@@ -312,9 +324,11 @@ static void test_a_broken_version_is_not_served_and_says_why(void **state) {
     assert_int_equal(get(s, "wrong", &m, &err), W_STORE_FAILED);
     assert_string_equal(err.code, W_BAD_MODEL);
     assert_non_null(strstr(err.text, "golden"));
-    put_text("wrong/1/model.json", "{\"quern\": 1, \"golden\": [{\"input\": [1, 1], \"expect\": {\"outputs\": {\"y\": {\"data\": [2, 2]}}}}]}");
+    put_text("wrong/1/model.json", "{\"quern\": 1, \"golden\": [{\"input\": [1, 1], \"expect\": "
+                                   "{\"outputs\": {\"y\": {\"data\": [2, 2]}}}}]}");
     unsigned seen = n_changes;
-    while (get(s, "wrong", &m, &err) != W_STORE_READY) wait_change(&seen); /* mended: it is tried again */
+    while (get(s, "wrong", &m, &err) != W_STORE_READY)
+        wait_change(&seen); /* mended: it is tried again */
     w_model_release(m);
     w_store_destroy(s);
 }
@@ -334,7 +348,8 @@ static void test_the_longest_unused_model_goes_when_there_are_too_many(void **st
     assert_true(shift_of(first) == 1); /* held: still whole */
     w_model_release(first);
     w_model_release(second);
-    assert_int_equal(get(s, "big1", &first, &err), W_STORE_READY); /* and comes back when it is asked for */
+    assert_int_equal(get(s, "big1", &first, &err),
+                     W_STORE_READY); /* and comes back when it is asked for */
     w_model_release(first);
     w_store_destroy(s);
 }

@@ -39,7 +39,8 @@ static int quota_v1(const char *dir) {
     return cpus_of(read_number(dir, "cpu.cfs_quota_us"), read_number(dir, "cpu.cfs_period_us"));
 }
 
-/* The group and every one above it: the tightest limit holds. In a container the path may not be there: then only its root counts. */
+/* The group and every one above it: the tightest limit holds. In a container the path may not be
+ * there: then only its root counts. */
 static int upwards(const char *mount, const char *group, int (*quota)(const char *dir)) {
     char dir[4352];
     int n = 0;
@@ -60,15 +61,18 @@ int w__cpus_quota(const char *root) {
     if (!f) return 0;
     while (fgets(line, sizeof line, f)) {
         line[strcspn(line, "\n")] = 0;
-        char *controllers = strchr(line, ':'), *group = controllers ? strchr(controllers + 1, ':') : NULL;
+        char *controllers = strchr(line, ':'),
+             *group = controllers ? strchr(controllers + 1, ':') : NULL;
         if (!group) continue;
         *group++ = 0;
         controllers++;
         if (*controllers == 0) {
             snprintf(mount, sizeof mount, "%s/sys/fs/cgroup", root);
             n = smaller(n, upwards(mount, group, quota_v2));
-        } else if (strcmp(controllers, "cpu") == 0 || strncmp(controllers, "cpu,", 4) == 0 || strstr(controllers, ",cpu,") ||
-                   (strlen(controllers) > 4 && strcmp(controllers + strlen(controllers) - 4, ",cpu") == 0)) {
+        } else if (strcmp(controllers, "cpu") == 0 || strncmp(controllers, "cpu,", 4) == 0 ||
+                   strstr(controllers, ",cpu,") ||
+                   (strlen(controllers) > 4 &&
+                    strcmp(controllers + strlen(controllers) - 4, ",cpu") == 0)) {
             snprintf(mount, sizeof mount, "%s/sys/fs/cgroup/cpu", root);
             n = smaller(n, upwards(mount, group, quota_v1));
         }

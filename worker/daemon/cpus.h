@@ -4,8 +4,8 @@
 
 /* The smaller of CPU affinity and cgroup quota (rounded up), at least 1. */
 int w_cpus(void);
-/* The quota alone, by the files below root ("" in earnest): /proc/self/cgroup, /sys/fs/cgroup; version 2 and 1, the group itself and
- * those above it. 0: none. */
+/* The quota alone, by the files below root ("" in earnest): /proc/self/cgroup, /sys/fs/cgroup;
+ * version 2 and 1, the group itself and those above it. 0: none. */
 int w__cpus_quota(const char *root);
 
 #endif

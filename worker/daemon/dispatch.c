@@ -1,24 +1,26 @@
 /* Who goes to which lane, and how many jobs are wanted from the queue. Loop thread, once a turn.
  *
- * How much is held. What waits here is what other workers cannot have, so the worker asks for no more than its lanes can start
- * within HORIZON_MS, judged by a moving average of lane time a job; two a lane at least, so that a lane that is done
- * finds the next batch. Jobs that need no lane (ping) are over in the turn that brought them and count for nothing.
+ * How much is held. What waits here is what other workers cannot have, so the worker asks for no
+ * more than its lanes can start within HORIZON_MS, judged by a moving average of lane time a job;
+ * two a lane at least, so that a lane that is done finds the next batch. Jobs that need no lane
+ * (ping) are over in the turn that brought them and count for nothing.
  *
- * Suspects. When a worker dies, every job that it held has its crash counted, for nobody knows which one did it. A suspect is
- * therefore run with nothing else in this worker's hands: lanes come to rest, what waits is handed back, the suspect runs; and the
- * next suspects are asked for one by one. So the killer is found at its second run, and the innocent run once more. */
+ * Suspects. When a worker dies, every job that it held has its crash counted, for nobody knows
+ * which one did it. A suspect is therefore run with nothing else in this worker's hands: lanes come
+ * to rest, what waits is handed back, the suspect runs; and the next suspects are asked for one by
+ * one. So the killer is found at its second run, and the innocent run once more. */
 #include <string.h>
 
 #include "worker/daemon/internal.h"
 #include "worker/daemon/log.h"
 
 #define HORIZON_MS 200.0
-#define BATCH_MS 100.0        /* a micro-batch is cut at about this much lane time */
+#define BATCH_MS 100.0 /* a micro-batch is cut at about this much lane time */
 #define MS_PER_JOB_UNKNOWN 3.0
 #define HOLD_MAX 1024
-#define ALONE_WAIT_MS 10000   /* a suspect waits so long for the lanes to come to rest */
+#define ALONE_WAIT_MS 10000 /* a suspect waits so long for the lanes to come to rest */
 
-/* --- lanes ----------------------------------------------------------------------------------------- */
+/* --- lanes ------------------------------------------------------------------------------------ */
 
 static struct w_batch_limits limits_of(void *user, const struct w_item *head) {
     const struct w_daemon *d = user;
@@ -26,8 +28,10 @@ static struct w_batch_limits limits_of(void *user, const struct w_item *head) {
     struct w_batch_limits l = {.n_max = 1, .bytes_max = (size_t)d->tune.batch_bytes_max};
     if (!head->key) return l;
     l.n_max = (size_t)d->tune.batch_rows_max;
-    if (t->model->batch.max > 0 && (size_t)t->model->batch.max < l.n_max) l.n_max = (size_t)t->model->batch.max;
-    if (t->model->ms_per_job > 0 && BATCH_MS / t->model->ms_per_job < (double)l.n_max) l.n_max = (size_t)(BATCH_MS / t->model->ms_per_job);
+    if (t->model->batch.max > 0 && (size_t)t->model->batch.max < l.n_max)
+        l.n_max = (size_t)t->model->batch.max;
+    if (t->model->ms_per_job > 0 && BATCH_MS / t->model->ms_per_job < (double)l.n_max)
+        l.n_max = (size_t)(BATCH_MS / t->model->ms_per_job);
     if (l.n_max == 0) l.n_max = 1;
     l.delay_ms = (uint32_t)d->tune.batch_delay_ms;
     return l;
@@ -72,7 +76,8 @@ static bool dispatch_alone(struct w_daemon *d) {
     w_batcher_remove(&d->batcher, item);
     struct w_task *t = (struct w_task *)(void *)item;
     w__tasks_stop_all(d, W_STOP_HANDBACK, false, NULL, t);
-    w_log(W_NOTICE, "suspect_runs_alone", "queue=%s op=%s crashes=%u", t->job->queue, t->job->op, t->job->crashes);
+    w_log(W_NOTICE, "suspect_runs_alone", "queue=%s op=%s crashes=%u", t->job->queue, t->job->op,
+          t->job->crashes);
     d->alone_running = true;
     d->alone_since_ms = 0;
     give(d, lane, &item, 1);
@@ -86,7 +91,8 @@ void w__dispatch(struct w_daemon *d) {
     d->batch_due_ms = UINT64_MAX;
     if (d->held || dispatch_alone(d)) return;
     while (d->batcher.n && (lane = idle_lane(d, &n_idle)) != NULL) {
-        size_t n = w_batcher_take(&d->batcher, w__now_ms(d), n_idle, limits_of, d, items, W_WORK_TASKS_MAX, &d->batch_due_ms);
+        size_t n = w_batcher_take(&d->batcher, w__now_ms(d), n_idle, limits_of, d, items,
+                                  W_WORK_TASKS_MAX, &d->batch_due_ms);
         if (n == 0) break;
         give(d, lane, items, n);
     }
@@ -117,16 +123,20 @@ void w__lanes_done(struct w_daemon *d) {
     }
 }
 
-/* --- wanting ---------------------------------------------------------------------------------------- */
+/* --- wanting ---------------------------------------------------------------------------------- */
 
 void w__arrival_seen(struct w_daemon *d, const struct w_task *t) {
-    if (t->item.alone) d->suspects = true;
-    else if (t->job->crashes == 0) d->suspects = false;
+    if (t->item.alone)
+        d->suspects = true;
+    else if (t->job->crashes == 0)
+        d->suspects = false;
 }
 
 static uint32_t wanted(const struct w_daemon *d) {
     size_t busy = 0;
-    if (d->life != W_RUNNING || d->held || d->alone_running || d->batcher.alone.n || d->n_tasks >= W_TASKS_MAX) return 0;
+    if (d->life != W_RUNNING || d->held || d->alone_running || d->batcher.alone.n ||
+        d->n_tasks >= W_TASKS_MAX)
+        return 0;
     for (int i = 0; i < d->lanes.n; i++) busy += d->lanes.lanes[i].busy;
     if (d->suspects) return d->n_waiting + busy == 0;
     double ms = d->ms_per_job > 0 ? d->ms_per_job : MS_PER_JOB_UNKNOWN;
@@ -134,9 +144,11 @@ static uint32_t wanted(const struct w_daemon *d) {
     size_t target = can > HOLD_MAX ? HOLD_MAX : (size_t)can;
     if (target < 2 * (size_t)d->lanes.n) target = 2 * (size_t)d->lanes.n;
     if (d->n_waiting >= target) return 0;
-    size_t want = target - d->n_waiting, room = W_TASKS_MAX - d->n_tasks, claim_max = (size_t)d->config->claim_max;
+    size_t want = target - d->n_waiting, room = W_TASKS_MAX - d->n_tasks,
+           claim_max = (size_t)d->config->claim_max;
     if (want > room) want = room;
-    /* At its default the library's own limit holds, and the next claim may be under way while jobs of the last are finished. */
+    /* At its default the library's own limit holds, and the next claim may be under way while jobs
+     * of the last are finished. */
     if (claim_max < Q_BATCH_MAX && want > claim_max) want = claim_max;
     return (uint32_t)want;
 }

@@ -1,8 +1,9 @@
 /* The ways to stop, and to read the settings again. Loop thread.
  *
- * SIGTERM: take no more, hand back what has not started, let what runs finish for drain_ms, then cancel it and hand it back too: no
- * attempt is counted for any of it. A second SIGTERM makes drain_ms zero. Only what does not come back even then, or a Redis that
- * cannot be reached, leaves jobs behind; those are recovered by other workers as from a crash. */
+ * SIGTERM: take no more, hand back what has not started, let what runs finish for drain_ms, then
+ * cancel it and hand it back too: no attempt is counted for any of it. A second SIGTERM makes
+ * drain_ms zero. Only what does not come back even then, or a Redis that cannot be reached, leaves
+ * jobs behind; those are recovered by other workers as from a crash. */
 #include <signal.h>
 #include <string.h>
 #include <unistd.h>
@@ -20,7 +21,8 @@ void w__drain_begin(struct w_daemon *d) {
     d->drain_until_ms = w__now_ms(d) + (uint64_t)d->config->drain_ms;
     d->exit_at_ms = d->drain_until_ms + AFTER_DRAIN_MS;
     w_notify("STOPPING=1\nSTATUS=draining: %zu jobs in hand", d->n_tasks);
-    w_log(W_NOTICE, "drain", "jobs=%zu waiting=%zu ms_max=%jd", d->n_tasks, d->n_waiting, (intmax_t)d->config->drain_ms);
+    w_log(W_NOTICE, "drain", "jobs=%zu waiting=%zu ms_max=%jd", d->n_tasks, d->n_waiting,
+          (intmax_t)d->config->drain_ms);
     q_worker_want(d->queue, 0);
     q_worker_drain(d->queue);
     for (struct w_task *t = d->tasks, *next; t; t = next) {
@@ -32,9 +34,12 @@ void w__drain_begin(struct w_daemon *d) {
 }
 
 static void leave_behind(struct w_daemon *d) {
-    if (d->n_tasks) w_log(W_ERROR, "drain_incomplete", "jobs=%zu advice=\"other workers take them over\"", d->n_tasks);
+    if (d->n_tasks)
+        w_log(W_ERROR, "drain_incomplete", "jobs=%zu advice=\"other workers take them over\"",
+              d->n_tasks);
     for (int i = 0; i < d->lanes.n; i++)
-        if (d->lanes.lanes[i].busy) _exit(d->exit_code ? d->exit_code : W_EXIT_FAILED); /* a thread cannot be taken back */
+        if (d->lanes.lanes[i].busy)
+            _exit(d->exit_code ? d->exit_code : W_EXIT_FAILED); /* a thread cannot be taken back */
     d->exit_code = W_EXIT_FAILED;
     d->queue_drained = true;
 }
@@ -46,16 +51,19 @@ void w__drain_tick(struct w_daemon *d) {
     if (now >= d->exit_at_ms || w__only_lost_lanes(d)) leave_behind(d);
 }
 
-/* --- settings ------------------------------------------------------------------------------------ */
+/* --- settings --------------------------------------------------------------------------------- */
 
 void w__tunables_from(struct w_tunables *dst, const struct w_config *c) {
-    *dst = (struct w_tunables){c->batch_rows_max, c->batch_bytes_max, c->batch_delay_ms, c->job_timeout_ms, c->lane_limit_ms};
+    *dst = (struct w_tunables){c->batch_rows_max, c->batch_bytes_max, c->batch_delay_ms,
+                               c->job_timeout_ms, c->lane_limit_ms};
 }
 
 static void say_key(void *ctx, const char *key, bool reloads) {
     (void)ctx;
-    if (reloads) w_log(W_NOTICE, "setting_reloaded", "key=%s", key);
-    else w_log(W_WARN, "setting_not_reloaded", "key=%s advice=\"it takes a restart\"", key);
+    if (reloads)
+        w_log(W_NOTICE, "setting_reloaded", "key=%s", key);
+    else
+        w_log(W_WARN, "setting_not_reloaded", "key=%s advice=\"it takes a restart\"", key);
 }
 
 static void reload(struct w_daemon *d) {

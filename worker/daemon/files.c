@@ -40,14 +40,17 @@ struct w_files *w_files_create(const char *const *roots, size_t n, struct w_erro
         struct root *r = &f->roots[i];
         r->fd = open(roots[i], O_PATH | O_DIRECTORY | O_CLOEXEC);
         if (r->fd < 0) {
-            w_fail(err, W_REF_NOT_FOUND, "the folder %s of files cannot be opened: %s", roots[i], strerror(errno));
+            w_fail(err, W_REF_NOT_FOUND, "the folder %s of files cannot be opened: %s", roots[i],
+                   strerror(errno));
             w_files_destroy(f);
             return NULL;
         }
         f->n++;
         r->given = without_slash(strdup(roots[i]));
         r->real = without_slash(realpath(roots[i], NULL));
-        if (len < sizeof f->list - 1) len += (size_t)snprintf(f->list + len, sizeof f->list - len, "%s%s", i ? ", " : "", roots[i]);
+        if (len < sizeof f->list - 1)
+            len += (size_t)snprintf(f->list + len, sizeof f->list - len, "%s%s", i ? ", " : "",
+                                    roots[i]);
         if (len >= sizeof f->list) len = sizeof f->list - 1;
     }
     return f;
@@ -64,7 +67,7 @@ void w_files_destroy(struct w_files *f) {
     free(f);
 }
 
-/* --- opening beneath a root ---------------------------------------------------------------------- */
+/* --- opening beneath a root ------------------------------------------------------------------- */
 
 /* The same without openat2: each component by itself, links refused. */
 static int walk(int root, const char *path, int flags, mode_t mode) {
@@ -82,7 +85,8 @@ static int walk(int root, const char *path, int flags, mode_t mode) {
         }
         memcpy(part, path, n);
         part[n] = 0;
-        int next = *rest ? openat(at, part, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) : openat(at, part, flags | O_NOFOLLOW, mode);
+        int next = *rest ? openat(at, part, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+                         : openat(at, part, flags | O_NOFOLLOW, mode);
         int e = errno;
         close(at);
         errno = e;
@@ -94,7 +98,9 @@ static int walk(int root, const char *path, int flags, mode_t mode) {
 }
 
 static int open_beneath(int root, const char *path, int flags) {
-    struct open_how how = {.flags = (uint64_t)flags, .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
+    struct open_how how = {.flags = (uint64_t)flags,
+                           .resolve =
+                               RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
     for (int tries = 0; tries < 8; tries++) {
         long fd = syscall(SYS_openat2, root, *path ? path : ".", &how, sizeof how);
         if (fd >= 0) return (int)fd;
@@ -119,20 +125,32 @@ static const char *path_of(const char *ref) {
 }
 
 static int refuse(const struct w_files *f, const char *ref, int error, struct w_error *err) {
-    if (error == EXDEV) w_fail(err, W_REF_DENIED, "%.200s lies outside the folders that this worker may use (--files: %s)", ref, f->list);
-    else if (error == ELOOP) w_fail(err, W_REF_DENIED, "%.200s passes through a symbolic link, which is not followed", ref);
-    else if (error == EACCES || error == EPERM) w_fail(err, W_REF_DENIED, "%.200s: the worker's user has no right to it (%s)", ref, strerror(error));
-    else if (error == ENOENT || error == ENOTDIR) w_fail(err, W_REF_NOT_FOUND, "%.200s: %s", ref, strerror(error));
-    else if (error == ENAMETOOLONG) w_fail(err, W_REF_NOT_FOUND, "%.60s…: the name is too long", ref);
-    else w_fail(err, W_REF_FAILED, "%.200s: %s", ref, strerror(error));
+    if (error == EXDEV)
+        w_fail(err, W_REF_DENIED,
+               "%.200s lies outside the folders that this worker may use (--files: %s)", ref,
+               f->list);
+    else if (error == ELOOP)
+        w_fail(err, W_REF_DENIED, "%.200s passes through a symbolic link, which is not followed",
+               ref);
+    else if (error == EACCES || error == EPERM)
+        w_fail(err, W_REF_DENIED, "%.200s: the worker's user has no right to it (%s)", ref,
+               strerror(error));
+    else if (error == ENOENT || error == ENOTDIR)
+        w_fail(err, W_REF_NOT_FOUND, "%.200s: %s", ref, strerror(error));
+    else if (error == ENAMETOOLONG)
+        w_fail(err, W_REF_NOT_FOUND, "%.60s…: the name is too long", ref);
+    else
+        w_fail(err, W_REF_FAILED, "%.200s: %s", ref, strerror(error));
     return -1;
 }
 
 /* Opens path below the first root that has it. */
-static int open_any(const struct w_files *f, const char *ref, const char *path, int flags, struct w_error *err) {
+static int open_any(const struct w_files *f, const char *ref, const char *path, int flags,
+                    struct w_error *err) {
     int error = EXDEV;
     if (f->n == 0) {
-        w_fail(err, W_REF_DENIED, "%.200s: this worker may use no files; it must be started with --files DIR", ref);
+        w_fail(err, W_REF_DENIED,
+               "%.200s: this worker may use no files; it must be started with --files DIR", ref);
         return -1;
     }
     if (!*path) {
@@ -141,7 +159,9 @@ static int open_any(const struct w_files *f, const char *ref, const char *path, 
     }
     for (size_t i = 0; i < f->n; i++) {
         const char *rest = path;
-        if (*path == '/' && !(rest = behind(path, f->roots[i].real)) && !(rest = behind(path, f->roots[i].given))) continue;
+        if (*path == '/' && !(rest = behind(path, f->roots[i].real)) &&
+            !(rest = behind(path, f->roots[i].given)))
+            continue;
         int fd = open_beneath(f->roots[i].fd, rest, flags | O_CLOEXEC);
         if (fd >= 0) return fd;
         if (error == EXDEV || errno != ENOENT) error = errno;
@@ -149,7 +169,8 @@ static int open_any(const struct w_files *f, const char *ref, const char *path, 
     return refuse(f, ref, error, err);
 }
 
-int w_files_open(const struct w_files *f, const char *ref, bool folder_ok, bool *is_folder, struct w_error *err) {
+int w_files_open(const struct w_files *f, const char *ref, bool folder_ok, bool *is_folder,
+                 struct w_error *err) {
     struct stat st;
     int fd = open_any(f, ref, path_of(ref), O_RDONLY | O_NONBLOCK | O_NOCTTY, err);
     if (fd < 0) return -1;
@@ -157,14 +178,16 @@ int w_files_open(const struct w_files *f, const char *ref, bool folder_ok, bool 
     if (is_folder) *is_folder = folder;
     if (S_ISREG(st.st_mode) || (folder && folder_ok)) return fd;
     close(fd);
-    w_fail(err, W_REF_DENIED, "%.200s is %s, a file%s is expected", ref, folder ? "a folder" : "a device or a pipe", folder_ok ? " or a folder" : "");
+    w_fail(err, W_REF_DENIED, "%.200s is %s, a file%s is expected", ref,
+           folder ? "a folder" : "a device or a pipe", folder_ok ? " or a folder" : "");
     return -1;
 }
 
 int w_files_open_parent(const struct w_files *f, const char *ref, char *name, struct w_error *err) {
     const char *path = path_of(ref), *slash = strrchr(path, '/'), *last = slash ? slash + 1 : path;
     char dir[PATH_MAX];
-    if (!*last || strcmp(last, ".") == 0 || strcmp(last, "..") == 0 || strlen(last) > 230) { /* room for what is written beside it */
+    if (!*last || strcmp(last, ".") == 0 || strcmp(last, "..") == 0 ||
+        strlen(last) > 230) { /* room for what is written beside it */
         w_fail(err, W_REF_DENIED, "\"%.200s\" is no name for an output file", ref);
         return -1;
     }
@@ -175,18 +198,22 @@ int w_files_open_parent(const struct w_files *f, const char *ref, char *name, st
     return open_any(f, ref, dir, O_RDONLY | O_DIRECTORY, err);
 }
 
-bool w_files_read(const struct w_files *f, const char *ref, struct w_arena *arena, struct w_span *dst, struct w_error *err) {
+bool w_files_read(const struct w_files *f, const char *ref, struct w_arena *arena,
+                  struct w_span *dst, struct w_error *err) {
     struct stat st;
     int fd = w_files_open(f, ref, false, NULL, err);
     if (fd < 0) return false;
-    char *bytes = fstat(fd, &st) == 0 && st.st_size >= 0 ? w_arena_alloc(arena, (size_t)st.st_size) : NULL;
+    char *bytes =
+        fstat(fd, &st) == 0 && st.st_size >= 0 ? w_arena_alloc(arena, (size_t)st.st_size) : NULL;
     if (!bytes) {
         close(fd);
-        return w_fail(err, W_TOO_LARGE, "%.200s has %jd bytes, more than one input may have", ref, (intmax_t)st.st_size);
+        return w_fail(err, W_TOO_LARGE, "%.200s has %jd bytes, more than one input may have", ref,
+                      (intmax_t)st.st_size);
     }
     size_t n = 0;
     ssize_t got = 0;
-    while (n < (size_t)st.st_size && (got = read(fd, bytes + n, (size_t)st.st_size - n)) > 0) n += (size_t)got;
+    while (n < (size_t)st.st_size && (got = read(fd, bytes + n, (size_t)st.st_size - n)) > 0)
+        n += (size_t)got;
     int error = errno;
     close(fd);
     if (got < 0) return w_fail(err, W_REF_FAILED, "%.200s: %s", ref, strerror(error));

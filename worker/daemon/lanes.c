@@ -31,10 +31,13 @@ static void drop_session(struct w_lane *lane, size_t i) {
 
 static void drop_retired(struct w_lane *lane) {
     for (size_t i = 0; i < W_LANE_SESSIONS_MAX; i++)
-        if (lane->sessions[i].model && atomic_load_explicit(&lane->sessions[i].model->retired, memory_order_relaxed)) drop_session(lane, i);
+        if (lane->sessions[i].model &&
+            atomic_load_explicit(&lane->sessions[i].model->retired, memory_order_relaxed))
+            drop_session(lane, i);
 }
 
-static void on_node(void *user, const char *op_type, const char *name, uint64_t ns, double flops, double bytes) {
+static void on_node(void *user, const char *op_type, const char *name, uint64_t ns, double flops,
+                    double bytes) {
     (void)op_type, (void)name, (void)ns, (void)flops, (void)bytes;
     w_lane_beat(user);
 }
@@ -48,7 +51,10 @@ struct op_session *w_lane_session(struct w_lane *lane, struct w_model *model, st
         }
         if (lane->sessions[i].used < lane->sessions[oldest].used) oldest = i;
     }
-    struct op_session_options o = {.n_threads = lane->pool->n_threads, .cancel = &lane->cancel, .on_node = on_node, .user = lane};
+    struct op_session_options o = {.n_threads = lane->pool->n_threads,
+                                   .cancel = &lane->cancel,
+                                   .on_node = on_node,
+                                   .user = lane};
     struct op_error oe;
     struct op_session *s = op_session_create(model->op, &o, &oe);
     if (!s) return w_fail_op(err, &oe, model->name), NULL;
@@ -101,7 +107,8 @@ static void *lane_main(void *arg) {
             struct timespec until;
             clock_gettime(CLOCK_REALTIME, &until);
             until.tv_sec += TRIM_IDLE_S;
-            int rc = slimmed ? pthread_cond_wait(&lane->cond, &pool->mutex) : pthread_cond_timedwait(&lane->cond, &pool->mutex, &until);
+            int rc = slimmed ? pthread_cond_wait(&lane->cond, &pool->mutex)
+                             : pthread_cond_timedwait(&lane->cond, &pool->mutex, &until);
             bool trim = lane->trim;
             lane->trim = false;
             if (lane->assigned || (rc == 0 && !trim)) continue;
@@ -130,7 +137,8 @@ static void *lane_main(void *arg) {
     return NULL;
 }
 
-bool w_lanes_start(struct w_lanes *ls, int n, int n_threads, const struct w_files *files, uv_async_t *async) {
+bool w_lanes_start(struct w_lanes *ls, int n, int n_threads, const struct w_files *files,
+                   uv_async_t *async) {
     memset(ls, 0, sizeof *ls);
     ls->lanes = calloc((size_t)n, sizeof *ls->lanes);
     if (!ls->lanes) return false;

@@ -1,9 +1,10 @@
-/* lanes.h: the compute threads. A lane runs one piece of work at a time: a list of tasks of one job type and model. It touches no
- * uv_, no Redis and no job state but that of its tasks; what it keeps for itself (rows, sessions, buffers) nobody else
- * touches.
+/* lanes.h: the compute threads. A lane runs one piece of work at a time: a list of tasks of one job
+ * type and model. It touches no uv_, no Redis and no job state but that of its tasks; what it keeps
+ * for itself (rows, sessions, buffers) nobody else touches.
  *
- * Hand-over: the loop puts a piece of work into the lane under the pool's mutex; a lane that is done links itself into the
- * done list under the same mutex and sends one uv_async. Sends coalesce, so the loop takes the whole list each time. */
+ * Hand-over: the loop puts a piece of work into the lane under the pool's mutex; a lane that is
+ * done links itself into the done list under the same mutex and sends one uv_async. Sends coalesce,
+ * so the loop takes the whole list each time. */
 #ifndef QUERN_WORKER_LANES_H
 #define QUERN_WORKER_LANES_H
 
@@ -73,19 +74,21 @@ struct w_lanes {
     bool stop;
 };
 
-/* Starts n threads, each with n_threads for a model's run. False: no memory or no threads; nothing is left. */
-bool w_lanes_start(struct w_lanes *ls, int n, int n_threads, const struct w_files *files, uv_async_t *async);
+/* Starts n threads, each with n_threads for a model's run. False: no memory or no threads; nothing
+ * is left. */
+bool w_lanes_start(struct w_lanes *ls, int n, int n_threads, const struct w_files *files,
+                   uv_async_t *async);
 /* All lanes must be idle, or the process must be about to end. */
 void w_lanes_stop(struct w_lanes *ls);
 /* Loop: gives the lane what lies in tasks, n_tasks, run. */
 void w_lane_assign(struct w_lane *lane);
 struct w_lane *w_lanes_take_done(struct w_lanes *ls); /* the list, by next_done */
-void w_lanes_trim(struct w_lanes *ls);                /* idle lanes let go of sessions of retired models */
+void w_lanes_trim(struct w_lanes *ls); /* idle lanes let go of sessions of retired models */
 
 /* The calling thread's lane; NULL on other threads. For the watchdog's signal handler. */
 extern _Thread_local struct w_lane *w__lane_self;
 
-/* --- on the lane's thread ------------------------------------------------------------------------ */
+/* --- on the lane's thread --------------------------------------------------------------------- */
 
 static inline void w_lane_beat(struct w_lane *lane) {
     atomic_fetch_add_explicit(&lane->beats, 1, memory_order_relaxed);

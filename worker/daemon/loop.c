@@ -1,10 +1,13 @@
-/* The worker's loop: one thread that talks to Redis (through queue.h) and to the lanes, and computes nothing.
+/* The worker's loop: one thread that talks to Redis (through queue.h) and to the lanes, and
+ * computes nothing.
  *
- * Callbacks of the queue, of uv and of other threads change state and return; what follows from it is done in turn(), once an
- * iteration of the loop, with a bound on the work, so that no burst of jobs makes another callback wait for more than a
- * millisecond. Where more is left than the bound, an idle handle brings the next turn at once.
+ * Callbacks of the queue, of uv and of other threads change state and return; what follows from it
+ * is done in turn(), once an iteration of the loop, with a bound on the work, so that no burst of
+ * jobs makes another callback wait for more than a millisecond. Where more is left than the bound,
+ * an idle handle brings the next turn at once.
  *
- * Other threads: the lanes (lanes.c) and the store (store.c) only send the wake-up; the heartbeat is the queue library's own. */
+ * Other threads: the lanes (lanes.c) and the store (store.c) only send the wake-up; the heartbeat
+ * is the queue library's own. */
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -19,7 +22,7 @@
 #define CARD_MS 2000
 #define TIMERS_A_TURN 256
 
-/* --- callbacks of the queue ----------------------------------------------------------------------- */
+/* --- callbacks of the queue ------------------------------------------------------------------- */
 
 static void on_jobs(void *ctx, struct q_job **jobs, size_t n) {
     for (size_t i = 0; i < n; i++) w__task_arrive(ctx, jobs[i]);
@@ -39,7 +42,8 @@ static void on_fenced(void *ctx, const char *queue, const char *why) {
 static void on_hold(void *ctx, bool stop) {
     struct w_daemon *d = ctx;
     d->held = stop;
-    w_log(W_WARN, stop ? "held" : "held_no_more", "%s", stop ? "why=\"no heartbeat reached Redis\"" : "");
+    w_log(W_WARN, stop ? "held" : "held_no_more", "%s",
+          stop ? "why=\"no heartbeat reached Redis\"" : "");
 }
 
 static void on_connected(void *ctx, const char *where) {
@@ -54,7 +58,8 @@ static void on_lost(void *ctx, const struct q_error *why, uint32_t retry_in_ms) 
     struct w_daemon *d = ctx;
     char quoted[700];
     if (d->life >= W_CLOSING) return;
-    w_log(W_WARN, "redis_lost", "error=%s code=%s retry_ms=%u", w_log_quote(why->text, quoted, sizeof quoted), q_status_name(why->code), retry_in_ms);
+    w_log(W_WARN, "redis_lost", "error=%s code=%s retry_ms=%u",
+          w_log_quote(why->text, quoted, sizeof quoted), q_status_name(why->code), retry_in_ms);
     w_notify("STATUS=no Redis: %.300s", why->text);
 }
 
@@ -63,7 +68,10 @@ static void on_log(void *ctx, int level, const char *text) {
     size_t n = strcspn(text, " ");
     (void)ctx;
     snprintf(event, sizeof event, "%.*s", (int)(n < sizeof event ? n : sizeof event - 1), text);
-    w_log(level < W_ERROR ? W_ERROR : level > W_DEBUG ? W_DEBUG : (enum w_log_level)level, event, "%s", text[n] ? text + n + 1 : "");
+    w_log(level < W_ERROR   ? W_ERROR
+          : level > W_DEBUG ? W_DEBUG
+                            : (enum w_log_level)level,
+          event, "%s", text[n] ? text + n + 1 : "");
 }
 
 static void on_drained(void *ctx) {
@@ -72,7 +80,7 @@ static void on_drained(void *ctx) {
     w__again(d);
 }
 
-/* --- callbacks of other threads ----------------------------------------------------------------------- */
+/* --- callbacks of other threads --------------------------------------------------------------- */
 
 static void models_changed(void *ctx) {
     struct w_daemon *d = ctx;
@@ -80,12 +88,19 @@ static void models_changed(void *ctx) {
     uv_async_send(&d->wake);
 }
 
-static void model_event(void *ctx, const char *name, int64_t version, const struct w_model *model, const struct w_error *err) {
+static void model_event(void *ctx, const char *name, int64_t version, const struct w_model *model,
+                        const struct w_error *err) {
     char quoted[600];
     (void)ctx;
-    if (model) w_log(W_NOTICE, "model_loaded", "model=%s version=%jd ms=%.0f bytes=%zu golden=%d", name, (intmax_t)version, model->load_ms, model->bytes, w_pipeline_n_golden(model->pipeline));
-    else if (err) w_log(W_ERROR, "model_refused", "model=%s version=%jd code=%s error=%s", name, (intmax_t)version, err->code, w_log_quote(err->text, quoted, sizeof quoted));
-    else w_log(W_NOTICE, "model_dropped", "model=%s version=%jd", name, (intmax_t)version);
+    if (model)
+        w_log(W_NOTICE, "model_loaded", "model=%s version=%jd ms=%.0f bytes=%zu golden=%d", name,
+              (intmax_t)version, model->load_ms, model->bytes,
+              w_pipeline_n_golden(model->pipeline));
+    else if (err)
+        w_log(W_ERROR, "model_refused", "model=%s version=%jd code=%s error=%s", name,
+              (intmax_t)version, err->code, w_log_quote(err->text, quoted, sizeof quoted));
+    else
+        w_log(W_NOTICE, "model_dropped", "model=%s version=%jd", name, (intmax_t)version);
 }
 
 static void on_wake(uv_async_t *handle) {
@@ -97,14 +112,15 @@ void w_daemon_drain(struct w_daemon *d) {
     uv_async_send(&d->wake);
 }
 
-/* --- the turn -------------------------------------------------------------------------------------------- */
+/* --- the turn --------------------------------------------------------------------------------- */
 
 static void on_idle(uv_idle_t *handle) {
     (void)handle; /* that it is there keeps the loop from waiting */
 }
 
 void w__again(struct w_daemon *d) {
-    if (d->life < W_CLOSED && !uv_is_active((uv_handle_t *)&d->idle)) uv_idle_start(&d->idle, on_idle);
+    if (d->life < W_CLOSED && !uv_is_active((uv_handle_t *)&d->idle))
+        uv_idle_start(&d->idle, on_idle);
 }
 
 static void on_timer(uv_timer_t *handle) {
@@ -114,8 +130,10 @@ static void on_timer(uv_timer_t *handle) {
 void w__timer_update(struct w_daemon *d) {
     uint64_t next = w_timers_next(&d->timers), now = w__now_ms(d);
     if (d->batch_due_ms < next) next = d->batch_due_ms;
-    if (next == UINT64_MAX) uv_timer_stop(&d->timer);
-    else uv_timer_start(&d->timer, on_timer, next > now ? next - now : 0, 0);
+    if (next == UINT64_MAX)
+        uv_timer_stop(&d->timer);
+    else
+        uv_timer_start(&d->timer, on_timer, next > now ? next - now : 0, 0);
 }
 
 static bool all_preloaded(struct w_daemon *d) {
@@ -133,8 +151,8 @@ static bool all_preloaded(struct w_daemon *d) {
 static void start_serving(struct w_daemon *d) {
     if (d->life != W_STARTING || !all_preloaded(d)) return;
     d->life = W_RUNNING;
-    w_log(W_INFO, "worker_started", "version=%s pid=%d isa=%s lanes=%d ms=%.1f", QUERN_VERSION, (int)getpid(), op_isa(), d->lanes.n,
-          (double)(uv_hrtime() - d->born_ns) / 1e6);
+    w_log(W_INFO, "worker_started", "version=%s pid=%d isa=%s lanes=%d ms=%.1f", QUERN_VERSION,
+          (int)getpid(), op_isa(), d->lanes.n, (double)(uv_hrtime() - d->born_ns) / 1e6);
     w_notify("READY=1\nSTATUS=connecting to Redis");
 }
 
@@ -142,7 +160,8 @@ static void start_serving(struct w_daemon *d) {
 static void say_ready(struct w_daemon *d) {
     if (d->ready_logged || d->life != W_RUNNING || !d->connected) return;
     d->ready_logged = true;
-    w_log(W_NOTICE, "worker_ready", "lanes=%d ms=%.1f", d->lanes.n, (double)(uv_hrtime() - d->born_ns) / 1e6);
+    w_log(W_NOTICE, "worker_ready", "lanes=%d ms=%.1f", d->lanes.n,
+          (double)(uv_hrtime() - d->born_ns) / 1e6);
     w_notify("STATUS=serving");
 }
 
@@ -163,7 +182,8 @@ static void close_handles(struct w_daemon *d) {
     uv_close((uv_handle_t *)&d->idle, closed_handle);
     uv_close((uv_handle_t *)&d->timer, closed_handle);
     uv_close((uv_handle_t *)&d->tick, closed_handle);
-    for (size_t i = 0; d->with_signals && i < 3; i++) uv_close((uv_handle_t *)&d->signals[i], closed_handle);
+    for (size_t i = 0; d->with_signals && i < 3; i++)
+        uv_close((uv_handle_t *)&d->signals[i], closed_handle);
 }
 
 /* DRAINING → CLOSING once nothing is in hand and Redis knows everything → CLOSED. */
@@ -174,7 +194,8 @@ static void end_if_drained(struct w_daemon *d) {
         bool nothing_there = stats.owned == 0 && stats.pending == 0 && !stats.connected;
         if (!d->queue_drained && !nothing_there) return;
         d->life = W_CLOSING;
-        w_log(W_NOTICE, "worker_stopped", "done=%ju failed=%ju handed_back=%ju", (uintmax_t)stats.done, (uintmax_t)stats.failed, (uintmax_t)stats.handed_back);
+        w_log(W_NOTICE, "worker_stopped", "done=%ju failed=%ju handed_back=%ju",
+              (uintmax_t)stats.done, (uintmax_t)stats.failed, (uintmax_t)stats.handed_back);
         q_worker_close(d->queue, closed_queue, d);
     } else if (d->life == W_CLOSING && !d->queue) {
         close_handles(d);
@@ -206,7 +227,7 @@ static void turn(uv_check_t *handle) {
     if (more) w__again(d);
 }
 
-/* --- the tick ------------------------------------------------------------------------------------------------ */
+/* --- the tick --------------------------------------------------------------------------------- */
 
 static uint64_t resident_bytes(void) {
     unsigned long long pages = 0;
@@ -221,8 +242,11 @@ static void write_card(struct w_daemon *d) {
     size_t busy = 0;
     if (w_store_card(d->store, models, sizeof models) == 0) strcpy(models, "[]");
     for (int i = 0; i < d->lanes.n; i++) busy += d->lanes.lanes[i].busy;
-    int n = snprintf(card, sizeof card, "{\"rss_bytes\":%ju,\"isa\":\"%s\",\"lanes_busy\":%zu,\"waiting\":%zu,\"ms_per_job\":%.3f,\"models\":%s}",
-                     (uintmax_t)resident_bytes(), op_isa(), busy, d->n_waiting, d->ms_per_job, models);
+    int n =
+        snprintf(card, sizeof card,
+                 "{\"rss_bytes\":%ju,\"isa\":\"%s\",\"lanes_busy\":%zu,\"waiting\":%zu,\"ms_per_"
+                 "job\":%.3f,\"models\":%s}",
+                 (uintmax_t)resident_bytes(), op_isa(), busy, d->n_waiting, d->ms_per_job, models);
     if (n > 0 && (size_t)n < sizeof card) q_worker_card(d->queue, card);
 }
 
@@ -240,7 +264,7 @@ static void on_tick(uv_timer_t *handle) {
     }
 }
 
-/* --- life -------------------------------------------------------------------------------------------------------- */
+/* --- life ------------------------------------------------------------------------------------- */
 
 static void open_handle(struct w_daemon *d, void *handle) {
     ((uv_handle_t *)handle)->data = d;
@@ -250,7 +274,8 @@ static void open_handle(struct w_daemon *d, void *handle) {
 static bool open_loop(struct w_daemon *d, struct w_error *err) {
     static const int numbers[] = {SIGTERM, SIGINT, SIGHUP};
     int rc = uv_loop_init(&d->loop);
-    if (rc) return w_fail(err, W_NO_MEMORY, "the event loop cannot be started: %s", uv_strerror(rc));
+    if (rc)
+        return w_fail(err, W_NO_MEMORY, "the event loop cannot be started: %s", uv_strerror(rc));
     if ((rc = uv_async_init(&d->loop, &d->wake, on_wake)) != 0) {
         uv_loop_close(&d->loop);
         return w_fail(err, W_NO_MEMORY, "the event loop cannot be started: %s", uv_strerror(rc));
@@ -275,21 +300,28 @@ static bool open_queue(struct w_daemon *d, const struct q_conn_options *conn, st
     struct q_error qe = {0};
     const struct w_config *c = d->config;
     q_worker_options_init(&o);
-    if (c->queues.n > Q_QUEUES_MAX) return w_fail(err, "bad_job", "%zu queues are named, at most %d are served", c->queues.n, Q_QUEUES_MAX);
+    if (c->queues.n > Q_QUEUES_MAX)
+        return w_fail(err, "bad_job", "%zu queues are named, at most %d are served", c->queues.n,
+                      Q_QUEUES_MAX);
     for (size_t i = 0; i < c->queues.n; i++) {
         const char *text = c->queues.items[i], *colon = strrchr(text, ':');
         char *end = NULL;
         unsigned long weight = colon ? strtoul(colon + 1, &end, 10) : 1;
         size_t n = colon ? (size_t)(colon - text) : strlen(text);
-        if (n > Q_QUEUE_NAME_MAX || (colon && (!*(colon + 1) || *end || weight < 1 || weight > 1000000)))
-            return w_fail(err, "bad_job", "queues holds \"%.100s\", NAME or NAME:WEIGHT with a weight from 1 to 1000000 is expected", text);
+        if (n > Q_QUEUE_NAME_MAX ||
+            (colon && (!*(colon + 1) || *end || weight < 1 || weight > 1000000)))
+            return w_fail(err, "bad_job",
+                          "queues holds \"%.100s\", NAME or NAME:WEIGHT with a weight from 1 to "
+                          "1000000 is expected",
+                          text);
         snprintf(names[i], sizeof names[i], "%.*s", (int)n, text);
         queues[i] = (struct q_queue_option){names[i], (uint32_t)weight};
     }
     o.conn = *conn;
     o.queues = queues;
     o.n_queues = c->queues.n;
-    o.on = (struct q_worker_callbacks){d, on_jobs, on_cancel, on_fenced, on_hold, on_connected, on_lost, on_log, on_drained};
+    o.on = (struct q_worker_callbacks){
+        d, on_jobs, on_cancel, on_fenced, on_hold, on_connected, on_lost, on_log, on_drained};
     o.name = *c->name ? c->name : NULL;
     o.lanes = (uint32_t)d->lanes.n;
     o.beat_ms = (uint32_t)c->beat_ms;
@@ -303,8 +335,13 @@ static bool open_queue(struct w_daemon *d, const struct q_conn_options *conn, st
 
 static bool open_parts(struct w_daemon *d, const struct w_daemon_options *o, struct w_error *err) {
     const struct w_config *c = o->config;
-    struct w_store_options so = {.folder = c->models, .poll_ms = (uint32_t)c->models_poll_ms, .bytes_max = (uint64_t)c->models_bytes_max,
-                                 .model = {.run_bytes_max = (uint64_t)c->run_bytes_max}, .changed = models_changed, .event = model_event, .ctx = d};
+    struct w_store_options so = {.folder = c->models,
+                                 .poll_ms = (uint32_t)c->models_poll_ms,
+                                 .bytes_max = (uint64_t)c->models_bytes_max,
+                                 .model = {.run_bytes_max = (uint64_t)c->run_bytes_max},
+                                 .changed = models_changed,
+                                 .event = model_event,
+                                 .ctx = d};
     d->files = w_files_create(c->files.items, c->files.n, err);
     if (!d->files) return false;
     d->store = w_store_create(&so, err);
@@ -312,7 +349,8 @@ static bool open_parts(struct w_daemon *d, const struct w_daemon_options *o, str
     for (size_t i = 0; i < o->n_aliases; i++)
         if (!w_store_alias(d->store, o->aliases[i].name, o->aliases[i].path, err)) return false;
     int n = c->lanes > 0 ? (int)c->lanes : w_cpus();
-    if (!w_lanes_start(&d->lanes, n, (int)c->lane_threads, d->files, &d->wake)) return w_fail(err, W_NO_MEMORY, "%d lanes cannot be started", n);
+    if (!w_lanes_start(&d->lanes, n, (int)c->lane_threads, d->files, &d->wake))
+        return w_fail(err, W_NO_MEMORY, "%d lanes cannot be started", n);
     atomic_store(&d->lanes.rows_max, d->tune.batch_rows_max);
     return open_queue(d, &o->conn, err);
 }

@@ -20,12 +20,15 @@ struct w_daemon_alias {
 struct w_daemon_options {
     const struct w_config *config; /* borrowed while the daemon lives */
     struct q_conn_options conn;
-    bool signals;                  /* handle SIGTERM, SIGINT, SIGHUP and speak to systemd: the process is the worker */
-    const struct w_daemon_alias *aliases; /* models under names beside the store's; borrowed during create */
+    bool signals; /* handle SIGTERM, SIGINT, SIGHUP and speak to systemd: the process is the worker
+                   */
+    const struct w_daemon_alias
+        *aliases; /* models under names beside the store's; borrowed during create */
     size_t n_aliases;
 };
 
-/* NULL: err says what is wrong (a folder that cannot be read, a bad queue name or URL, no memory). */
+/* NULL: err says what is wrong (a folder that cannot be read, a bad queue name or URL, no memory).
+ */
 struct w_daemon *w_daemon_create(const struct w_daemon_options *options, struct w_error *err);
 /* Returns when drained: 0, or 1 where work was left to others. */
 int w_daemon_run(struct w_daemon *d);

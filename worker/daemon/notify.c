@@ -26,14 +26,16 @@ void w_notify(const char *format, ...) {
     if (*path == '@') to.sun_path[0] = 0; /* an abstract name */
     int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) return;
-    (void)sendto(fd, text, (size_t)n, MSG_NOSIGNAL, (struct sockaddr *)&to, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path)));
+    (void)sendto(fd, text, (size_t)n, MSG_NOSIGNAL, (struct sockaddr *)&to,
+                 (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path)));
     close(fd);
 }
 
 void w_notify_reloading(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
-    w_notify("RELOADING=1\nMONOTONIC_USEC=%" PRIu64, (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000);
+    w_notify("RELOADING=1\nMONOTONIC_USEC=%" PRIu64,
+             (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000);
 }
 
 uint64_t w_notify_watchdog_ms(void) {

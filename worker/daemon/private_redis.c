@@ -18,7 +18,8 @@
 #define STEP_MS 2
 
 static bool fail(char *err, size_t err_bytes, const char *what, int error) {
-    snprintf(err, err_bytes, "a private redis-server cannot be started: %s%s%s", what, error ? ": " : "", error ? strerror(error) : "");
+    snprintf(err, err_bytes, "a private redis-server cannot be started: %s%s%s", what,
+             error ? ": " : "", error ? strerror(error) : "");
     return false;
 }
 
@@ -36,8 +37,10 @@ static void exec_server(const char *folder, pid_t parent, int report) {
     dup2(null, 0);
     dup2(null, 1);
     dup2(null, 2);
-    execlp("redis-server", "redis-server", "--port", "0", "--unixsocket", socket_path, "--unixsocketperm", "700", "--save", "", "--appendonly", "no", "--dir",
-           folder, "--daemonize", "no", "--loglevel", "warning", "--maxmemory-policy", "noeviction", "--databases", "1", (char *)NULL);
+    execlp("redis-server", "redis-server", "--port", "0", "--unixsocket", socket_path,
+           "--unixsocketperm", "700", "--save", "", "--appendonly", "no", "--dir", folder,
+           "--daemonize", "no", "--loglevel", "warning", "--maxmemory-policy", "noeviction",
+           "--databases", "1", (char *)NULL);
     int error = errno;
     (void)!write(report, &error, sizeof error);
     _exit(127);
@@ -49,7 +52,8 @@ static bool answers(const char *path) {
     char reply[8] = "";
     snprintf(to.sun_path, sizeof to.sun_path, "%.*s", (int)sizeof to.sun_path - 1, path);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    bool ok = fd >= 0 && connect(fd, (struct sockaddr *)&to, sizeof to) == 0 && write(fd, "PING\r\n", 6) == 6 && read(fd, reply, sizeof reply) == 7 &&
+    bool ok = fd >= 0 && connect(fd, (struct sockaddr *)&to, sizeof to) == 0 &&
+              write(fd, "PING\r\n", 6) == 6 && read(fd, reply, sizeof reply) == 7 &&
               memcmp(reply, "+PONG", 5) == 0;
     if (fd >= 0) close(fd);
     return ok;
@@ -60,7 +64,8 @@ bool w_private_redis_start(struct w_private_redis *r, char *err, size_t err_byte
     char path[160];
     int report[2], error = 0;
     memset(r, 0, sizeof *r);
-    if (!tmp || strlen(tmp) > 60) tmp = "/tmp"; /* a Unix socket's path has 107 characters at most */
+    if (!tmp || strlen(tmp) > 60)
+        tmp = "/tmp"; /* a Unix socket's path has 107 characters at most */
     snprintf(r->folder, sizeof r->folder, "%s/quern-XXXXXX", tmp);
     if (!mkdtemp(r->folder)) return fail(err, err_bytes, r->folder, errno);
     if (pipe2(report, O_CLOEXEC) != 0) {
@@ -72,7 +77,8 @@ bool w_private_redis_start(struct w_private_redis *r, char *err, size_t err_byte
     r->pid = fork();
     if (r->pid == 0) exec_server(r->folder, parent, report[1]);
     close(report[1]);
-    bool lost = r->pid < 0 || read(report[0], &error, sizeof error) > 0; /* end of file: exec went well */
+    bool lost =
+        r->pid < 0 || read(report[0], &error, sizeof error) > 0; /* end of file: exec went well */
     close(report[0]);
     if (lost) {
         if (r->pid > 0) waitpid(r->pid, NULL, 0);

@@ -1,5 +1,6 @@
-/* private_redis.h: a redis-server of this process's own, for commands that need a queue where none is configured: on a Unix socket
- * in a temporary folder, without a port, without persistence. It dies with us, however we die. */
+/* private_redis.h: a redis-server of this process's own, for commands that need a queue where none
+ * is configured: on a Unix socket in a temporary folder, without a port, without persistence. It
+ * dies with us, however we die. */
 #ifndef QUERN_WORKER_PRIVATE_REDIS_H
 #define QUERN_WORKER_PRIVATE_REDIS_H
 
@@ -13,8 +14,9 @@ struct w_private_redis {
     char url[168]; /* unix:… */
 };
 
-/* Starts it and waits until it answers. False: err (at least 256 bytes) says why; the redis-server program is looked for in PATH. The
- * thread that calls must live as long as the server, for the kernel ends the server with that thread. */
+/* Starts it and waits until it answers. False: err (at least 256 bytes) says why; the redis-server
+ * program is looked for in PATH. The thread that calls must live as long as the server, for the
+ * kernel ends the server with that thread. */
 bool w_private_redis_start(struct w_private_redis *r, char *err, size_t err_bytes);
 void w_private_redis_stop(struct w_private_redis *r);
 

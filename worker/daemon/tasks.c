@@ -1,8 +1,8 @@
-/* A task's way from place to place (task.h has the picture). This file alone writes task->place and the lists that go with
- * it. Loop thread.
+/* A task's way from place to place (task.h has the picture). This file alone writes task->place and
+ * the lists that go with it. Loop thread.
  *
- * Tasks come from a free list and carry their type's state inside, so a job costs no allocation once the worker has seen as
- * many jobs at once before. */
+ * Tasks come from a free list and carry their type's state inside, so a job costs no allocation
+ * once the worker has seen as many jobs at once before. */
 #include <assert.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -24,12 +24,14 @@ static void move_to(struct w_task *t, enum w_place place) {
     t->place = place;
 }
 
-/* --- arrival ------------------------------------------------------------------------------------- */
+/* --- arrival ---------------------------------------------------------------------------------- */
 
 void w__task_arrive(struct w_daemon *d, struct q_job *job) {
     struct w_task *t = d->spare;
-    if (t) d->spare = t->next;
-    else t = aligned_alloc(16, (sizeof *t + 15) / 16 * 16);
+    if (t)
+        d->spare = t->next;
+    else
+        t = aligned_alloc(16, (sizeof *t + 15) / 16 * 16);
     if (!t) {
         q_job_fail(d->queue, job, Q_CODE_no_memory, "no memory to take the job", 1);
         return;
@@ -50,15 +52,20 @@ void w__task_arrive(struct w_daemon *d, struct q_job *job) {
     d->arrived_tail = &t->model_next;
 }
 
+static size_t n_descs(void) {
+    /* cppcheck-suppress comparePointers */
+    return (size_t)(__stop_quern_tasks - __start_quern_tasks);
+}
+
 static const struct w_task_desc *find(const char *op) {
-    for (const struct w_task_desc *const *p = __start_quern_tasks; p < __stop_quern_tasks; p++)
-        if (strcmp((*p)->name, op) == 0) return *p;
+    for (size_t i = 0; i < n_descs(); i++)
+        if (strcmp(__start_quern_tasks[i]->name, op) == 0) return __start_quern_tasks[i];
     return NULL;
 }
 
 static const char *op_name(void *user, size_t i) {
     (void)user;
-    return i < (size_t)(__stop_quern_tasks - __start_quern_tasks) ? __start_quern_tasks[i]->name : NULL;
+    return i < n_descs() ? __start_quern_tasks[i]->name : NULL;
 }
 
 static void unknown_op(struct w_task *t) {
@@ -66,11 +73,14 @@ static void unknown_op(struct w_task *t) {
     size_t n = 0;
     const char *near = w__nearest(t->job->op, op_name, NULL), *name;
     if (near) {
-        w_task_fail(t, "unknown_op", "there is no operation \"%s\"; did you mean \"%s\"?", t->job->op, near);
+        w_task_fail(t, "unknown_op", "there is no operation \"%s\"; did you mean \"%s\"?",
+                    t->job->op, near);
         return;
     }
-    for (size_t i = 0; (name = op_name(NULL, i)) && n + 40 < sizeof known; i++) n += (size_t)snprintf(known + n, sizeof known - n, "%s%s", i ? ", " : "", name);
-    w_task_fail(t, "unknown_op", "there is no operation \"%s\"; this worker knows %s", t->job->op, known);
+    for (size_t i = 0; (name = op_name(NULL, i)) && n + 40 < sizeof known; i++)
+        n += (size_t)snprintf(known + n, sizeof known - n, "%s%s", i ? ", " : "", name);
+    w_task_fail(t, "unknown_op", "there is no operation \"%s\"; this worker knows %s", t->job->op,
+                known);
 }
 
 size_t w__tasks_start(struct w_daemon *d, size_t max) {
@@ -95,7 +105,7 @@ size_t w__tasks_start(struct w_daemon *d, size_t max) {
     return n;
 }
 
-/* --- deadlines -------------------------------------------------------------------------------------- */
+/* --- deadlines -------------------------------------------------------------------------------- */
 
 static struct w_task *of_deadline(struct w_timer *timer) {
     return (struct w_task *)(void *)((char *)timer - offsetof(struct w_task, deadline));
@@ -109,13 +119,15 @@ static void deadline_fired(struct w_timer *timer) {
 static void arm(struct w_task *t) {
     if (t->armed) return;
     t->armed = true;
-    uint64_t ms = t->job->timeout_ms ? t->job->timeout_ms : t->desc->long_running ? 0 : (uint64_t)t->daemon->tune.job_timeout_ms;
+    uint64_t ms = t->job->timeout_ms      ? t->job->timeout_ms
+                  : t->desc->long_running ? 0
+                                          : (uint64_t)t->daemon->tune.job_timeout_ms;
     if (ms == 0) return;
     t->deadline.fire = deadline_fired;
     w_timer_set(&t->daemon->timers, &t->deadline, t->started_ms + ms);
 }
 
-/* --- places ------------------------------------------------------------------------------------------- */
+/* --- places ----------------------------------------------------------------------------------- */
 
 static void unlink_from_model(struct w_task *t) {
     for (struct w_task **link = &t->daemon->at_model; *link; link = &(*link)->model_next) {
@@ -169,7 +181,8 @@ void w_task_on_lane(struct w_task *t, w_lane_fn *run, w_task_fn *done, size_t by
     assert(t->place == W_IN_HAND);
     t->run = run;
     t->done = done;
-    t->item.key = shared ? (const void *)t->model : NULL; /* one job type alone shares lanes, so the model is key enough */
+    t->item.key = shared ? (const void *)t->model
+                         : NULL; /* one job type alone shares lanes, so the model is key enough */
     t->item.bytes = bytes;
     t->item.since_ms = w__now_ms(t->daemon);
     arm(t);
@@ -221,7 +234,7 @@ void w_task_back(struct w_task *t) {
     move_to(t, W_IN_HAND);
 }
 
-/* --- stopping ------------------------------------------------------------------------------------------- */
+/* --- stopping --------------------------------------------------------------------------------- */
 
 /* All tasks of the lane are to stop: so may its run. */
 static void cancel_lane_of(const struct w_task *t) {
@@ -255,10 +268,13 @@ void w__task_stop(struct w_task *t, enum w_stop why) {
     w_task_stopped(t);
 }
 
-void w__tasks_stop_all(struct w_daemon *d, enum w_stop why, bool running, const char *queue, const struct w_task *but) {
+void w__tasks_stop_all(struct w_daemon *d, enum w_stop why, bool running, const char *queue,
+                       const struct w_task *but) {
     for (struct w_task *t = d->tasks, *next; t; t = next) {
         next = t->next;
-        if (t == but || (queue && strcmp(t->job->queue, queue) != 0) || (!running && t->place == W_AT_LANE)) continue;
+        if (t == but || (queue && strcmp(t->job->queue, queue) != 0) ||
+            (!running && t->place == W_AT_LANE))
+            continue;
         w__task_stop(t, why);
     }
 }
@@ -271,10 +287,13 @@ bool w_task_stopped(struct w_task *t) {
         w_task_fail(t, "cancelled", "cancelled by request");
         return true;
     case W_STOP_TIMEOUT:
-        w_task_fail(t, "timeout", "ran longer than the allowed %ju ms", (uintmax_t)(t->job->timeout_ms ? t->job->timeout_ms : (uint64_t)t->daemon->tune.job_timeout_ms));
+        w_task_fail(t, "timeout", "ran longer than the allowed %ju ms",
+                    (uintmax_t)(t->job->timeout_ms ? t->job->timeout_ms
+                                                   : (uint64_t)t->daemon->tune.job_timeout_ms));
         return true;
     case W_STOP_STALLED:
-        w_task_fail(t, "timeout", "it made no progress on its lane for %jd ms (lane_limit_ms)", (intmax_t)t->daemon->tune.lane_limit_ms);
+        w_task_fail(t, "timeout", "it made no progress on its lane for %jd ms (lane_limit_ms)",
+                    (intmax_t)t->daemon->tune.lane_limit_ms);
         return true;
     case W_STOP_FENCED:
     case W_STOP_HANDBACK:
@@ -284,7 +303,7 @@ bool w_task_stopped(struct w_task *t) {
     return false;
 }
 
-/* --- ends --------------------------------------------------------------------------------------------------- */
+/* --- ends ------------------------------------------------------------------------------------- */
 
 /* The job has gone back to the queue's library. */
 static void discard(struct w_task *t) {
@@ -297,8 +316,10 @@ static void discard(struct w_task *t) {
     free(t->ref);
     d->n_waiting -= is_waiting(t->place);
     d->n_tasks--;
-    if (t->prev) t->prev->next = t->next;
-    else d->tasks = t->next;
+    if (t->prev)
+        t->prev->next = t->next;
+    else
+        d->tasks = t->next;
     if (t->next) t->next->prev = t->prev;
     t->next = d->spare;
     d->spare = t;
@@ -308,7 +329,8 @@ void w_task_done(struct w_task *t, char *result, size_t len, const struct q_made
     assert(t->place == W_IN_HAND);
     if (t->desc->long_running) {
         char id[160];
-        w_log(W_INFO, "job_done", "queue=%s id=%s op=%s ms=%ju", t->job->queue, w_log_quote(t->job->id, id, sizeof id), t->desc->name,
+        w_log(W_INFO, "job_done", "queue=%s id=%s op=%s ms=%ju", t->job->queue,
+              w_log_quote(t->job->id, id, sizeof id), t->desc->name,
               (uintmax_t)(w__now_ms(t->daemon) - t->started_ms));
     }
     q_job_done(t->daemon->queue, t->job, result, len, made);
@@ -324,8 +346,9 @@ void w_task_fail(struct w_task *t, const char *code_name, const char *format, ..
     va_end(args);
     enum q_code code = q_code_from_name(code_name);
     if (code == Q_CODE_N) code = Q_CODE_internal;
-    w_log(W_INFO, "job_failed", "queue=%s id=%s op=%s code=%s attempt=%u message=%s", t->job->queue, w_log_quote(t->job->id, id, sizeof id),
-          w_log_quote(t->job->op, op, sizeof op), q_code_name(code), t->job->attempt, w_log_quote(text, message, sizeof message));
+    w_log(W_INFO, "job_failed", "queue=%s id=%s op=%s code=%s attempt=%u message=%s", t->job->queue,
+          w_log_quote(t->job->id, id, sizeof id), w_log_quote(t->job->op, op, sizeof op),
+          q_code_name(code), t->job->attempt, w_log_quote(text, message, sizeof message));
     q_job_fail(t->daemon->queue, t->job, code, text, -1);
     discard(t);
 }
@@ -344,13 +367,15 @@ void w_task_leave(struct w_task *t) {
 
 void w_task_finish(struct w_task *t) {
     int stop = atomic_load(&t->stop);
-    bool whole = !t->failed && (t->result || t->ref); /* handing back what is done would only do it again */
+    bool whole =
+        !t->failed && (t->result || t->ref); /* handing back what is done would only do it again */
     if ((stop != W_GO && !(stop == W_STOP_HANDBACK && whole)) && w_task_stopped(t)) return;
     if (t->failed) {
         w_task_fail(t, t->err.code ? t->err.code : W_INTERNAL, "%s", t->err.text);
         return;
     }
-    struct q_made made = {.batch = t->batch, .ref = t->ref, .run_ms = t->run_ms > 0 ? t->run_ms : -1};
+    struct q_made made = {
+        .batch = t->batch, .ref = t->ref, .run_ms = t->run_ms > 0 ? t->run_ms : -1};
     if (t->model) {
         made.version = *t->model->version_text ? t->model->version_text : NULL;
         made.manifest = t->model->manifest;
@@ -365,7 +390,7 @@ void w_task_lane_fail(struct w_task *t, const struct w_error *err) {
     t->err = *err;
 }
 
-/* --- what the daemon says of itself ------------------------------------------------------------------------- */
+/* --- what the daemon says of itself ----------------------------------------------------------- */
 
 struct q_worker *w_daemon_queue(struct w_daemon *d) {
     return d->queue;

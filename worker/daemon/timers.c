@@ -15,7 +15,8 @@ static void put(struct w_timers *ts, size_t i, struct w_timer *t) {
 
 static void sift_up(struct w_timers *ts, size_t i) {
     struct w_timer *t = ts->heap[i];
-    for (; i > 0 && ts->heap[(i - 1) / 2]->at_ms > t->at_ms; i = (i - 1) / 2) put(ts, i, ts->heap[(i - 1) / 2]);
+    for (; i > 0 && ts->heap[(i - 1) / 2]->at_ms > t->at_ms; i = (i - 1) / 2)
+        put(ts, i, ts->heap[(i - 1) / 2]);
     put(ts, i, t);
 }
 
@@ -48,8 +49,10 @@ bool w_timer_set(struct w_timers *ts, struct w_timer *t, uint64_t at_ms) {
     }
     bool later = at_ms > t->at_ms;
     t->at_ms = at_ms;
-    if (later) sift_down(ts, t->slot - 1);
-    else sift_up(ts, t->slot - 1);
+    if (later)
+        sift_down(ts, t->slot - 1);
+    else
+        sift_up(ts, t->slot - 1);
     return true;
 }
 

@@ -1,10 +1,12 @@
-/* Lanes that stand still. A lane's counter grows between rows and between nodes of a graph; one that is busy and whose counter
- * has not moved for lane_limit_ms is
+/* Lanes that stand still. A lane's counter grows between rows and between nodes of a graph; one
+ * that is busy and whose counter has not moved for lane_limit_ms is
  *   1. reported with its stack: a signal makes that thread write down its own return addresses,
  *   2. cancelled: the engine polls the flag between nodes,
- *   3. after GRACE_MS more given up: everything but its own jobs is handed back, what is finished goes to Redis, and the process ends
- *      without a word. Redis then sees a crash of these jobs alone, and systemd starts a new process. A thread that does not
- *      come back cannot be ended in any other way that leaves memory in order.
+ *   3. after GRACE_MS_MAX more at most given up.
+ * To give up means: everything but its own jobs is handed back, what is finished goes to Redis, and
+ * the process ends without a word. Redis then sees a crash of these jobs alone, and systemd starts
+ * a new process. A thread that does not come back cannot be ended in any other way that leaves
+ * memory in order.
  * Loop thread, but for the signal handler. */
 #include <execinfo.h>
 #include <signal.h>
@@ -47,7 +49,8 @@ static void report_stack(struct w_lane *lane) {
     size_t len = 0;
     for (int i = 1; names && i < n && len + 1 < sizeof text; i++) {
         const char *name = strrchr(names[i], '/');
-        len += (size_t)snprintf(text + len, sizeof text - len, "%s%s", len ? " < " : "", name ? name + 1 : names[i]);
+        len += (size_t)snprintf(text + len, sizeof text - len, "%s%s", len ? " < " : "",
+                                name ? name + 1 : names[i]);
         if (len >= sizeof text) len = sizeof text - 1;
     }
     free(names);
@@ -72,7 +75,8 @@ static void name_jobs(const struct w_lane *lane, char *dst, size_t size) {
     char id[160];
     *dst = 0;
     for (size_t i = 0; i < lane->n_tasks && i < 4 && n + 1 < size; i++) {
-        n += (size_t)snprintf(dst + n, size - n, "%s%s", i ? "," : "", w_log_quote(lane->tasks[i]->job->id, id, sizeof id));
+        n += (size_t)snprintf(dst + n, size - n, "%s%s", i ? "," : "",
+                              w_log_quote(lane->tasks[i]->job->id, id, sizeof id));
         if (n >= size) n = size - 1;
     }
 }
@@ -80,7 +84,9 @@ static void name_jobs(const struct w_lane *lane, char *dst, size_t size) {
 static void give_up(struct w_daemon *d, struct w_lane *lane) {
     char ids[400];
     name_jobs(lane, ids, sizeof ids);
-    w_log(W_ERROR, "lane_lost", "lane=%d jobs=%s action=\"the process ends; this counts as a crash of these jobs\"", lane->index, ids);
+    w_log(W_ERROR, "lane_lost",
+          "lane=%d jobs=%s action=\"the process ends; this counts as a crash of these jobs\"",
+          lane->index, ids);
     w_notify("STATUS=a lane does not come back: restarting");
     lane->alarm = 3;
     w__drain_begin(d);
@@ -102,8 +108,8 @@ static void look(struct w_daemon *d, struct w_lane *lane) {
     uint64_t still_ms = now - lane->beats_seen_ms, limit = (uint64_t)d->tune.lane_limit_ms;
     if (lane->alarm == 0 && still_ms >= limit) {
         name_jobs(lane, ids, sizeof ids);
-        w_log(W_ERROR, "lane_stands_still", "lane=%d ms=%ju jobs=%s model=%s", lane->index, (uintmax_t)still_ms, ids,
-              lane->tasks[0]->model ? lane->tasks[0]->model->name : "");
+        w_log(W_ERROR, "lane_stands_still", "lane=%d ms=%ju jobs=%s model=%s", lane->index,
+              (uintmax_t)still_ms, ids, lane->tasks[0]->model ? lane->tasks[0]->model->name : "");
         pthread_kill(lane->thread, STACK_SIGNAL);
         for (size_t i = 0; i < lane->n_tasks; i++) w__task_stop(lane->tasks[i], W_STOP_STALLED);
         lane->alarm = 1;

@@ -23,7 +23,8 @@ struct w__label {
     int64_t version;
 };
 
-/* What a scan of the folder saw: found by name ascending, version descending; labels in no order. */
+/* What a scan of the folder saw: found by name ascending, version descending; labels in no order.
+ */
 struct w__scan {
     struct w__found *found;
     size_t n_found;
@@ -34,9 +35,11 @@ struct w__scan {
 /* False: the folder itself cannot be read. A model whose parts are malformed is left out. */
 bool w__scan(const char *folder, struct w__scan *dst, struct w_error *err);
 void w__scan_finish(struct w__scan *scan);
-bool w__stamp_of(const char *onnx, const char *json, struct w__stamp *dst); /* json may be missing */
+bool w__stamp_of(const char *onnx, const char *json,
+                 struct w__stamp *dst); /* json may be missing */
 
-/* A spec taken apart: name, and what stands behind the @ ("": nothing). False: malformed, unknown_model. */
+/* A spec taken apart: name, and what stands behind the @ ("": nothing). False: malformed,
+ * unknown_model. */
 struct w__spec {
     char name[W_MODEL_NAME_MAX + 1];
     char at[64];
@@ -44,7 +47,9 @@ struct w__spec {
 };
 bool w__spec_parse(const char *spec, struct w__spec *dst, struct w_error *err);
 /* unknown_model: names what was asked for, the nearest name or the versions that are there. */
-bool w__fail_unknown(const struct w__scan *scan, const struct w__spec *spec, const char *store, struct w_error *err);
-int64_t w__label_version(const struct w__scan *scan, const struct w__spec *spec); /* 0: no such label */
+bool w__fail_unknown(const struct w__scan *scan, const struct w__spec *spec, const char *store,
+                     struct w_error *err);
+int64_t w__label_version(const struct w__scan *scan,
+                         const struct w__spec *spec); /* 0: no such label */
 
 #endif

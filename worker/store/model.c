@@ -1,9 +1,10 @@
 /* One version of a model: found, loaded, proved by its golden samples, counted.
  *
- * The file is not mapped where it lies. Whoever puts a new model with `cp` truncates and rewrites the same inode, and a worker
- * that had mapped it would compute with half of each, or die of SIGBUS. So the file is first copied to an unlinked one (a
- * clone where the file system can, so that it costs nothing) and that copy is mapped: file-backed, hence the kernel
- * may drop pages that the engine has packed copies of, and they are dropped once after the load.
+ * The file is not mapped where it lies. Whoever puts a new model with `cp` truncates and rewrites
+ * the same inode, and a worker that had mapped it would compute with half of each, or die of
+ * SIGBUS. So the file is first copied to an unlinked one (a clone where the file system can, so
+ * that it costs nothing) and that copy is mapped: file-backed, hence the kernel may drop pages that
+ * the engine has packed copies of, and they are dropped once after the load.
  *
  * Everything here blocks; it runs on the store's thread or in a command-line tool. */
 #include <dirent.h>
@@ -31,19 +32,21 @@ bool w_fail_op(struct w_error *err, const struct op_error *op, const char *model
     static const struct {
         enum op_status status;
         const char *code;
-    } codes[] = {{OP_NOMEM, W_NO_MEMORY}, {OP_IO, W_BAD_MODEL}, {OP_BAD_MODEL, W_BAD_MODEL}, {OP_UNSUPPORTED, W_UNSUPPORTED},
-                 {OP_BAD_SHAPE, W_BAD_SHAPE}, {OP_BAD_TYPE, W_BAD_DTYPE}, {OP_BAD_VALUE, W_BAD_INPUT}, {OP_LIMIT, W_TOO_LARGE},
-                 {OP_CANCELLED, "cancelled"}};
+    } codes[] = {
+        {OP_NOMEM, W_NO_MEMORY},         {OP_IO, W_BAD_MODEL},        {OP_BAD_MODEL, W_BAD_MODEL},
+        {OP_UNSUPPORTED, W_UNSUPPORTED}, {OP_BAD_SHAPE, W_BAD_SHAPE}, {OP_BAD_TYPE, W_BAD_DTYPE},
+        {OP_BAD_VALUE, W_BAD_INPUT},     {OP_LIMIT, W_TOO_LARGE},     {OP_CANCELLED, "cancelled"}};
     const char *code = W_INTERNAL;
     for (size_t i = 0; i < sizeof codes / sizeof *codes; i++)
         if (codes[i].status == op->code) code = codes[i].code;
     return w_fail(err, code, "model \"%s\": %s", model, op->text);
 }
 
-/* --- the private copy --------------------------------------------------------------------------- */
+/* --- the private copy ------------------------------------------------------------------------- */
 
 static int open_unlinked(const char *staging) {
-    const char *folders[] = {staging, getenv("CACHE_DIRECTORY"), getenv("TMPDIR"), "/var/tmp", "/tmp"};
+    const char *folders[] = {staging, getenv("CACHE_DIRECTORY"), getenv("TMPDIR"), "/var/tmp",
+                             "/tmp"};
     for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
         if (!folders[i] || !*folders[i]) continue;
         int fd = open(folders[i], O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
@@ -59,7 +62,8 @@ static bool copy_all(int from, int to, uint64_t size) {
         ssize_t n = copy_file_range(from, &at, to, NULL, size - (uint64_t)at, 0);
         if (n > 0) continue;
         if (n == 0) return false; /* it became shorter under us */
-        if (errno != EXDEV && errno != EINVAL && errno != ENOSYS && errno != EOPNOTSUPP) return false;
+        if (errno != EXDEV && errno != EINVAL && errno != ENOSYS && errno != EOPNOTSUPP)
+            return false;
         break;
     }
     char buf[1 << 16];
@@ -77,8 +81,8 @@ static bool copy_all(int from, int to, uint64_t size) {
 }
 
 static bool same_file(const struct stat *a, const struct stat *b) {
-    return a->st_ino == b->st_ino && a->st_size == b->st_size && a->st_mtim.tv_sec == b->st_mtim.tv_sec &&
-           a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
+    return a->st_ino == b->st_ino && a->st_size == b->st_size &&
+           a->st_mtim.tv_sec == b->st_mtim.tv_sec && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
 }
 
 /* Maps a copy of the file that nobody else can change. */
@@ -89,36 +93,42 @@ static bool stage(struct w_model *m, const struct w_model_options *o, struct w_e
     if (from < 0 || fstat(from, &before) != 0) {
         w_fail(err, W_BAD_MODEL, "model \"%s\": %s: %s", m->name, m->path, strerror(errno));
     } else if (!S_ISREG(before.st_mode) || before.st_size == 0) {
-        w_fail(err, W_BAD_MODEL, "model \"%s\": %s is %s, an ONNX file is expected", m->name, m->path, S_ISREG(before.st_mode) ? "empty" : "no file");
+        w_fail(err, W_BAD_MODEL, "model \"%s\": %s is %s, an ONNX file is expected", m->name,
+               m->path, S_ISREG(before.st_mode) ? "empty" : "no file");
     } else if ((uint64_t)before.st_size > MODEL_BYTES_MAX) {
-        w_fail(err, W_TOO_LARGE, "model \"%s\": %s has %jd bytes, at most %llu are allowed", m->name, m->path, (intmax_t)before.st_size, MODEL_BYTES_MAX);
-    } else if ((to = open_unlinked(o->staging)) < 0 || !copy_all(from, to, (uint64_t)before.st_size)) {
-        w_fail(err, W_REF_FAILED, "model \"%s\": %s cannot be copied aside: %s", m->name, m->path, errno ? strerror(errno) : "it changed meanwhile");
+        w_fail(err, W_TOO_LARGE, "model \"%s\": %s has %jd bytes, at most %llu are allowed",
+               m->name, m->path, (intmax_t)before.st_size, MODEL_BYTES_MAX);
+    } else if ((to = open_unlinked(o->staging)) < 0 ||
+               !copy_all(from, to, (uint64_t)before.st_size)) {
+        w_fail(err, W_REF_FAILED, "model \"%s\": %s cannot be copied aside: %s", m->name, m->path,
+               errno ? strerror(errno) : "it changed meanwhile");
     } else if (fstat(from, &after) != 0 || !same_file(&before, &after)) {
         w_fail(err, W_REF_FAILED, "model \"%s\": %s changed while it was read", m->name, m->path);
     } else {
         m->mapping_bytes = (size_t)before.st_size;
         m->mapping = mmap(NULL, m->mapping_bytes, PROT_READ, MAP_PRIVATE, to, 0);
         if (m->mapping == MAP_FAILED) m->mapping = NULL;
-        ok = m->mapping || w_fail(err, W_NO_MEMORY, "model \"%s\": %zu bytes cannot be mapped: %s", m->name, m->mapping_bytes, strerror(errno));
+        ok = m->mapping || w_fail(err, W_NO_MEMORY, "model \"%s\": %zu bytes cannot be mapped: %s",
+                                  m->name, m->mapping_bytes, strerror(errno));
     }
     if (from >= 0) close(from);
     if (to >= 0) close(to);
     return ok;
 }
 
-/* --- golden samples ------------------------------------------------------------------------------ */
+/* --- golden samples --------------------------------------------------------------------------- */
 
 struct golden_run {
     struct op_session *session;
     const struct w_model *model;
 };
 
-static bool run_golden(void *user, const struct op_tensor *inputs, int n_inputs, const struct op_tensor **outputs, int *n_outputs,
-                       struct w_error *err) {
+static bool run_golden(void *user, const struct op_tensor *inputs, int n_inputs,
+                       const struct op_tensor **outputs, int *n_outputs, struct w_error *err) {
     struct golden_run *g = user;
     struct op_error oe;
-    if (op_session_run(g->session, inputs, n_inputs, outputs, &oe) != OP_OK) return w_fail_op(err, &oe, g->model->name);
+    if (op_session_run(g->session, inputs, n_inputs, outputs, &oe) != OP_OK)
+        return w_fail_op(err, &oe, g->model->name);
     *n_outputs = op_model_n_outputs(g->model->op);
     return true;
 }
@@ -132,18 +142,22 @@ static bool prove(const struct w_model *m, struct w_error *err) {
     bool ok = true;
     for (int i = 0; i < n && ok; i++) {
         ok = w_pipeline_golden(m->pipeline, i, run_golden, &g, NULL, NULL, err);
-        if (!ok) w_fail_in(err, "model \"%s\": golden sample %d (%s) fails, so it is not served: ", m->name, i, w_pipeline_golden_name(m->pipeline, i));
+        if (!ok)
+            w_fail_in(err,
+                      "model \"%s\": golden sample %d (%s) fails, so it is not served: ", m->name,
+                      i, w_pipeline_golden_name(m->pipeline, i));
     }
     op_session_destroy(g.session);
     if (!ok && err) err->code = W_BAD_MODEL;
     return ok;
 }
 
-/* --- loading -------------------------------------------------------------------------------------- */
+/* --- loading ---------------------------------------------------------------------------------- */
 
 static char *make_manifest(const struct w_model *m) {
-    json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:s}", "model", m->name, "sha256", m->info.sha256, "isa", m->info.isa ? m->info.isa : "",
-                          "precision", "fp32", "build", QUERN_VERSION);
+    json_t *o =
+        json_pack("{s:s, s:s, s:s, s:s, s:s}", "model", m->name, "sha256", m->info.sha256, "isa",
+                  m->info.isa ? m->info.isa : "", "precision", "fp32", "build", QUERN_VERSION);
     char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
     json_decref(o);
     return text;
@@ -157,10 +171,15 @@ static bool load(struct w_model *m, const struct w_model_options *o, struct w_er
     snprintf(dir, sizeof dir, "%s", m->path);
     char *slash = strrchr(dir, '/');
     if (slash) *slash = 0;
-    m->op = op_model_load_memory(m->mapping, m->mapping_bytes, !slash ? "." : *dir ? dir : "/", &lo, &oe);
+    m->op = op_model_load_memory(m->mapping, m->mapping_bytes,
+                                 !slash ? "."
+                                 : *dir ? dir
+                                        : "/",
+                                 &lo, &oe);
     if (!m->op) {
         w_fail_op(err, &oe, m->name);
-        if (err && strcmp(err->code, W_NO_MEMORY) != 0 && strcmp(err->code, W_UNSUPPORTED) != 0) err->code = W_BAD_MODEL;
+        if (err && strcmp(err->code, W_NO_MEMORY) != 0 && strcmp(err->code, W_UNSUPPORTED) != 0)
+            err->code = W_BAD_MODEL;
         return false;
     }
     if (!w_signature_of(m->op, m->name, &m->sig, err)) return false;
@@ -171,12 +190,15 @@ static bool load(struct w_model *m, const struct w_model_options *o, struct w_er
     op_model_describe(m->op, &m->info);
     m->bytes = m->info.weight_bytes + m->info.packed_bytes;
     m->manifest = make_manifest(m);
-    if (!m->manifest) return w_fail(err, W_NO_MEMORY, "model \"%s\": no memory for its manifest", m->name);
-    madvise(m->mapping, m->mapping_bytes, MADV_DONTNEED); /* what is still read comes back from the page cache */
+    if (!m->manifest)
+        return w_fail(err, W_NO_MEMORY, "model \"%s\": no memory for its manifest", m->name);
+    madvise(m->mapping, m->mapping_bytes,
+            MADV_DONTNEED); /* what is still read comes back from the page cache */
     return true;
 }
 
-struct w_model *w_model_load(const struct w_model_place *place, const struct w_model_options *options, struct w_error *err) {
+struct w_model *w_model_load(const struct w_model_place *place,
+                             const struct w_model_options *options, struct w_error *err) {
     static const struct w_model_options defaults;
     struct timespec t0, t1;
     struct w_model *m = calloc(1, sizeof *m);
@@ -190,8 +212,9 @@ struct w_model *w_model_load(const struct w_model_place *place, const struct w_m
     m->path = strdup(place->path);
     m->folder = *place->folder ? strdup(place->folder) : NULL;
     m->serial = atomic_fetch_add(&last_serial, 1) + 1;
-    bool ok = m->path && (m->folder || !*place->folder) ? load(m, options ? options : &defaults, err)
-                                                         : w_fail(err, W_NO_MEMORY, "model \"%s\": no memory", place->name);
+    bool ok = m->path && (m->folder || !*place->folder)
+                  ? load(m, options ? options : &defaults, err)
+                  : w_fail(err, W_NO_MEMORY, "model \"%s\": no memory", place->name);
     if (!ok) {
         w_model_release(m);
         return NULL;
@@ -201,7 +224,8 @@ struct w_model *w_model_load(const struct w_model_place *place, const struct w_m
     return m;
 }
 
-struct w_model *w_model_open(const char *m, const char *store, const struct w_model_options *options, struct w_error *err) {
+struct w_model *w_model_open(const char *m, const char *store,
+                             const struct w_model_options *options, struct w_error *err) {
     struct w_model_place place;
     return w_model_find(m, store, &place, err) ? w_model_load(&place, options, err) : NULL;
 }

@@ -1,17 +1,20 @@
-/* The daemon's store: which versions there are, which are loaded, and the thread that watches and loads.
+/* The daemon's store: which versions there are, which are loaded, and the thread that watches and
+ * loads.
  *
- * How: a slot is a version on disk with what became of it. Slots live in one array under one mutex; asking for a model is a search
- * in it and never waits for the disk. The thread scans the folder every poll_ms (and at once when a name is asked for that the
- * last scan did not have), merges what it saw, and loads one wanted slot at a time outside the lock.
+ * How: a slot is a version on disk with what became of it. Slots live in one array under one mutex;
+ * asking for a model is a search in it and never waits for the disk. The thread scans the folder
+ * every poll_ms (and at once when a name is asked for that the last scan did not have), merges what
+ * it saw, and loads one wanted slot at a time outside the lock.
  *
  *   COLD ──asked for, or newer than a loaded one──▶ WANTED ──thread──▶ READY | FAILED(reason)
  *   READY ──files changed──▶ WANTED (the old one serves meanwhile) ──▶ READY (new) | FAILED
  *   FAILED ──files changed, or a passing reason and 5 s──▶ COLD
  *
- * A version whose files changed less than SETTLE_NS ago is left alone: somebody may still be writing it. A version that fails is
- * not served and keeps its reason; without an explicit version the one before it is served. A model that is replaced,
- * or dropped because models together exceed bytes_max (the longest unused first), is marked retired and lives until the
- * last job and the last lane's session let go of it.
+ * A version whose files changed less than SETTLE_NS ago is left alone: somebody may still be
+ * writing it. A version that fails is not served and keeps its reason; without an explicit version
+ * the one before it is served. A model that is replaced, or dropped because models together exceed
+ * bytes_max (the longest unused first), is marked retired and lives until the last job and the last
+ * lane's session let go of it.
  *
  * Threads: any may call; callbacks come on the store's own. */
 #include <errno.h>
@@ -51,7 +54,7 @@ struct w_store {
     pthread_cond_t cond;
     struct slot *slots; /* aliases too; by name ascending, version descending */
     size_t n_slots;
-    struct w__scan scan; /* the last one, for labels and messages */
+    struct w__scan scan;                        /* the last one, for labels and messages */
     uint64_t scanned_ms, scan_begun, scan_done; /* the last two count scans */
     bool scan_wanted, unsettled, stop;
 };
@@ -65,7 +68,8 @@ static uint64_t now_ms(void) {
 static bool settled(const struct w__stamp *s) {
     struct timespec t;
     clock_gettime(CLOCK_REALTIME, &t);
-    int64_t now = (int64_t)t.tv_sec * 1000000000 + t.tv_nsec, newest = s->mtime_ns > s->json_mtime_ns ? s->mtime_ns : s->json_mtime_ns;
+    int64_t now = (int64_t)t.tv_sec * 1000000000 + t.tv_nsec,
+            newest = s->mtime_ns > s->json_mtime_ns ? s->mtime_ns : s->json_mtime_ns;
     return newest > now || now - newest >= SETTLE_NS;
 }
 
@@ -79,7 +83,7 @@ static void retire(struct w_model *m) {
     w_model_release(m);
 }
 
-/* --- merging a scan (mutex held) ------------------------------------------------------------------ */
+/* --- merging a scan (mutex held) -------------------------------------------------------------- */
 
 /* The first slot that is not before (name, version) in the array's order. */
 static size_t slot_from(const struct slot *slots, size_t n, const char *name, int64_t version) {
@@ -87,20 +91,25 @@ static size_t slot_from(const struct slot *slots, size_t n, const char *name, in
     while (lo < hi) {
         size_t mid = (lo + hi) / 2;
         int c = strcmp(slots[mid].at.name, name);
-        if (c < 0 || (c == 0 && slots[mid].at.version > version)) lo = mid + 1;
-        else hi = mid;
+        if (c < 0 || (c == 0 && slots[mid].at.version > version))
+            lo = mid + 1;
+        else
+            hi = mid;
     }
     return lo;
 }
 
 static struct slot *slot_find(struct slot *slots, size_t n, const char *name, int64_t version) {
     size_t i = slot_from(slots, n, name, version);
-    return i < n && slots[i].at.version == version && strcmp(slots[i].at.name, name) == 0 ? &slots[i] : NULL;
+    return i < n && slots[i].at.version == version && strcmp(slots[i].at.name, name) == 0
+               ? &slots[i]
+               : NULL;
 }
 
 /* The newest loaded version below i's of the same model. */
 static bool older_is_loaded(const struct w_store *s, size_t i) {
-    for (size_t k = i + 1; k < s->n_slots && strcmp(s->slots[k].at.name, s->slots[i].at.name) == 0; k++)
+    for (size_t k = i + 1; k < s->n_slots && strcmp(s->slots[k].at.name, s->slots[i].at.name) == 0;
+         k++)
         if (s->slots[k].model) return true;
     return false;
 }
@@ -119,15 +128,21 @@ static void advance(struct w_store *s) {
         struct slot *slot = &s->slots[i];
         if (slot->path[0] || slot->state == LOADING || slot->state == WANTED) continue;
         bool changed = slot->state != COLD && !same_stamp(&slot->at.stamp, &slot->loaded);
-        bool passing = slot->state == FAILED && (strcmp(slot->err.code, W_NO_MEMORY) == 0 || strcmp(slot->err.code, W_REF_FAILED) == 0);
-        bool wanted = slot->state == COLD && !slot->path[0] && older_is_loaded(s, i) && !newer_is_loaded(s, i);
+        bool passing = slot->state == FAILED && (strcmp(slot->err.code, W_NO_MEMORY) == 0 ||
+                                                 strcmp(slot->err.code, W_REF_FAILED) == 0);
+        bool wanted = slot->state == COLD && !slot->path[0] && older_is_loaded(s, i) &&
+                      !newer_is_loaded(s, i);
         if ((changed || wanted) && !settled(&slot->at.stamp)) {
             s->unsettled = true;
             continue;
         }
-        if (slot->state == READY && changed) slot->state = WANTED;
-        else if (slot->state == FAILED && (changed || (passing && now - slot->failed_ms > RETRY_MS))) slot->state = older_is_loaded(s, i) ? WANTED : COLD;
-        else if (wanted) slot->state = WANTED;
+        if (slot->state == READY && changed)
+            slot->state = WANTED;
+        else if (slot->state == FAILED &&
+                 (changed || (passing && now - slot->failed_ms > RETRY_MS)))
+            slot->state = older_is_loaded(s, i) ? WANTED : COLD;
+        else if (wanted)
+            slot->state = WANTED;
     }
 }
 
@@ -137,8 +152,9 @@ static int slot_order(const void *a, const void *b) {
     return c ? c : (y->at.version > x->at.version) - (y->at.version < x->at.version);
 }
 
-/* Takes the scan over. Returns the models that are gone from the disk, NULL at the end, to be retired outside the lock; the caller
- * frees the array. Runs on the thread that loads, so nothing is LOADING meanwhile. */
+/* Takes the scan over. Returns the models that are gone from the disk, NULL at the end, to be
+ * retired outside the lock; the caller frees the array. Runs on the thread that loads, so nothing
+ * is LOADING meanwhile. */
 static struct w_model **merge(struct w_store *s, struct w__scan *scan) {
     size_t n = 0, n_gone = 0;
     struct slot *slots = calloc(scan->n_found + s->n_slots + 1, sizeof *slots);
@@ -151,15 +167,18 @@ static struct w_model **merge(struct w_store *s, struct w__scan *scan) {
     }
     for (size_t i = 0; i < s->n_slots; i++) s->slots[i].gone = s->slots[i].path[0] == 0;
     for (size_t i = 0; i < scan->n_found; i++) {
-        struct slot *old = slot_find(s->slots, s->n_slots, scan->found[i].name, scan->found[i].version);
+        struct slot *old =
+            slot_find(s->slots, s->n_slots, scan->found[i].name, scan->found[i].version);
         if (old && old->path[0]) continue; /* an alias goes before */
         if (old) slots[n] = *old, old->gone = false;
         slots[n++].at = scan->found[i];
     }
     for (size_t i = 0; i < s->n_slots; i++) {
         struct slot *old = &s->slots[i];
-        if (old->path[0]) slots[n++] = *old;
-        else if (old->gone && old->model) gone[n_gone++] = old->model;
+        if (old->path[0])
+            slots[n++] = *old;
+        else if (old->gone && old->model)
+            gone[n_gone++] = old->model;
     }
     if (n) qsort(slots, n, sizeof *slots, slot_order);
     free(s->slots);
@@ -193,17 +212,21 @@ static void rescan(struct w_store *s) {
     if (s->o.changed) s->o.changed(s->o.ctx);
 }
 
-/* --- loading (the thread) -------------------------------------------------------------------------- */
+/* --- loading (the thread) --------------------------------------------------------------------- */
 
 /* Drops models beyond the limit, the longest unused first; never `keep`. */
-static size_t drop_some(struct w_store *s, const struct w_model *keep, struct w_model **dropped, size_t max) {
+static size_t drop_some(struct w_store *s, const struct w_model *keep, struct w_model **dropped,
+                        size_t max) {
     size_t n = 0, bytes = 0;
-    for (size_t i = 0; i < s->n_slots; i++) bytes += s->slots[i].model ? s->slots[i].model->bytes : 0;
+    for (size_t i = 0; i < s->n_slots; i++)
+        bytes += s->slots[i].model ? s->slots[i].model->bytes : 0;
     while (bytes > s->o.bytes_max && n < max) {
         struct slot *oldest = NULL;
         for (size_t i = 0; i < s->n_slots; i++) {
             struct slot *c = &s->slots[i];
-            if (c->state == READY && c->model && c->model != keep && (!oldest || c->used_ms < oldest->used_ms)) oldest = c;
+            if (c->state == READY && c->model && c->model != keep &&
+                (!oldest || c->used_ms < oldest->used_ms))
+                oldest = c;
         }
         if (!oldest) break;
         bytes -= oldest->model->bytes;
@@ -215,7 +238,8 @@ static size_t drop_some(struct w_store *s, const struct w_model *keep, struct w_
     return n;
 }
 
-static void place_of(const struct w_store *s, const struct slot *slot, struct w_model_place *place) {
+static void place_of(const struct w_store *s, const struct slot *slot,
+                     struct w_model_place *place) {
     struct w_error ignored;
     if (slot->path[0] && w_model_find(slot->path, NULL, place, &ignored)) {
         memcpy(place->name, slot->at.name, sizeof place->name);
@@ -224,12 +248,15 @@ static void place_of(const struct w_store *s, const struct slot *slot, struct w_
     memset(place, 0, sizeof *place);
     memcpy(place->name, slot->at.name, sizeof place->name);
     place->version = slot->at.version;
-    snprintf(place->folder, sizeof place->folder, "%s/%s/%" PRId64, s->folder, slot->at.name, slot->at.version);
-    snprintf(place->path, sizeof place->path, "%s/%s/%" PRId64 "/model.onnx", s->folder, slot->at.name, slot->at.version);
+    snprintf(place->folder, sizeof place->folder, "%s/%s/%" PRId64, s->folder, slot->at.name,
+             slot->at.version);
+    snprintf(place->path, sizeof place->path, "%s/%s/%" PRId64 "/model.onnx", s->folder,
+             slot->at.name, slot->at.version);
 }
 
 /* Puts the outcome into its slot. Returns the model that it replaces. */
-static struct w_model *settle(struct w_store *s, const struct slot *was, struct w_model *m, const struct w_error *err) {
+static struct w_model *settle(struct w_store *s, const struct slot *was, struct w_model *m,
+                              const struct w_error *err) {
     struct slot *slot = slot_find(s->slots, s->n_slots, was->at.name, was->at.version);
     if (!slot) return m;
     struct w_model *old = slot->model;
@@ -251,7 +278,8 @@ static bool load_one(struct w_store *s) {
     bool found = false;
     pthread_mutex_lock(&s->mutex);
     for (size_t i = 0; i < s->n_slots && !found; i++)
-        if (s->slots[i].state == WANTED) s->slots[i].state = LOADING, was = s->slots[i], found = true;
+        if (s->slots[i].state == WANTED)
+            s->slots[i].state = LOADING, was = s->slots[i], found = true;
     pthread_mutex_unlock(&s->mutex);
     if (!found) return false;
     place_of(s, &was, &place);
@@ -282,9 +310,13 @@ static bool wait_for_work(struct w_store *s, bool *scan) {
         uint32_t every = s->unsettled ? UNSETTLED_POLL_MS : s->o.poll_ms;
         bool wanted = false;
         for (size_t i = 0; i < s->n_slots; i++) wanted |= s->slots[i].state == WANTED;
-        *scan = (s->scan_wanted && now - s->scanned_ms >= RESCAN_MS) || (every && now - s->scanned_ms >= every);
+        *scan = (s->scan_wanted && now - s->scanned_ms >= RESCAN_MS) ||
+                (every && now - s->scanned_ms >= every);
         if (s->stop || wanted || *scan) break;
-        uint64_t wait_ms = s->scan_wanted ? RESCAN_MS : every ? every : 3600000, since = now - s->scanned_ms;
+        uint64_t wait_ms = s->scan_wanted ? RESCAN_MS
+                           : every        ? every
+                                          : 3600000,
+                 since = now - s->scanned_ms;
         wait_ms = wait_ms > since ? wait_ms - since : 1;
         struct timespec until;
         clock_gettime(CLOCK_MONOTONIC, &until);
@@ -309,17 +341,20 @@ static void *thread_main(void *arg) {
     return NULL;
 }
 
-/* --- asking ------------------------------------------------------------------------------------------ */
+/* --- asking ----------------------------------------------------------------------------------- */
 
-/* mutex held. The slot to serve for a name without a version: the newest that is loaded or may be. */
+/* mutex held. The slot to serve for a name without a version: the newest that is loaded or may be.
+ */
 static struct slot *latest(struct w_store *s, const char *name, struct slot **newest) {
     struct slot *ready = NULL;
     *newest = NULL;
-    for (size_t i = slot_from(s->slots, s->n_slots, name, INT64_MAX); i < s->n_slots && strcmp(s->slots[i].at.name, name) == 0; i++) {
+    for (size_t i = slot_from(s->slots, s->n_slots, name, INT64_MAX);
+         i < s->n_slots && strcmp(s->slots[i].at.name, name) == 0; i++) {
         struct slot *slot = &s->slots[i];
         if (!*newest) *newest = slot;
         if (slot->state == FAILED) continue;
-        if (slot->model && (slot->state == READY || slot->state == WANTED || slot->state == LOADING)) {
+        if (slot->model &&
+            (slot->state == READY || slot->state == WANTED || slot->state == LOADING)) {
             ready = slot;
             break;
         }
@@ -329,7 +364,8 @@ static struct slot *latest(struct w_store *s, const char *name, struct slot **ne
     return ready;
 }
 
-static enum w_store_answer answer(struct w_store *s, struct slot *slot, struct w_model **model, struct w_error *err) {
+static enum w_store_answer answer(struct w_store *s, struct slot *slot, struct w_model **model,
+                                  struct w_error *err) {
     if (slot->model && slot->state != FAILED) {
         slot->used_ms = now_ms();
         *model = w_model_retain(slot->model);
@@ -344,7 +380,8 @@ static enum w_store_answer answer(struct w_store *s, struct slot *slot, struct w
     return W_STORE_LOADING;
 }
 
-/* mutex held. Whether the name may have been put there since the last look: asks for another one. */
+/* mutex held. Whether the name may have been put there since the last look: asks for another one.
+ */
 static bool may_be_new(struct w_store *s, uint64_t *asked) {
     if (!asked || !s->folder[0]) return false;
     if (*asked == 0) *asked = s->scan_begun + 1;
@@ -354,7 +391,8 @@ static bool may_be_new(struct w_store *s, uint64_t *asked) {
     return true;
 }
 
-enum w_store_answer w_store_get(struct w_store *s, const char *spec_text, uint64_t *asked, struct w_model **model, struct w_error *err) {
+enum w_store_answer w_store_get(struct w_store *s, const char *spec_text, uint64_t *asked,
+                                struct w_model **model, struct w_error *err) {
     struct w__spec spec;
     struct slot *slot = NULL, *newest = NULL;
     enum w_store_answer a;
@@ -381,11 +419,12 @@ enum w_store_answer w_store_get(struct w_store *s, const char *spec_text, uint64
     return a;
 }
 
-/* --- life ---------------------------------------------------------------------------------------------- */
+/* --- life ------------------------------------------------------------------------------------- */
 
 static uint64_t half_of_memory(void) {
     uint64_t bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
-    static const char *const limits[] = {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"};
+    static const char *const limits[] = {"/sys/fs/cgroup/memory.max",
+                                         "/sys/fs/cgroup/memory/memory.limit_in_bytes"};
     for (size_t i = 0; i < 2; i++) {
         FILE *f = fopen(limits[i], "re");
         uint64_t v;
@@ -439,10 +478,12 @@ void w_store_destroy(struct w_store *s) {
 }
 
 bool w_store_alias(struct w_store *s, const char *name, const char *path, struct w_error *err) {
-    if (!w_model_name_valid(name, strlen(name))) return w_fail(err, "unknown_model", "\"%.100s\" is no model name", name);
+    if (!w_model_name_valid(name, strlen(name)))
+        return w_fail(err, "unknown_model", "\"%.100s\" is no model name", name);
     struct w_model_place place;
     if (!w_model_find(path, NULL, &place, err)) return false;
-    if (strlen(path) >= sizeof s->slots->path) return w_fail(err, W_TOO_LARGE, "the path of model \"%s\" is too long", name);
+    if (strlen(path) >= sizeof s->slots->path)
+        return w_fail(err, W_TOO_LARGE, "the path of model \"%s\" is too long", name);
     pthread_mutex_lock(&s->mutex);
     struct slot *grown = realloc(s->slots, (s->n_slots + 2) * sizeof *grown);
     if (grown) {
@@ -473,7 +514,10 @@ size_t w_store_card(struct w_store *s, char *dst, size_t dst_bytes) {
     pthread_mutex_lock(&s->mutex);
     for (size_t i = 0; i < s->n_slots && n + 256 < dst_bytes; i++) {
         const struct w_model *m = s->slots[i].model;
-        if (m) n += (size_t)snprintf(dst + n, dst_bytes - n, "%s{\"name\":\"%s\",\"version\":%" PRId64 ",\"bytes\":%zu}", n > 1 ? "," : "", m->name, m->version, m->bytes);
+        if (m)
+            n += (size_t)snprintf(dst + n, dst_bytes - n,
+                                  "%s{\"name\":\"%s\",\"version\":%" PRId64 ",\"bytes\":%zu}",
+                                  n > 1 ? "," : "", m->name, m->version, m->bytes);
     }
     pthread_mutex_unlock(&s->mutex);
     dst[n++] = ']';

@@ -1,6 +1,7 @@
 /* bulk: a data set through a model, by as many lanes of as many workers as there are.
  *
- * The queue library keeps the cursor, the bits and the tickets (queue.h, "bulk jobs"); this file is one ticket's way on the loop:
+ * The queue library keeps the cursor, the bits and the tickets (queue.h, "bulk jobs"); this file is
+ * one ticket's way on the loop:
  *
  *   start ─ no ticket yet ─▶ model ─▶ lane: size, pin ─▶ q_bulk_open ─┐
  *         └ a ticket ──────▶ lane: prepare ─▶ model ─▶ q_bulk_next ───┼─▶ turned
@@ -8,11 +9,13 @@
  *           FINAL ─▶ q_bulk_ranges ─▶ lane: assemble ─▶ done
  *           LEAVE, LOST ─▶ leave      CANCEL ─▶ fail      ERROR ─▶ hand back after a while
  *
- * A worker keeps no more tickets of a job at work than it has lanes. A surplus one is set aside without a range, then handed back, for
- * a lane elsewhere may have nothing to do; each time a little later, so that a lone worker does not spin.
+ * A worker keeps no more tickets of a job at work than it has lanes. A surplus one is set aside
+ * without a range, then handed back, for a lane elsewhere may have nothing to do; each time a
+ * little later, so that a lone worker does not spin.
  *
- * A range whose last holder died (crashes above 0) runs with nothing else in this worker's hands, row by row, noting the row
- * before it is touched: so the row that kills is known at the next attempt, is written off, and the others are scored. */
+ * A range whose last holder died (crashes above 0) runs with nothing else in this worker's hands,
+ * row by row, noting the row before it is touched: so the row that kills is known at the next
+ * attempt, is written off, and the others are scored. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,11 +59,12 @@ static bool param(struct w_task *t, const char *name, uint64_t min, uint64_t max
         *dst = n;
         return true;
     }
-    w_task_fail(t, "bad_job", "params.%s is %.*s, a whole number from %ju to %ju is expected", name, v.len > 40 ? 40 : (int)v.len, v.ptr, (uintmax_t)min, (uintmax_t)max);
+    w_task_fail(t, "bad_job", "params.%s is %.*s, a whole number from %ju to %ju is expected", name,
+                v.len > 40 ? 40 : (int)v.len, v.ptr, (uintmax_t)min, (uintmax_t)max);
     return false;
 }
 
-/* --- a ticket's way ------------------------------------------------------------------------------- */
+/* --- a ticket's way --------------------------------------------------------------------------- */
 
 static void turned(void *ctx, struct q_job *job, const struct q_bulk_turn *turn);
 
@@ -72,10 +76,12 @@ static void range_done(struct w_task *t) {
         return;
     }
     w_task_at_queue(t);
-    q_bulk_commit(w_daemon_queue(t->daemon), t->job, b->first, b->count, b->rows_ok, b->rows_failed, turned, t);
+    q_bulk_commit(w_daemon_queue(t->daemon), t->job, b->first, b->count, b->rows_ok, b->rows_failed,
+                  turned, t);
 }
 
-static void got_ranges(void *ctx, struct q_job *job, const struct q_bulk_range *ranges, size_t n, const struct q_error *err) {
+static void got_ranges(void *ctx, struct q_job *job, const struct q_bulk_range *ranges, size_t n,
+                       const struct q_error *err) {
     struct w_task *t = ctx;
     struct w_bulk *b = bulk_of(t);
     (void)job;
@@ -97,17 +103,21 @@ static void got_ranges(void *ctx, struct q_job *job, const struct q_bulk_range *
 
 static bool overdue(const struct w_task *t) {
     const struct w_bulk *b = bulk_of((struct w_task *)t);
-    return t->job->timeout_ms && b->opened_ms && q_worker_now_ms(w_daemon_queue(t->daemon)) - b->opened_ms > (int64_t)t->job->timeout_ms;
+    return t->job->timeout_ms && b->opened_ms &&
+           q_worker_now_ms(w_daemon_queue(t->daemon)) - b->opened_ms > (int64_t)t->job->timeout_ms;
 }
 
 /* For T:s of the job: counts, speed since it was opened, when it may be over. */
 static void tell(struct w_task *t, const struct q_bulk_turn *turn) {
     char json[256];
     uint64_t done = turn->rows_ok + turn->rows_failed;
-    double s = (double)(q_worker_now_ms(w_daemon_queue(t->daemon)) - turn->started_ms) / 1e3, per_s = s > 0 ? (double)done / s : 0;
+    double s = (double)(q_worker_now_ms(w_daemon_queue(t->daemon)) - turn->started_ms) / 1e3,
+           per_s = s > 0 ? (double)done / s : 0;
     double eta_s = per_s > 0 ? (double)(turn->plan.n_rows - done) / per_s : -1;
-    snprintf(json, sizeof json, "{\"done\":%ju,\"total\":%ju,\"failed\":%ju,\"per_s\":%.1f,\"eta_s\":%.1f}", (uintmax_t)done, (uintmax_t)turn->plan.n_rows,
-             (uintmax_t)turn->rows_failed, per_s, eta_s);
+    snprintf(json, sizeof json,
+             "{\"done\":%ju,\"total\":%ju,\"failed\":%ju,\"per_s\":%.1f,\"eta_s\":%.1f}",
+             (uintmax_t)done, (uintmax_t)turn->plan.n_rows, (uintmax_t)turn->rows_failed, per_s,
+             eta_s);
     q_job_progress(w_daemon_queue(t->daemon), t->job, json);
 }
 
@@ -118,9 +128,13 @@ static void take_range(struct w_task *t, const struct q_bulk_turn *turn) {
     b->crashes = turn->crashes;
     b->part_done = false;
     t->item.alone = turn->crashes > 0;
-    if (w_daemon_draining(t->daemon)) w_task_handback(t);
-    else if (overdue(t)) w_task_fail(t, "timeout", "the bulk job ran longer than the allowed %u ms", t->job->timeout_ms);
-    else w_task_on_lane(t, w__bulk_lane_range, range_done, 0, false);
+    if (w_daemon_draining(t->daemon))
+        w_task_handback(t);
+    else if (overdue(t))
+        w_task_fail(t, "timeout", "the bulk job ran longer than the allowed %u ms",
+                    t->job->timeout_ms);
+    else
+        w_task_on_lane(t, w__bulk_lane_range, range_done, 0, false);
 }
 
 static void turned(void *ctx, struct q_job *job, const struct q_bulk_turn *turn) {
@@ -128,7 +142,8 @@ static void turned(void *ctx, struct q_job *job, const struct q_bulk_turn *turn)
     struct w_bulk *b = bulk_of(t);
     (void)job;
     w_task_back(t);
-    if (turn->step == Q_BULK_LEAVE || turn->step == Q_BULK_LOST) { /* also when something else was asked: nothing is left here */
+    if (turn->step == Q_BULK_LEAVE ||
+        turn->step == Q_BULK_LOST) { /* also when something else was asked: nothing is left here */
         w_task_leave(t);
         return;
     }
@@ -149,7 +164,8 @@ static void turned(void *ctx, struct q_job *job, const struct q_bulk_turn *turn)
         q_bulk_ranges(w_daemon_queue(t->daemon), t->job, got_ranges, t);
         return;
     case Q_BULK_CANCEL:
-        w_task_fail(t, "cancelled", "cancelled by request after %ju rows", (uintmax_t)(turn->rows_ok + turn->rows_failed));
+        w_task_fail(t, "cancelled", "cancelled by request after %ju rows",
+                    (uintmax_t)(turn->rows_ok + turn->rows_failed));
         return;
     case Q_BULK_LEAVE:
     case Q_BULK_LOST:
@@ -159,7 +175,7 @@ static void turned(void *ctx, struct q_job *job, const struct q_bulk_turn *turn)
     }
 }
 
-/* --- the first worker ------------------------------------------------------------------------------- */
+/* --- the first worker ------------------------------------------------------------------------- */
 
 static void sized(struct w_task *t) {
     struct w_bulk *b = bulk_of(t);
@@ -171,7 +187,9 @@ static void sized(struct w_task *t) {
     if (w_task_stopped(t)) return;
     if (shards < 4) shards = 4;
     if (shards > TICKETS_MAX) shards = TICKETS_MAX;
-    if (!param(t, "shards", 1, Q_BULK_TICKETS_MAX, &shards) || !param(t, "grain_rows", 1, 1 << 20, &grain)) return;
+    if (!param(t, "shards", 1, Q_BULK_TICKETS_MAX, &shards) ||
+        !param(t, "grain_rows", 1, 1 << 20, &grain))
+        return;
     uint64_t least = (n_rows + Q_BULK_GRAINS_MAX - 1) / Q_BULK_GRAINS_MAX;
     if (grain == 0) grain = (n_rows + GRAINS_WANTED - 1) / GRAINS_WANTED;
     if (grain < least) grain = least;
@@ -188,7 +206,7 @@ static void size(struct w_task *t) {
     w_task_on_lane(t, w__bulk_lane_size, sized, 0, false);
 }
 
-/* --- a ticket ----------------------------------------------------------------------------------------- */
+/* --- a ticket --------------------------------------------------------------------------------- */
 
 static void ask_range(struct w_task *t) {
     w_task_at_queue(t);
@@ -211,8 +229,10 @@ static void begin(struct w_task *t) {
 }
 
 static void unpark(struct w_task *t) {
-    if (bulk_of(t)->set->n_active < w_daemon_n_lanes(t->daemon)) begin(t);
-    else w_task_handback(t);
+    if (bulk_of(t)->set->n_active < w_daemon_n_lanes(t->daemon))
+        begin(t);
+    else
+        w_task_handback(t);
 }
 
 static void park(struct w_task *t) {
@@ -230,8 +250,11 @@ static void start(struct w_task *t) {
     if (!b || !b->set) {
         w_task_fail(t, W_NO_MEMORY, "no memory for a bulk job");
     } else if (!w_json_is(job->input_ref, '"') || !w_json_is(job->output_ref, '"')) {
-        w_task_fail(t, "bad_job", "%s of bulk is %s, a string \"file:…\" is expected", w_json_is(job->input_ref, '"') ? "output_ref" : "input_ref",
-                    (w_json_is(job->input_ref, '"') ? job->output_ref.ptr : job->input_ref.ptr) ? "no string" : "missing");
+        w_task_fail(t, "bad_job", "%s of bulk is %s, a string \"file:…\" is expected",
+                    w_json_is(job->input_ref, '"') ? "output_ref" : "input_ref",
+                    (w_json_is(job->input_ref, '"') ? job->output_ref.ptr : job->input_ref.ptr)
+                        ? "no string"
+                        : "missing");
     } else if (job->ticket < 0) {
         set_active(b, true);
         w_task_with_model(t, job->model, size);

@@ -5,9 +5,10 @@
 #include "worker/data/data.h"
 #include "worker/task/task.h"
 
-/* The data set of one job in this process, shared by its tickets: opened once, on the first lane that needs it. Files are reached
- * through descriptors that were resolved beneath a root, as /proc/self/fd/N: so what the format's code opens by path
- * cannot be led elsewhere afterwards. Messages name the job's own references instead. */
+/* The data set of one job in this process, shared by its tickets: opened once, on the first lane
+ * that needs it. Files are reached through descriptors that were resolved beneath a root, as
+ * /proc/self/fd/N: so what the format's code opens by path cannot be led elsewhere afterwards.
+ * Messages name the job's own references instead. */
 struct w_dataset {
     struct w_dataset *next;
     char queue[Q_QUEUE_NAME_MAX + 1], id[Q_ID_MAX + 1];
@@ -16,24 +17,25 @@ struct w_dataset {
     uint32_t parks;        /* loop: how often a surplus ticket was set aside */
     pthread_mutex_t mutex; /* of what follows, until opened */
     bool opened;
-    char *input, *output;  /* as the job says: "file:…" */
+    char *input, *output; /* as the job says: "file:…" */
     int input_fd, output_dir;
     char input_path[64], output_path[320];
     struct w_source *source;
-    const char *format;    /* of the output */
-    char spec[Q_MODEL_MAX + 1]; /* the model, pinned to the version that the first worker had; "": not pinned */
+    const char *format; /* of the output */
+    char spec[Q_MODEL_MAX +
+              1]; /* the model, pinned to the version that the first worker had; "": not pinned */
 };
 
 struct w_bulk {
     struct w_dataset *set;
     struct q_bulk_plan plan;
-    uint32_t first, count, crashes;    /* grains of the range in hand */
-    uint64_t rows_ok, rows_failed;     /* of the range */
-    uint64_t total_ok, total_failed;   /* of the job, as last told */
+    uint32_t first, count, crashes;  /* grains of the range in hand */
+    uint64_t rows_ok, rows_failed;   /* of the range */
+    uint64_t total_ok, total_failed; /* of the job, as last told */
     int64_t opened_ms;
     bool active;
-    bool part_done;                    /* the range's part is in place */
-    uint64_t *firsts;                  /* rows that parts begin with, for the finaliser */
+    bool part_done;   /* the range's part is in place */
+    uint64_t *firsts; /* rows that parts begin with, for the finaliser */
     size_t n_firsts;
 };
 

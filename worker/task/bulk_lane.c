@@ -1,4 +1,5 @@
-/* The lanes' half of bulk jobs: opening the data, scoring a range, assembling the output. See bulk.c for the whole. */
+/* The lanes' half of bulk jobs: opening the data, scoring a range, assembling the output. See
+ * bulk.c for the whole. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -18,7 +19,7 @@
 #define CRASHES_MAX 8 /* then a whole range is written off */
 #define KILLERS_MAX 64
 
-/* --- the data set ---------------------------------------------------------------------------------- */
+/* --- the data set ----------------------------------------------------------------------------- */
 
 static struct w_dataset *sets; /* loop threads of this process */
 static pthread_mutex_t sets_mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -73,37 +74,48 @@ static void speak_plainly(const struct w_dataset *s, struct w_error *err) {
     }
 }
 
-static const char *text_param(const struct q_job *job, const char *name, char *dst, size_t size, struct w_error *err) {
+static const char *text_param(const struct q_job *job, const char *name, char *dst, size_t size,
+                              struct w_error *err) {
     struct q_span v = w_json_member(job->params, name);
     if (!v.ptr) return NULL;
     char *text = w_json_text(v);
     bool ok = text && strlen(text) < size;
     if (ok) snprintf(dst, size, "%s", text);
     free(text);
-    if (!ok) w_fail(err, "bad_job", "params.%s is %.*s, a short string is expected", name, v.len > 60 ? 60 : (int)v.len, v.ptr);
+    if (!ok)
+        w_fail(err, "bad_job", "params.%s is %.*s, a short string is expected", name,
+               v.len > 60 ? 60 : (int)v.len, v.ptr);
     return ok ? dst : NULL;
 }
 
 static const char *format_of(const char *path, bool is_folder) {
-    static const char *const known[][2] = {{".npy", "npy"}, {".csv", "csv"}, {".tsv", "csv"}, {".jsonl", "jsonl"}, {".ndjson", "jsonl"}};
+    static const char *const known[][2] = {{".npy", "npy"},
+                                           {".csv", "csv"},
+                                           {".tsv", "csv"},
+                                           {".jsonl", "jsonl"},
+                                           {".ndjson", "jsonl"}};
     size_t n = strlen(path);
     if (is_folder) return "images";
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (n > strlen(known[i][0]) && strcasecmp(path + n - strlen(known[i][0]), known[i][0]) == 0) return known[i][1];
+        if (n > strlen(known[i][0]) && strcasecmp(path + n - strlen(known[i][0]), known[i][0]) == 0)
+            return known[i][1];
     return NULL;
 }
 
 /* Columns, target, header, delimiter of params. */
-static bool source_options(const struct q_job *job, struct w_source_options *o, char *target, size_t target_size, json_t **params, struct w_error *err) {
+static bool source_options(const struct q_job *job, struct w_source_options *o, char *target,
+                           size_t target_size, json_t **params, struct w_error *err) {
     char text[16];
     err->code = NULL;
     if (text_param(job, "delimiter", text, sizeof text, err)) o->delimiter = *text;
     o->target = text_param(job, "target", target, target_size, err);
     o->header = -1;
     if (err->code) return false;
-    struct q_span header = w_json_member(job->params, "header"), columns = w_json_member(job->params, "columns");
+    struct q_span header = w_json_member(job->params, "header"),
+                  columns = w_json_member(job->params, "columns");
     if (header.ptr) {
-        if (!w_json_is(header, 't') && !w_json_is(header, 'f')) return w_fail(err, "bad_job", "params.header is neither true nor false");
+        if (!w_json_is(header, 't') && !w_json_is(header, 'f'))
+            return w_fail(err, "bad_job", "params.header is neither true nor false");
         o->header = w_json_is(header, 't');
     }
     if (!columns.ptr) return true;
@@ -112,13 +124,15 @@ static bool source_options(const struct q_job *job, struct w_source_options *o, 
     json_t *item;
     const char **names = n ? calloc(n, sizeof *names) : NULL;
     if (!names) return w_fail(err, "bad_job", "params.columns is not a list of column names");
-    json_array_foreach(*params, i, item) names[i] = json_is_string(item) ? json_string_value(item) : "";
+    json_array_foreach(*params, i, item) names[i] =
+        json_is_string(item) ? json_string_value(item) : "";
     o->columns = names;
     o->n_columns = n;
     return true;
 }
 
-static bool open_source(struct w_dataset *s, const struct q_job *job, const struct w_files *files, struct w_error *err) {
+static bool open_source(struct w_dataset *s, const struct q_job *job, const struct w_files *files,
+                        struct w_error *err) {
     struct w_source_options o = {0};
     char format[16], target[256];
     json_t *params = NULL;
@@ -139,7 +153,8 @@ static bool open_source(struct w_dataset *s, const struct q_job *job, const stru
     return s->source != NULL;
 }
 
-static bool open_output(struct w_dataset *s, const struct q_job *job, const struct w_files *files, struct w_error *err) {
+static bool open_output(struct w_dataset *s, const struct q_job *job, const struct w_files *files,
+                        struct w_error *err) {
     char name[256], format[16], parts[300];
     struct stat st;
     err->code = NULL;
@@ -147,7 +162,10 @@ static bool open_output(struct w_dataset *s, const struct q_job *job, const stru
     if (err->code) return false;
     s->format = w_sink_format(given, s->output);
     if (!s->format)
-        return w_fail(err, W_UNSUPPORTED, "the output %.200s is of no known format; jsonl, csv and npy are written, by the name's ending or params.output_format", s->output);
+        return w_fail(err, W_UNSUPPORTED,
+                      "the output %.200s is of no known format; jsonl, csv and npy are written, by "
+                      "the name's ending or params.output_format",
+                      s->output);
     s->output_dir = w_files_open_parent(files, s->output, name, err);
     if (s->output_dir < 0) return false;
     snprintf(s->output_path, sizeof s->output_path, "/proc/self/fd/%d/%s", s->output_dir, name);
@@ -155,9 +173,11 @@ static bool open_output(struct w_dataset *s, const struct q_job *job, const stru
     if (fstatat(s->output_dir, parts, &st, AT_SYMLINK_NOFOLLOW) == 0 && !S_ISDIR(st.st_mode))
         return w_fail(err, W_REF_DENIED, "%.200s.parts is no folder", s->output);
     if (fstatat(s->output_dir, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && !S_ISREG(st.st_mode))
-        return w_fail(err, W_OUTPUT_FAILED, "%.200s is %s, and not overwritten", s->output, S_ISDIR(st.st_mode) ? "a folder" : "no file");
+        return w_fail(err, W_OUTPUT_FAILED, "%.200s is %s, and not overwritten", s->output,
+                      S_ISDIR(st.st_mode) ? "a folder" : "no file");
     if (faccessat(s->output_dir, ".", W_OK, AT_EACCESS) != 0)
-        return w_fail(err, W_OUTPUT_FAILED, "the folder of %.200s cannot be written: %s", s->output, strerror(errno));
+        return w_fail(err, W_OUTPUT_FAILED, "the folder of %.200s cannot be written: %s", s->output,
+                      strerror(errno));
     return true;
 }
 
@@ -170,7 +190,8 @@ static void read_pin(struct w_dataset *s) {
     char path[400];
     job_file(s, path, sizeof path);
     json_t *o = json_load_file(path, 0, NULL);
-    const char *id = json_string_value(json_object_get(o, "id")), *model = json_string_value(json_object_get(o, "model"));
+    const char *id = json_string_value(json_object_get(o, "id")),
+               *model = json_string_value(json_object_get(o, "model"));
     if (id && model && strcmp(id, s->id) == 0) snprintf(s->spec, sizeof s->spec, "%s", model);
     json_decref(o);
 }
@@ -178,19 +199,27 @@ static void read_pin(struct w_dataset *s) {
 static bool write_pin(struct w_dataset *s, const struct w_model *m, struct w_error *err) {
     char path[400], temporary[420];
     snprintf(path, sizeof path, "%s.parts", s->output_path);
-    if (mkdir(path, 0755) != 0 && errno != EEXIST) return w_fail(err, W_OUTPUT_FAILED, "%.200s.parts cannot be made: %s", s->output, strerror(errno));
-    if (*m->version_text) snprintf(s->spec, sizeof s->spec, "%s@%s", m->name, m->version_text);
-    else snprintf(s->spec, sizeof s->spec, "%s", m->name);
+    if (mkdir(path, 0755) != 0 && errno != EEXIST)
+        return w_fail(err, W_OUTPUT_FAILED, "%.200s.parts cannot be made: %s", s->output,
+                      strerror(errno));
+    if (*m->version_text)
+        snprintf(s->spec, sizeof s->spec, "%s@%s", m->name, m->version_text);
+    else
+        snprintf(s->spec, sizeof s->spec, "%s", m->name);
     job_file(s, path, sizeof path);
     snprintf(temporary, sizeof temporary, "%s.%d.tmp", path, (int)getpid());
-    json_t *o = json_pack("{s:s, s:s, s:s, s:s}", "queue", s->queue, "id", s->id, "model", s->spec, "sha256", m->info.sha256);
+    json_t *o = json_pack("{s:s, s:s, s:s, s:s}", "queue", s->queue, "id", s->id, "model", s->spec,
+                          "sha256", m->info.sha256);
     bool ok = o && json_dump_file(o, temporary, JSON_COMPACT) == 0 && rename(temporary, path) == 0;
-    if (!ok) w_fail(err, W_OUTPUT_FAILED, "%.200s.parts/job.json cannot be written: %s", s->output, strerror(errno));
+    if (!ok)
+        w_fail(err, W_OUTPUT_FAILED, "%.200s.parts/job.json cannot be written: %s", s->output,
+               strerror(errno));
     json_decref(o);
     return ok;
 }
 
-static bool open_set(struct w_dataset *s, const struct q_job *job, const struct w_files *files, struct w_error *err) {
+static bool open_set(struct w_dataset *s, const struct q_job *job, const struct w_files *files,
+                     struct w_error *err) {
     pthread_mutex_lock(&s->mutex);
     bool ok = s->opened;
     if (!ok) {
@@ -202,10 +231,14 @@ static bool open_set(struct w_dataset *s, const struct q_job *job, const struct 
         s->input_fd = s->output_dir = -1;
         s->input = w_json_text(job->input_ref);
         s->output = w_json_text(job->output_ref);
-        if (!s->input || !s->output) ok = w_fail(err, "bad_job", "input_ref or output_ref is no proper string");
+        if (!s->input || !s->output)
+            ok = w_fail(err, "bad_job", "input_ref or output_ref is no proper string");
         else if (strncmp(s->input, "file:", 5) || strncmp(s->output, "file:", 5))
-            ok = w_fail(err, W_UNSUPPORTED, "bulk reads and writes files; %.100s has no \"file:\" in front", strncmp(s->input, "file:", 5) ? s->input : s->output);
-        else ok = open_source(s, job, files, err) && open_output(s, job, files, err);
+            ok = w_fail(err, W_UNSUPPORTED,
+                        "bulk reads and writes files; %.100s has no \"file:\" in front",
+                        strncmp(s->input, "file:", 5) ? s->input : s->output);
+        else
+            ok = open_source(s, job, files, err) && open_output(s, job, files, err);
         if (ok) read_pin(s);
         s->opened = ok;
         if (!ok) speak_plainly(s, err);
@@ -218,12 +251,13 @@ static struct w_bulk *bulk_of(struct w_task *t) {
     return *(struct w_bulk **)t->state;
 }
 
-/* --- sizing and preparing ------------------------------------------------------------------------------ */
+/* --- sizing and preparing --------------------------------------------------------------------- */
 
 void w__bulk_lane_prepare(struct w_lane *lane, struct w_task **tasks, size_t n) {
     (void)n;
     struct w_error err = {0};
-    if (!open_set(bulk_of(tasks[0])->set, tasks[0]->job, lane->files, &err)) w_task_lane_fail(tasks[0], &err);
+    if (!open_set(bulk_of(tasks[0])->set, tasks[0]->job, lane->files, &err))
+        w_task_lane_fail(tasks[0], &err);
 }
 
 void w__bulk_lane_size(struct w_lane *lane, struct w_task **tasks, size_t n) {
@@ -245,7 +279,7 @@ void w__bulk_lane_size(struct w_lane *lane, struct w_task **tasks, size_t n) {
     if (!ok) w_task_lane_fail(t, &err);
 }
 
-/* --- a range --------------------------------------------------------------------------------------------- */
+/* --- a range ---------------------------------------------------------------------------------- */
 
 enum fate { TO_RUN, MADE, BAD };
 
@@ -260,9 +294,9 @@ struct range {
     enum fate fates[BATCH_ROWS];
     size_t run_index[BATCH_ROWS]; /* of to_run: its place in rows */
     size_t n, n_run, n_written;
-    bool broken;           /* the output cannot be written: err */
+    bool broken; /* the output cannot be written: err */
     struct w_error err;
-    int notes;             /* descriptor of the notes of a suspect range; -1: none */
+    int notes; /* descriptor of the notes of a suspect range; -1: none */
     uint64_t killers[KILLERS_MAX];
     size_t n_killers;
 };
@@ -270,7 +304,8 @@ struct range {
 static void write_row(struct range *r, size_t i) {
     struct w_bulk *b = bulk_of(r->task);
     if (r->broken) return;
-    bool ok = r->fates[i] == MADE && w_part_row(r->part, &r->records[i], r->task->model->pipeline, r->rows[i], &r->errors[i]);
+    bool ok = r->fates[i] == MADE && w_part_row(r->part, &r->records[i], r->task->model->pipeline,
+                                                r->rows[i], &r->errors[i]);
     if (r->fates[i] == MADE && !ok && strcmp(r->errors[i].code, W_OUTPUT_FAILED) == 0) {
         r->broken = true;
         r->err = r->errors[i];
@@ -287,7 +322,8 @@ static void write_up_to(struct range *r, size_t i) {
     while (r->n_written < i) write_row(r, r->n_written++);
 }
 
-static void row_done(void *ctx, size_t k, enum w_next next, int64_t together, const struct w_error *err) {
+static void row_done(void *ctx, size_t k, enum w_next next, int64_t together,
+                     const struct w_error *err) {
     struct range *r = ctx;
     size_t i = r->run_index[k];
     (void)together;
@@ -299,10 +335,12 @@ static void row_done(void *ctx, size_t k, enum w_next next, int64_t together, co
 }
 
 /* File references inside rows are for the same folders as the job's own. */
-static bool fetch(void *user, const char *ref, struct w_arena *arena, struct w_span *bytes, struct w_error *err) {
+static bool fetch(void *user, const char *ref, struct w_arena *arena, struct w_span *bytes,
+                  struct w_error *err) {
     const struct range *r = user;
     if (strncmp(ref, "file:", 5) == 0) return w_files_read(r->lane->files, ref, arena, bytes, err);
-    return w_fail(err, W_UNSUPPORTED, "the reference \"%.100s\" in a row: only file: is read there", ref);
+    return w_fail(err, W_UNSUPPORTED, "the reference \"%.100s\" in a row: only file: is read there",
+                  ref);
 }
 
 static bool is_killer(const struct range *r, uint64_t row) {
@@ -314,7 +352,8 @@ static bool is_killer(const struct range *r, uint64_t row) {
 static void decode(struct range *r, size_t i) {
     const struct q_job *job = r->task->job;
     struct w_row *row = r->rows[i];
-    struct w_input input = {.kind = W_INPUT_VALUE, .value = &r->records[i].value, .fetch = fetch, .user = r};
+    struct w_input input = {
+        .kind = W_INPUT_VALUE, .value = &r->records[i].value, .fetch = fetch, .user = r};
     row->b64 = strcmp(job->encoding, "b64") == 0;
     row->no_outputs = true;
     row->params = (struct w_span){job->params.ptr, job->params.len};
@@ -338,7 +377,8 @@ static bool fill(struct range *r, size_t max) {
         w_lane_beat(r->lane);
         r->rows[i] = w_lane_row(r->lane, i);
         if (!r->rows[i]) return w_fail(&r->err, W_NO_MEMORY, "no memory for a row");
-        enum w_read read = w_cursor_next(r->cursor, &r->rows[i]->arena, &r->records[i], &r->errors[i]);
+        enum w_read read =
+            w_cursor_next(r->cursor, &r->rows[i]->arena, &r->records[i], &r->errors[i]);
         if (read == W_READ_END) break;
         if (read == W_READ_FAILED) {
             r->err = r->errors[i];
@@ -347,22 +387,30 @@ static bool fill(struct range *r, size_t max) {
         if (r->notes >= 0) { /* before anything is done with it */
             char line[24];
             int len = snprintf(line, sizeof line, "%20" PRIu64 "\n", r->records[i].row);
-            if (pwrite(r->notes, line, (size_t)len, (off_t)(r->n_killers * 21)) != len) return w_fail(&r->err, W_OUTPUT_FAILED, "notes cannot be written: %s", strerror(errno));
+            if (pwrite(r->notes, line, (size_t)len, (off_t)(r->n_killers * 21)) != len)
+                return w_fail(&r->err, W_OUTPUT_FAILED, "notes cannot be written: %s",
+                              strerror(errno));
         }
         r->n++;
-        if (read == W_READ_BAD) r->fates[i] = BAD;
-        else decode(r, i);
+        if (read == W_READ_BAD)
+            r->fates[i] = BAD;
+        else
+            decode(r, i);
     }
     return true;
 }
 
-/* A suspect range's notes: 21 bytes a row that killed a worker, the last one being the row in hand when it died last. */
+/* A suspect range's notes: 21 bytes a row that killed a worker, the last one being the row in hand
+ * when it died last. */
 static bool open_notes(struct range *r, const struct w_dataset *s, uint64_t first) {
     char path[440], line[22];
     snprintf(path, sizeof path, "%s.parts/%" PRIu64 ".at", s->output_path, first);
     r->notes = open(path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0644);
-    if (r->notes < 0) return w_fail(&r->err, W_OUTPUT_FAILED, "%.200s.parts cannot be written: %s", s->output, strerror(errno));
-    while (r->n_killers < KILLERS_MAX && pread(r->notes, line, 21, (off_t)(r->n_killers * 21)) == 21) {
+    if (r->notes < 0)
+        return w_fail(&r->err, W_OUTPUT_FAILED, "%.200s.parts cannot be written: %s", s->output,
+                      strerror(errno));
+    while (r->n_killers < KILLERS_MAX &&
+           pread(r->notes, line, 21, (off_t)(r->n_killers * 21)) == 21) {
         line[21] = 0;
         r->killers[r->n_killers++] = strtoull(line, NULL, 10);
     }
@@ -385,7 +433,9 @@ static bool write_off(struct range *r, uint64_t first, uint64_t end) {
 static bool score(struct range *r, uint64_t first, uint64_t end) {
     struct w_task *t = r->task;
     struct w_bulk *b = bulk_of(t);
-    int64_t limit = t->model->batch.max > 0 && t->model->batch.max < BATCH_ROWS ? t->model->batch.max : BATCH_ROWS;
+    int64_t limit = t->model->batch.max > 0 && t->model->batch.max < BATCH_ROWS
+                        ? t->model->batch.max
+                        : BATCH_ROWS;
     if (b->crashes >= CRASHES_MAX) return write_off(r, first, end);
     if (b->crashes > 0) {
         if (!open_notes(r, b->set, first)) return false;
@@ -397,7 +447,10 @@ static bool score(struct range *r, uint64_t first, uint64_t end) {
         uint64_t left = end - at;
         if (atomic_load(&t->stop) != W_GO) return w_fail(&r->err, "cancelled", "stopped");
         if (!fill(r, left < (uint64_t)limit ? (size_t)left : (size_t)limit)) return false;
-        if (r->n == 0) return w_fail(&r->err, W_BAD_INPUT, "%s ends at row %ju, it had %ju when the job was sized", b->set->input, (uintmax_t)at, (uintmax_t)b->plan.n_rows);
+        if (r->n == 0)
+            return w_fail(&r->err, W_BAD_INPUT,
+                          "%s ends at row %ju, it had %ju when the job was sized", b->set->input,
+                          (uintmax_t)at, (uintmax_t)b->plan.n_rows);
         w_rows_run(r->lane, t->model, r->to_run, r->n_run, limit, row_done, r);
         if (w_lane_cancelled(r->lane)) return w_fail(&r->err, "cancelled", "stopped");
         write_up_to(r, r->n);
@@ -410,7 +463,8 @@ void w__bulk_lane_range(struct w_lane *lane, struct w_task **tasks, size_t n) {
     struct w_task *t = tasks[0];
     struct w_bulk *b = bulk_of(t);
     struct w_dataset *s = b->set;
-    uint64_t first = (uint64_t)b->first * b->plan.grain_rows, end = first + (uint64_t)b->count * b->plan.grain_rows;
+    uint64_t first = (uint64_t)b->first * b->plan.grain_rows,
+             end = first + (uint64_t)b->count * b->plan.grain_rows;
     struct range *r = calloc(1, sizeof *r);
     (void)n;
     if (!r) {
@@ -424,8 +478,10 @@ void w__bulk_lane_range(struct w_lane *lane, struct w_task **tasks, size_t n) {
     b->rows_ok = b->rows_failed = 0;
     r->part = w_part_open(s->output_path, s->format, first, &r->err);
     bool ok = r->part && score(r, first, end);
-    if (ok) ok = w_part_commit(r->part, &r->err);
-    else w_part_abort(r->part);
+    if (ok)
+        ok = w_part_commit(r->part, &r->err);
+    else
+        w_part_abort(r->part);
     b->part_done = ok;
     w_cursor_close(r->cursor);
     if (r->notes >= 0) close(r->notes);
@@ -436,21 +492,23 @@ void w__bulk_lane_range(struct w_lane *lane, struct w_task **tasks, size_t n) {
     free(r);
 }
 
-/* --- the output ---------------------------------------------------------------------------------------------- */
+/* --- the output ------------------------------------------------------------------------------- */
 
 static bool ends_with(const char *text, const char *end) {
     size_t n = strlen(text), k = strlen(end);
     return n >= k && strcmp(text + n - k, end) == 0;
 }
 
-/* Our own files of the parts' folder, and what writers that died left half done: all that is needed is in place. */
+/* Our own files of the parts' folder, and what writers that died left half done: all that is needed
+ * is in place. */
 static void remove_notes(const struct w_dataset *s) {
     char path[700];
     snprintf(path, sizeof path, "%s.parts", s->output_path);
     DIR *d = opendir(path);
     for (struct dirent *e; d && (e = readdir(d)) != NULL;) {
         bool half = strstr(e->d_name, ".part.") || strstr(e->d_name, ".errors.");
-        if (half || strncmp(e->d_name, "job.json", 8) == 0 || ends_with(e->d_name, ".at")) unlinkat(dirfd(d), e->d_name, 0);
+        if (half || strncmp(e->d_name, "job.json", 8) == 0 || ends_with(e->d_name, ".at"))
+            unlinkat(dirfd(d), e->d_name, 0);
     }
     if (d) closedir(d);
 }
@@ -472,11 +530,14 @@ void w__bulk_lane_assemble(struct w_lane *lane, struct w_task **tasks, size_t n)
     uint64_t failed = b->total_failed > sum.failed ? b->total_failed : sum.failed;
     char errors[600];
     snprintf(errors, sizeof errors, "%.500s.errors.jsonl", s->output);
-    json_t *o = json_pack("{s:I, s:I, s:I, s:s, s:s, s:I}", "rows", (json_int_t)b->plan.n_rows, "ok", (json_int_t)(b->plan.n_rows - failed), "failed",
-                          (json_int_t)failed, "output", s->output, "format", s->format, "bytes", (json_int_t)sum.bytes);
+    json_t *o = json_pack("{s:I, s:I, s:I, s:s, s:s, s:I}", "rows", (json_int_t)b->plan.n_rows,
+                          "ok", (json_int_t)(b->plan.n_rows - failed), "failed", (json_int_t)failed,
+                          "output", s->output, "format", s->format, "bytes", (json_int_t)sum.bytes);
     if (o && failed) json_object_set_new(o, "errors", json_string(errors));
     t->result = o ? json_dumps(o, JSON_COMPACT) : NULL;
     json_decref(o);
-    if (t->result) t->result_len = strlen(t->result);
-    else t->failed = !w_fail(&t->err, W_NO_MEMORY, "no memory for the result");
+    if (t->result)
+        t->result_len = strlen(t->result);
+    else
+        t->failed = !w_fail(&t->err, W_NO_MEMORY, "no memory for the result");
 }

@@ -1,11 +1,13 @@
 /* infer: one job's input through a model.
  *
- * On the loop: the model is looked up, `redis:` references are fetched, since only the loop talks to Redis, and the job waits in
- * the batcher. On a lane: the input is decoded, rows of the same shape are stacked and run, each answer is written as JSON. So no
- * payload is parsed on the loop. References are looked for there only in a short input, which is what one that refers to
- * something is; in a long one the lane finds them, and the job comes back once to have them fetched.
+ * On the loop: the model is looked up, `redis:` references are fetched, since only the loop talks
+ * to Redis, and the job waits in the batcher. On a lane: the input is decoded, rows of the same
+ * shape are stacked and run, each answer is written as JSON. So no payload is parsed on the loop.
+ * References are looked for there only in a short input, which is what one that refers to something
+ * is; in a long one the lane finds them, and the job comes back once to have them fetched.
  *
- * A job with an output_ref ("file:…") has its result written there, and the envelope names it instead. */
+ * A job with an output_ref ("file:…") has its result written there, and the envelope names it
+ * instead. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -30,9 +32,9 @@ struct fetched {
 struct infer {
     struct fetched refs[REFS_MAX]; /* L: read */
     int n_refs, n_due;
-    bool searched;  /* for references; L */
-    bool too_many;  /* of them; L */
-    bool missing;   /* a lane met one that nobody had looked for; L */
+    bool searched; /* for references; L */
+    bool too_many; /* of them; L */
+    bool missing;  /* a lane met one that nobody had looked for; L */
 };
 
 static void free_state(struct w_task *t) {
@@ -43,19 +45,21 @@ static void free_state(struct w_task *t) {
     }
 }
 
-/* --- on a lane ------------------------------------------------------------------------------------ */
+/* --- on a lane -------------------------------------------------------------------------------- */
 
 struct fetch_ctx {
     struct w_lane *lane;
     struct infer *state;
 };
 
-static bool fetch(void *user, const char *ref, struct w_arena *arena, struct w_span *bytes, struct w_error *err) {
+static bool fetch(void *user, const char *ref, struct w_arena *arena, struct w_span *bytes,
+                  struct w_error *err) {
     struct fetch_ctx *c = user;
     w_lane_beat(c->lane);
     if (strncmp(ref, "file:", 5) == 0) return w_files_read(c->lane->files, ref, arena, bytes, err);
     if (strncmp(ref, "redis:", 6) != 0)
-        return w_fail(err, W_UNSUPPORTED, "the reference \"%.100s\" has no known kind; file: and redis: are read", ref);
+        return w_fail(err, W_UNSUPPORTED,
+                      "the reference \"%.100s\" has no known kind; file: and redis: are read", ref);
     for (int i = 0; i < c->state->n_refs; i++) {
         if (strcmp(c->state->refs[i].key, ref + 6) != 0) continue;
         *bytes = (struct w_span){c->state->refs[i].value, c->state->refs[i].len};
@@ -83,12 +87,15 @@ static bool note_ref(void *user, const char *ref) {
 /* Notes the redis: references of the input. On the loop for a short one, else on a lane. */
 static void search(struct infer *s, const struct q_job *job) {
     s->searched = true;
-    if (job->input.ptr) w_input_refs(job->input.ptr, job->input.len, false, note_ref, s);
-    else w_input_refs(job->input_ref.ptr, job->input_ref.len, true, note_ref, s);
+    if (job->input.ptr)
+        w_input_refs(job->input.ptr, job->input.len, false, note_ref, s);
+    else
+        w_input_refs(job->input_ref.ptr, job->input_ref.len, true, note_ref, s);
 }
 
 /* Writes the result beside its place and renames it: a reader sees all of it or nothing. */
-static bool write_out(const struct w_files *files, const char *ref, const char *text, size_t len, struct w_error *err) {
+static bool write_out(const struct w_files *files, const char *ref, const char *text, size_t len,
+                      struct w_error *err) {
     char name[256], temporary[300];
     int dir = w_files_open_parent(files, ref, name, err), fd;
     if (dir < 0) return false;
@@ -108,16 +115,22 @@ static bool write_out(const struct w_files *files, const char *ref, const char *
     return ok;
 }
 
-static void take_result(struct w_lane *lane, struct w_task *t, const struct w_row *row, int64_t together) {
+static void take_result(struct w_lane *lane, struct w_task *t, const struct w_row *row,
+                        int64_t together) {
     t->batch = together > UINT32_MAX ? UINT32_MAX : (uint32_t)together;
     if (row->result.len > RESULT_BYTES_MAX) {
         t->failed = true;
-        w_fail(&t->err, W_TOO_LARGE, "the result has %zu bytes, at most %zu are allowed", row->result.len, RESULT_BYTES_MAX);
+        w_fail(&t->err, W_TOO_LARGE, "the result has %zu bytes, at most %zu are allowed",
+               row->result.len, RESULT_BYTES_MAX);
     } else if (t->job->output_ref.ptr) {
         t->ref = w_json_text(t->job->output_ref);
         if (!t->ref || strncmp(t->ref, "file:", 5) != 0)
-            t->failed = !w_fail(&t->err, W_UNSUPPORTED, "output_ref of infer is \"%.100s\", a string that begins with file: is expected", t->ref ? t->ref : "no string");
-        else t->failed = !write_out(lane->files, t->ref, row->result.ptr, row->result.len, &t->err);
+            t->failed = !w_fail(
+                &t->err, W_UNSUPPORTED,
+                "output_ref of infer is \"%.100s\", a string that begins with file: is expected",
+                t->ref ? t->ref : "no string");
+        else
+            t->failed = !write_out(lane->files, t->ref, row->result.ptr, row->result.len, &t->err);
     } else if ((t->result = malloc(row->result.len + 1)) != NULL) {
         memcpy(t->result, row->result.ptr, row->result.len);
         t->result[row->result.len] = 0;
@@ -135,10 +148,13 @@ struct lane_run {
     size_t n;
 };
 
-static void row_done(void *ctx, size_t i, enum w_next next, int64_t together, const struct w_error *err) {
+static void row_done(void *ctx, size_t i, enum w_next next, int64_t together,
+                     const struct w_error *err) {
     struct lane_run *r = ctx;
-    if (next == W_NEXT_DONE) take_result(r->lane, r->tasks[i], r->rows[i], together);
-    else w_task_lane_fail(r->tasks[i], err);
+    if (next == W_NEXT_DONE)
+        take_result(r->lane, r->tasks[i], r->rows[i], together);
+    else
+        w_task_lane_fail(r->tasks[i], err);
 }
 
 /* Decodes one job's input; true: it is to be run. */
@@ -156,7 +172,8 @@ static bool decode(struct w_lane *lane, struct w_task *t, size_t i, struct w_row
     row->b64 = strcmp(job->encoding, "b64") == 0;
     row->params = (struct w_span){job->params.ptr, job->params.len};
     input.kind = job->input.ptr ? W_INPUT_JSON : W_INPUT_REF;
-    input.json = job->input.ptr ? (struct w_span){job->input.ptr, job->input.len} : (struct w_span){job->input_ref.ptr, job->input_ref.len};
+    input.json = job->input.ptr ? (struct w_span){job->input.ptr, job->input.len}
+                                : (struct w_span){job->input_ref.ptr, job->input_ref.len};
     switch (w_pipeline_before(t->model->pipeline, row, &input, &t->err)) {
     case W_NEXT_RUN:
         return true;
@@ -169,7 +186,8 @@ static bool decode(struct w_lane *lane, struct w_task *t, size_t i, struct w_row
             return false;
         }
         t->failed = true;
-        if (strncmp(t->err.text, "model ", 6) != 0) w_fail_in(&t->err, "model \"%s\": ", t->model->name);
+        if (strncmp(t->err.text, "model ", 6) != 0)
+            w_fail_in(&t->err, "model \"%s\": ", t->model->name);
         return false;
     }
     return false;
@@ -211,7 +229,7 @@ static void on_lane(struct w_lane *lane, struct w_task **tasks, size_t n) {
     for (size_t i = 0; i < n; i++) tasks[i]->run_ms = ms;
 }
 
-/* --- on the loop ------------------------------------------------------------------------------------ */
+/* --- on the loop ------------------------------------------------------------------------------ */
 
 static void fetch_all(struct w_task *t);
 
@@ -246,13 +264,17 @@ static void fetched(void *ctx, char *value, size_t len, const struct q_error *qe
     f->len = len;
     if (!value && !p.task->failed) {
         p.task->failed = true;
-        const char *code = qe && qe->code == Q_NOT_FOUND ? W_REF_NOT_FOUND : qe && qe->code == Q_BAD_OPTION ? W_TOO_LARGE : W_REF_FAILED;
+        const char *code = qe && qe->code == Q_NOT_FOUND    ? W_REF_NOT_FOUND
+                           : qe && qe->code == Q_BAD_OPTION ? W_TOO_LARGE
+                                                            : W_REF_FAILED;
         w_fail(&p.task->err, code, "redis:%.150s: %s", f->key, qe ? qe->text : "no answer");
     }
     if (--s->n_due > 0) return;
     w_task_back(p.task);
-    if (p.task->failed) w_task_finish(p.task);
-    else if (!w_task_stopped(p.task)) to_lane(p.task);
+    if (p.task->failed)
+        w_task_finish(p.task);
+    else if (!w_task_stopped(p.task))
+        to_lane(p.task);
 }
 
 static void fetch_all(struct w_task *t) {
@@ -271,7 +293,8 @@ static void fetch_all(struct w_task *t) {
         struct pending *p = malloc(sizeof *p);
         if (!p) abort(); /* sixteen bytes */
         *p = (struct pending){t, i};
-        q_worker_fetch(w_daemon_queue(t->daemon), s->refs[i].key, w_daemon_ref_bytes_max(t->daemon), fetched, p);
+        q_worker_fetch(w_daemon_queue(t->daemon), s->refs[i].key, w_daemon_ref_bytes_max(t->daemon),
+                       fetched, p);
     }
 }
 

@@ -13,7 +13,8 @@ struct q_span w_json_member(struct q_span object, const char *name) {
     w__scan_blank(&s);
     if (!object.ptr || !w__scan_open(&s, '{')) return (struct q_span){0};
     while (w__scan_member(&s, &first, &key, &value) == 1)
-        if (key.len == n + 2 && memcmp(key.ptr + 1, name, n) == 0) return (struct q_span){value.ptr, value.len};
+        if (key.len == n + 2 && memcmp(key.ptr + 1, name, n) == 0)
+            return (struct q_span){value.ptr, value.len};
     return (struct q_span){0};
 }
 
@@ -27,7 +28,8 @@ char *w_json_text(struct q_span v) {
     size_t len;
     if (!w_json_is(v, '"')) return NULL;
     w_arena_init(&arena, v.len + 4096);
-    char *text = w__scan_string((struct w_span){v.ptr, v.len}, &arena, false, &len), *copy = text ? strdup(text) : NULL;
+    char *text = w__scan_string((struct w_span){v.ptr, v.len}, &arena, false, &len),
+         *copy = text ? strdup(text) : NULL;
     w_arena_finish(&arena);
     return copy;
 }

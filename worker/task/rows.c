@@ -1,7 +1,8 @@
-/* Stacking and slicing. Inputs of one row alone are used where they lie; those of several are copied behind each other into the
- * lane's buffers. Outputs are slices of the session's memory, which the next run overwrites: so each row is taken through the
- * rest of its pipeline, and reported, before that. In a chain (a pipeline with several runs) a row's slices are
- * copied first, since they may become its next inputs. */
+/* Stacking and slicing. Inputs of one row alone are used where they lie; those of several are
+ * copied behind each other into the lane's buffers. Outputs are slices of the session's memory,
+ * which the next run overwrites: so each row is taken through the rest of its pipeline, and
+ * reported, before that. In a chain (a pipeline with several runs) a row's slices are copied first,
+ * since they may become its next inputs. */
 #include <string.h>
 
 #include "worker/task/rows.h"
@@ -31,45 +32,59 @@ bool w_rows_fit(const struct w_model *model, const struct w_row *a, const struct
     if (model->sig.batching != W_BATCH_ROWS || a->n_inputs != b->n_inputs) return false;
     for (int i = 0; i < a->n_inputs; i++) {
         const struct op_tensor *x = &a->inputs[i], *y = &b->inputs[i];
-        if (x->dtype != y->dtype || (i >= model->sig.n_inputs && x->dtype != OP_UNDEFINED)) return false;
+        if (x->dtype != y->dtype || (i >= model->sig.n_inputs && x->dtype != OP_UNDEFINED))
+            return false;
         if (x->dtype == OP_UNDEFINED) continue;
-        if (x->rank != y->rank || x->rank < 1 || x->kind != OP_KIND_TENSOR || y->kind != OP_KIND_TENSOR) return false;
+        if (x->rank != y->rank || x->rank < 1 || x->kind != OP_KIND_TENSOR ||
+            y->kind != OP_KIND_TENSOR)
+            return false;
         for (int k = 1; k < x->rank; k++)
             if (x->dims[k] != y->dims[k]) return false;
     }
     return true;
 }
 
-/* --- one run ------------------------------------------------------------------------------------- */
+/* --- one run ---------------------------------------------------------------------------------- */
 
-static bool run(struct job *j, const struct op_tensor *inputs, int n, const struct op_tensor **outputs, struct w_error *err) {
+static bool run(struct job *j, const struct op_tensor *inputs, int n,
+                const struct op_tensor **outputs, struct w_error *err) {
     struct op_error oe;
     struct op_session *s = w_lane_session(j->lane, j->model, err);
     if (!s) return false;
     w_lane_beat(j->lane);
-    return op_session_run(s, inputs, n, outputs, &oe) == OP_OK || w_fail_op(err, &oe, j->model->name);
+    return op_session_run(s, inputs, n, outputs, &oe) == OP_OK ||
+           w_fail_op(err, &oe, j->model->name);
 }
 
 /* A row of more rows than go at once: piece by piece, the outputs joined in its arena. */
-static bool run_pieces(struct job *j, struct w_row *row, int64_t piece, struct op_tensor *joined, struct w_error *err) {
+static bool run_pieces(struct job *j, struct w_row *row, int64_t piece, struct op_tensor *joined,
+                       struct w_error *err) {
     struct op_tensor inputs[W_INPUTS_MAX];
     int n_outputs = op_model_n_outputs(j->model->op);
     for (int64_t at = 0; at < row->n_rows; at += piece) {
         int64_t n = row->n_rows - at < piece ? row->n_rows - at : piece;
         const struct op_tensor *out;
         for (int i = 0; i < row->n_inputs; i++)
-            inputs[i] = row->inputs[i].dtype == OP_UNDEFINED || i >= j->model->sig.n_inputs ? row->inputs[i] : slice(&row->inputs[i], at, n);
+            inputs[i] = row->inputs[i].dtype == OP_UNDEFINED || i >= j->model->sig.n_inputs
+                            ? row->inputs[i]
+                            : slice(&row->inputs[i], at, n);
         if (w_lane_cancelled(j->lane)) return w_fail(err, "cancelled", "cancelled");
         if (!run(j, inputs, row->n_inputs, &out, err)) return false;
         for (int k = 0; k < n_outputs; k++) {
             size_t bytes = bytes_of_row(&out[k]);
-            if (out[k].kind != OP_KIND_TENSOR || out[k].rank < 1 || out[k].dims[0] != n || (at && bytes != bytes_of_row(&joined[k])))
-                return w_fail(err, W_BAD_SHAPE, "model \"%s\": output \"%s\" does not keep rows apart; send one row", j->model->name, op_model_output(j->model->op, k)->name);
+            if (out[k].kind != OP_KIND_TENSOR || out[k].rank < 1 || out[k].dims[0] != n ||
+                (at && bytes != bytes_of_row(&joined[k])))
+                return w_fail(err, W_BAD_SHAPE,
+                              "model \"%s\": output \"%s\" does not keep rows apart; send one row",
+                              j->model->name, op_model_output(j->model->op, k)->name);
             if (at == 0) {
                 joined[k] = out[k];
                 joined[k].dims[0] = row->n_rows;
                 joined[k].data = w_arena_array(&row->arena, (size_t)row->n_rows, bytes);
-                if (!joined[k].data) return w_fail(err, W_TOO_LARGE, "the outputs of %jd rows together are too large", (intmax_t)row->n_rows);
+                if (!joined[k].data)
+                    return w_fail(err, W_TOO_LARGE,
+                                  "the outputs of %jd rows together are too large",
+                                  (intmax_t)row->n_rows);
             }
             memcpy((char *)joined[k].data + (size_t)at * bytes, out[k].data, (size_t)n * bytes);
         }
@@ -82,7 +97,8 @@ static bool keep(struct w_row *row, struct op_tensor *slices, int n, struct w_er
     for (int k = 0; k < n; k++) {
         int64_t bytes = slices[k].kind == OP_KIND_TENSOR ? op_tensor_bytes(&slices[k]) : -1;
         void *copy = bytes >= 0 ? w_arena_alloc(&row->arena, (size_t)bytes) : NULL;
-        if (!copy) return w_fail(err, W_TOO_LARGE, "an output between two runs of the model is too large");
+        if (!copy)
+            return w_fail(err, W_TOO_LARGE, "an output between two runs of the model is too large");
         memcpy(copy, slices[k].data, (size_t)bytes);
         slices[k].data = copy;
     }
@@ -96,7 +112,9 @@ static void run_single(struct job *j, size_t i, struct w_row *row) {
     int n_outputs = op_model_n_outputs(j->model->op);
     enum w_next next = W_NEXT_RUN;
     while (next == W_NEXT_RUN) {
-        int64_t piece = j->model->sig.batching == W_BATCH_NONE ? row->n_rows : j->model->sig.batching == W_BATCH_ONE ? 1 : j->rows_max;
+        int64_t piece = j->model->sig.batching == W_BATCH_NONE  ? row->n_rows
+                        : j->model->sig.batching == W_BATCH_ONE ? 1
+                                                                : j->rows_max;
         const struct op_tensor *out = NULL;
         bool ok;
         if (w_lane_cancelled(j->lane)) {
@@ -108,19 +126,23 @@ static void run_single(struct job *j, size_t i, struct w_row *row) {
             if (ok) memcpy(outputs, out, (size_t)n_outputs * sizeof *outputs);
             if (ok && j->chain) ok = keep(row, outputs, n_outputs, &err);
         }
-        next = ok ? w_pipeline_after(j->model->pipeline, row, outputs, n_outputs, &err) : W_NEXT_FAILED;
+        next = ok ? w_pipeline_after(j->model->pipeline, row, outputs, n_outputs, &err)
+                  : W_NEXT_FAILED;
     }
     j->done(j->ctx, i, next, row->n_rows, &err);
 }
 
-/* --- several rows in one run ------------------------------------------------------------------------ */
+/* --- several rows in one run ------------------------------------------------------------------ */
 
-static bool stack(struct job *j, struct w_row **rows, size_t n, int64_t total, struct op_tensor *inputs) {
+static bool stack(struct job *j, struct w_row **rows, size_t n, int64_t total,
+                  struct op_tensor *inputs) {
     for (int i = 0; i < rows[0]->n_inputs; i++) {
         inputs[i] = rows[0]->inputs[i];
         if (inputs[i].dtype == OP_UNDEFINED) continue;
         size_t bytes = bytes_of_row(&inputs[i]), at = 0;
-        char *buf = bytes && (size_t)total > SIZE_MAX / bytes ? NULL : w_lane_buffer(j->lane, i, (size_t)total * bytes);
+        char *buf = bytes && (size_t)total > SIZE_MAX / bytes
+                        ? NULL
+                        : w_lane_buffer(j->lane, i, (size_t)total * bytes);
         if (!buf) return false;
         for (size_t r = 0; r < n; r++) {
             size_t len = (size_t)rows[r]->n_rows * bytes;
@@ -139,9 +161,11 @@ static bool run_stacked(struct job *j, struct w_row **rows, size_t first, size_t
     const struct op_tensor *out;
     struct w_error err = {0};
     int n_outputs = op_model_n_outputs(j->model->op);
-    if (!stack(j, rows, n, total, inputs) || !run(j, inputs, rows[0]->n_inputs, &out, &err)) return false;
+    if (!stack(j, rows, n, total, inputs) || !run(j, inputs, rows[0]->n_inputs, &out, &err))
+        return false;
     for (int k = 0; k < n_outputs; k++)
-        if (out[k].kind != OP_KIND_TENSOR || out[k].rank < 1 || out[k].dims[0] != total) return false;
+        if (out[k].kind != OP_KIND_TENSOR || out[k].rank < 1 || out[k].dims[0] != total)
+            return false;
     int64_t at = 0;
     for (size_t r = 0; r < n; r++) {
         for (int k = 0; k < n_outputs; k++) slices[k] = slice(&out[k], at, rows[r]->n_rows);
@@ -153,16 +177,21 @@ static bool run_stacked(struct job *j, struct w_row **rows, size_t first, size_t
     return true;
 }
 
-void w_rows_run(struct w_lane *lane, struct w_model *model, struct w_row **rows, size_t n, int64_t rows_max, w_row_fn *done, void *ctx) {
+void w_rows_run(struct w_lane *lane, struct w_model *model, struct w_row **rows, size_t n,
+                int64_t rows_max, w_row_fn *done, void *ctx) {
     struct job j = {lane, model, rows_max > 0 ? rows_max : 1, false, done, ctx};
     int n_runs = 0;
-    for (int i = 0; i < w_pipeline_n_steps(model->pipeline); i++) n_runs += strcmp(w_pipeline_step_name(model->pipeline, i), "run") == 0;
+    for (int i = 0; i < w_pipeline_n_steps(model->pipeline); i++)
+        n_runs += strcmp(w_pipeline_step_name(model->pipeline, i), "run") == 0;
     j.chain = n_runs > 1;
     for (size_t i = 0, end; i < n; i = end) {
         int64_t total = rows[i]->n_rows;
         end = i + 1;
-        while (!j.chain && end < n && total + rows[end]->n_rows <= j.rows_max && w_rows_fit(model, rows[i], rows[end])) total += rows[end++]->n_rows;
-        if (end > i + 1 && !w_lane_cancelled(lane) && run_stacked(&j, rows + i, i, end - i, total)) continue;
+        while (!j.chain && end < n && total + rows[end]->n_rows <= j.rows_max &&
+               w_rows_fit(model, rows[i], rows[end]))
+            total += rows[end++]->n_rows;
+        if (end > i + 1 && !w_lane_cancelled(lane) && run_stacked(&j, rows + i, i, end - i, total))
+            continue;
         for (size_t r = i; r < end; r++) run_single(&j, r, rows[r]);
     }
 }
