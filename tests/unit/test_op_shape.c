@@ -705,6 +705,44 @@ static void test_constants_of_every_form(void **state) {
     ot_end(&m);
 }
 
+/* Large enough that every operator is cut into tasks; odd sizes, so that the pieces are uneven. */
+static void test_two_threads_move_the_same(void **state) {
+    (void)state;
+    int64_t dims[3] = {37, 301, 129}, n = count(3, dims), repeats[3] = {1, 1, 3};
+    float *x = iota(n), *want = NULL;
+    int64_t bytes = 0;
+    for (int threads = 1; threads <= 2; threads++) {
+        struct ot m;
+        struct op_error err;
+        const struct op_tensor *y = NULL;
+        struct op_tensor in = tensor(OP_F32, 3, dims, x);
+        begin(&m, 13, "Transpose", "a", "t", &in, 1);
+        ot_ints(&m, "perm", 3, (int64_t[]){2, 0, 1});
+        ot_node(&m, "Concat", "t t", "c");
+        ot_int(&m, "axis", 0);
+        ot_constant(&m, "r", OP_I64, 1, (int64_t[]){3}, repeats);
+        ot_node(&m, "Tile", "c r", "u");
+        ot_node(&m, "Identity", "u", "y");
+        ot_output(&m, "y", OP_F32, -1, NULL);
+        m.model = ot_load(&m, NULL, &err);
+        struct op_session_options options = {.n_threads = threads};
+        m.session = m.model ? op_session_create(m.model, &options, &err) : NULL;
+        if (!m.session || op_session_run(m.session, &in, 1, &y, &err) != OP_OK)
+            fail_msg("%s", err.text);
+        bytes = op_tensor_bytes(y);
+        assert_int_equal(bytes, 6 * n * (int64_t)sizeof(float));
+        if (threads == 1) {
+            want = malloc((size_t)bytes);
+            memcpy(want, y->data, (size_t)bytes);
+        } else {
+            assert_memory_equal(y->data, want, (size_t)bytes);
+        }
+        ot_end(&m);
+    }
+    free(want);
+    free(x);
+}
+
 static void test_every_element_size_moves(void **state) {
     (void)state;
     static const enum op_type types[] = {OP_U8,  OP_BOOL, OP_F16, OP_I16, OP_I32,
@@ -751,6 +789,7 @@ int main(void) {
         cmocka_unit_test(test_products_that_overflow_are_refused),
         cmocka_unit_test(test_old_opsets_are_upgraded),
         cmocka_unit_test(test_constants_of_every_form),
+        cmocka_unit_test(test_two_threads_move_the_same),
         cmocka_unit_test(test_every_element_size_moves),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
