@@ -1,10 +1,10 @@
 /* admit.c: between claim and delivery. A claimed job is ours, but it may be late, early, cancelled,
  * dead already three times, or done long ago under the same id.
  *
- * What the job itself tells is decided at once. What Redis must be asked costs a round trip, so it is
- * asked as cheaply as can be: for a batch of plain jobs with ids of their producers, one EXISTS over
- * all result keys (0 is the ordinary answer); the script admit only where a job has a unique key or
- * comes after others, where cancellations are about, or where EXISTS found something.
+ * What the job itself tells is decided at once. What Redis must be asked costs a round trip, so it
+ * is asked as cheaply as can be: for a batch of plain jobs with ids of their producers, one EXISTS
+ * over all result keys (0 is the ordinary answer); the script admit only where a job has a unique
+ * key or comes after others, where cancellations are about, or where EXISTS found something.
  *
  * Thread: the loop's. */
 #include "queue/lease.h"
@@ -20,14 +20,13 @@ static void deliver(struct q__queue *q, struct q_job **jobs, size_t n) {
     int64_t now = q_worker_now_ms(w);
     uint64_t now_us = uv_hrtime() / 1000;
     q->asked -= (uint32_t)n;
-    if (w->draining || w->held || w->want < n) { /* drained meanwhile, or adopted above what was wanted */
+    if (w->draining || w->held ||
+        w->want < n) { /* drained meanwhile, or adopted above what was wanted */
         size_t keep = w->draining || w->held ? 0 : w->want;
-        for (size_t i = keep; i < n; i++)
-            q__turn_push(q, jobs[i], 'h', NULL, NULL, 0, 0);
+        for (size_t i = keep; i < n; i++) q__turn_push(q, jobs[i], 'h', NULL, NULL, 0, 0);
         n = keep;
     }
-    if (n == 0)
-        return;
+    if (n == 0) return;
     for (size_t i = 0; i < n; i++) {
         struct q_job_priv *p = jobs[i]->priv;
         p->hold = Q__HELD;
@@ -46,19 +45,24 @@ static bool passes(struct q__queue *q, struct q_job *job, int64_t now) {
     struct q_job_priv *p = job->priv;
     char text[160];
     if (job->crashes >= q->w->opt.crash_max && job->ticket < 0) {
-        snprintf(text, sizeof text, "the worker died or hung %u times with this job; the limit is %u", job->crashes,
+        snprintf(text, sizeof text,
+                 "the worker died or hung %u times with this job; the limit is %u", job->crashes,
                  q->w->opt.crash_max);
         q__finish_end(job, "dead", Q_CODE_crashed, text, false, true, false, NULL, 0, NULL);
         return false;
     }
     /* a small expire_ms counts from when the job was queued */
-    int64_t expire = job->expire_ms && job->expire_ms < 100000000000 ? job->queued_ms + job->expire_ms : job->expire_ms;
+    int64_t expire = job->expire_ms && job->expire_ms < 100000000000
+                         ? job->queued_ms + job->expire_ms
+                         : job->expire_ms;
     if (expire && now > expire && job->ticket < 0) {
-        snprintf(text, sizeof text, "had to start by %lld, it is %lld (Unix ms)", (long long)expire, (long long)now);
+        snprintf(text, sizeof text, "had to start by %lld, it is %lld (Unix ms)", (long long)expire,
+                 (long long)now);
         q__finish_end(job, "expired", Q_CODE_expired, text, false, false, false, NULL, 0, NULL);
         return false;
     }
-    int64_t due = job->at_ms > job->queued_ms + p->delay_ms ? job->at_ms : job->queued_ms + p->delay_ms;
+    int64_t due =
+        job->at_ms > job->queued_ms + p->delay_ms ? job->at_ms : job->queued_ms + p->delay_ms;
     if ((job->at_ms || p->delay_ms) && !p->header.delayed && due > now) {
         p->header.delayed = true;
         p->header.queued_ms = job->queued_ms;
@@ -85,23 +89,26 @@ static void apply(struct q__queue *q, struct q__admission *ad, const char *said,
         q->asked--;
         if (word == '1') { /* final already: whoever waits gets the stored result again */
             q__turn_push(q, job, job->wait || job->reply_to[0] ? 'r' : 'l', NULL, NULL, 0, 0);
-            if (!(job->wait || job->reply_to[0]))
-                q->w->stats.duplicates++;
+            if (!(job->wait || job->reply_to[0])) q->w->stats.duplicates++;
         } else if (word == '2') {
             job->priv->cx_seen = true;
-            q__finish_end(job, "cancelled", Q_CODE_cancelled, "cancelled before it started", false, false, false, NULL, 0, NULL);
+            q__finish_end(job, "cancelled", Q_CODE_cancelled, "cancelled before it started", false,
+                          false, false, NULL, 0, NULL);
         } else if (word == '3') {
-            snprintf(text, sizeof text, "unique key \"%.256s\" is held by another job", job->unique);
-            q__finish_end(job, "failed", Q_CODE_not_unique, text, false, false, false, NULL, 0, NULL);
+            snprintf(text, sizeof text, "unique key \"%.256s\" is held by another job",
+                     job->unique);
+            q__finish_end(job, "failed", Q_CODE_not_unique, text, false, false, false, NULL, 0,
+                          NULL);
         } else if (word == '4') {
             job->priv->header.queued_ms = job->queued_ms;
-            q__finish_delay(job, "waiting", now + AFTER_POLL_MS / 2 + (int64_t)q__random_below(AFTER_POLL_MS));
+            q__finish_delay(job, "waiting",
+                            now + AFTER_POLL_MS / 2 + (int64_t)q__random_below(AFTER_POLL_MS));
         } else
-            q__finish_end(job, "failed", Q_CODE_after_failed, "a job named in \"after\" did not end as done", false, false,
-                          false, NULL, 0, NULL);
+            q__finish_end(job, "failed", Q_CODE_after_failed,
+                          "a job named in \"after\" did not end as done", false, false, false, NULL,
+                          0, NULL);
     }
-    if (n)
-        deliver(q, go, n);
+    if (n) deliver(q, go, n);
 }
 
 static void ask(struct q__admission *ad);
@@ -135,8 +142,7 @@ static bool forget_fenced(struct q__admission *ad) {
 
 static bool any_fenced(const struct q__admission *ad) {
     for (size_t i = 0; i < ad->n; i++)
-        if (ad->job[i]->fenced)
-            return true;
+        if (ad->job[i]->fenced) return true;
     return false;
 }
 
@@ -148,8 +154,7 @@ static void on_answer(void *ctx, redisReply *r, const struct q_error *err) {
         return;
     }
     if (any_fenced(ad)) {
-        if (!forget_fenced(ad))
-            ask(ad);
+        if (!forget_fenced(ad)) ask(ad);
         return;
     }
     if (err->code != Q_OK) {
@@ -166,7 +171,8 @@ static void on_answer(void *ctx, redisReply *r, const struct q_error *err) {
         ask(ad);
         return;
     }
-    apply(ad->queue, ad, ad->all && q__reply_text(r) ? r->str : "", ad->all && q__reply_text(r) ? r->len : 0);
+    apply(ad->queue, ad, ad->all && q__reply_text(r) ? r->str : "",
+          ad->all && q__reply_text(r) ? r->len : 0);
     q__worker_check_drained(w);
     free(ad);
 }
@@ -174,8 +180,7 @@ static void on_answer(void *ctx, redisReply *r, const struct q_error *err) {
 static bool send_exists(struct q__admission *ad, struct q__args *a) {
     q__args_text(a, "EXISTS");
     for (size_t i = 0; i < ad->n; i++)
-        if (ad->job[i]->priv->has_id)
-            q__args_key(a, ad->queue->name, "r:", ad->job[i]->id);
+        if (ad->job[i]->priv->has_id) q__args_key(a, ad->queue->name, "r:", ad->job[i]->id);
     return q__conn_args(ad->queue->w->cmd, a, on_answer, ad);
 }
 
@@ -185,17 +190,17 @@ static bool send_admit(struct q__admission *ad, struct q__args *a) {
     for (size_t i = 0; i < ad->n; i++) {
         const struct q_job *job = ad->job[i];
         q__args_key(a, q, "r:", job->id);
-        if (job->unique[0])
-            q__args_key(a, q, "u:", job->unique);
-        for (uint32_t k = 0; k < job->n_after; k++)
-            q__args_key(a, q, "r:", job->after[k]);
+        if (job->unique[0]) q__args_key(a, q, "u:", job->unique);
+        for (uint32_t k = 0; k < job->n_after; k++) q__args_key(a, q, "r:", job->after[k]);
     }
     size_t n_keys = a->n;
     for (size_t i = 0; i < ad->n; i++) {
         const struct q_job *job = ad->job[i];
         q__args_text(a, job->id);
         q__args_text(a, job->unique[0] ? "1" : "0");
-        q__args_int(a, job->unique_ttl_ms ? job->unique_ttl_ms : job->timeout_ms > 3600000 ? job->timeout_ms : 3600000);
+        q__args_int(a, job->unique_ttl_ms          ? job->unique_ttl_ms
+                       : job->timeout_ms > 3600000 ? job->timeout_ms
+                                                   : 3600000);
         q__args_int(a, job->n_after);
     }
     return q__conn_script(ad->queue->w->cmd, Q__SCRIPT_admit, n_keys, a, on_answer, ad);
@@ -204,8 +209,7 @@ static bool send_admit(struct q__admission *ad, struct q__args *a) {
 static void ask(struct q__admission *ad) {
     struct q__args *a = &ad->queue->w->args;
     q__args_reset(a);
-    if (!(ad->all ? send_admit(ad, a) : send_exists(ad, a)))
-        stall(ad);
+    if (!(ad->all ? send_admit(ad, a) : send_exists(ad, a))) stall(ad);
 }
 
 void q__admit(struct q__queue *q, struct q_job **jobs, size_t n, bool cancels) {
@@ -214,14 +218,12 @@ void q__admit(struct q__queue *q, struct q_job **jobs, size_t n, bool cancels) {
     int64_t now = q_worker_now_ms(q->w);
     bool ids = false, all = cancels;
     for (size_t i = 0; i < n; i++) {
-        if (!passes(q, jobs[i], now))
-            continue;
+        if (!passes(q, jobs[i], now)) continue;
         ids |= jobs[i]->priv->has_id;
         all |= jobs[i]->unique[0] || jobs[i]->n_after;
         go[left++] = jobs[i];
     }
-    if (left == 0)
-        return;
+    if (left == 0) return;
     q->asked += (uint32_t)left;
     struct q__admission *ad = ids || all ? calloc(1, sizeof *ad) : NULL;
     if (!ad) { /* nothing to ask */
@@ -240,8 +242,7 @@ void q__admit_stalled(struct q_worker *w) {
     w->stalled = NULL;
     while (ad) {
         struct q__admission *next = ad->next;
-        if (!any_fenced(ad) || !forget_fenced(ad))
-            ask(ad);
+        if (!any_fenced(ad) || !forget_fenced(ad)) ask(ad);
         ad = next;
     }
 }
@@ -267,14 +268,12 @@ static void on_looked(void *ctx, redisReply *r, const struct q_error *err) {
     struct q__queue *q = look->queue;
     struct q_worker *w = q->w;
     for (size_t i = 0; r && err->code == Q_OK && !w->closing && i < look->n; i++) {
-        if (!q__reply_text(q__reply_at(r, i)))
-            continue;
+        if (!q__reply_text(q__reply_at(r, i))) continue;
         for (struct q_job_priv *p = q->jobs; p; p = p->next) {
             if (p->job.token != look->token[i] || p->hold != Q__HELD || p->job.cancel_wanted)
                 continue;
             p->job.cancel_wanted = true;
-            if (w->opt.on.cancel)
-                w->opt.on.cancel(w->opt.on.ctx, &p->job);
+            if (w->opt.on.cancel) w->opt.on.cancel(w->opt.on.ctx, &p->job);
             break; /* the callback may have finished it */
         }
     }
@@ -285,14 +284,12 @@ static void on_looked(void *ctx, redisReply *r, const struct q_error *err) {
  * second, so that a stale entry of T:cx costs nothing. */
 void q__cancel_look(struct q__queue *q, int64_t n_cancels) {
     uint64_t now = q__worker_ms(q->w);
-    if (n_cancels <= 0 || now < q->cancel_look_ms || !q->w->connected)
-        return;
+    if (n_cancels <= 0 || now < q->cancel_look_ms || !q->w->connected) return;
     q->cancel_look_ms = now + 500;
     for (struct q_job_priv *p = q->jobs; p;) {
         struct look *look = calloc(1, sizeof *look);
         struct q__args *a = &q->w->args;
-        if (!look)
-            return;
+        if (!look) return;
         look->queue = q;
         q__args_reset(a);
         q__args_text(a, "HMGET");
@@ -302,7 +299,6 @@ void q__cancel_look(struct q__queue *q, int64_t n_cancels) {
                 look->token[look->n++] = p->job.token;
                 q__args_text(a, p->job.id);
             }
-        if (look->n == 0 || !q__conn_args(q->w->cmd, a, on_looked, look))
-            free(look);
+        if (look->n == 0 || !q__conn_args(q->w->cmd, a, on_looked, look)) free(look);
     }
 }

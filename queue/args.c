@@ -37,22 +37,23 @@ static struct q__arg *push(struct q__args *a) {
 
 void q__args_bytes(struct q__args *a, const void *ptr, size_t len) {
     struct q__arg *arg = push(a);
-    if (arg)
-        *arg = (struct q__arg){ptr ? ptr : "", 0, len};
+    if (arg) *arg = (struct q__arg){ptr ? ptr : "", 0, len};
 }
 
-void q__args_text(struct q__args *a, const char *text) { q__args_bytes(a, text, strlen(text)); }
+void q__args_text(struct q__args *a, const char *text) {
+    q__args_bytes(a, text, strlen(text));
+}
 
 void q__args_copy(struct q__args *a, const void *ptr, size_t len) {
     struct q__arg *arg = push(a);
-    if (arg)
-        *arg = (struct q__arg){NULL, a->scratch.len, len};
+    if (arg) *arg = (struct q__arg){NULL, a->scratch.len, len};
     q__buf_add(&a->scratch, ptr, len);
 }
 
 void q__args_int(struct q__args *a, int64_t n) {
     char tmp[24];
-    q__args_copy(a, tmp, q__digits(tmp, n));
+    size_t len = q__digits(tmp, n);
+    q__args_copy(a, tmp, len);
 }
 
 void q__args_key(struct q__args *a, const char *queue, const char *suffix, const char *rest) {
@@ -62,21 +63,16 @@ void q__args_key(struct q__args *a, const char *queue, const char *suffix, const
     q__buf_str(&a->scratch, queue);
     q__buf_add(&a->scratch, "}:", 2);
     q__buf_str(&a->scratch, suffix);
-    if (rest)
-        q__buf_str(&a->scratch, rest);
-    if (arg)
-        *arg = (struct q__arg){NULL, off, a->scratch.len - off};
+    if (rest) q__buf_str(&a->scratch, rest);
+    if (arg) *arg = (struct q__arg){NULL, off, a->scratch.len - off};
 }
 
 /* --- replies */
 
 int64_t q__reply_int(const redisReply *r, int64_t otherwise) {
-    if (!r)
-        return otherwise;
-    if (r->type == REDIS_REPLY_INTEGER)
-        return r->integer;
-    if (!q__reply_text(r) || r->len == 0)
-        return otherwise;
+    if (!r) return otherwise;
+    if (r->type == REDIS_REPLY_INTEGER) return r->integer;
+    if (!q__reply_text(r) || r->len == 0) return otherwise;
     char *end;
     long long n = strtoll(r->str, &end, 10);
     return *end == 0 ? n : otherwise;
@@ -86,4 +82,6 @@ const redisReply *q__reply_at(const redisReply *r, size_t i) {
     return r && r->type == REDIS_REPLY_ARRAY && i < r->elements ? r->element[i] : NULL;
 }
 
-bool q__reply_is(const redisReply *r, const char *text) { return q__reply_text(r) && strcmp(r->str, text) == 0; }
+bool q__reply_is(const redisReply *r, const char *text) {
+    return q__reply_text(r) && strcmp(r->str, text) == 0;
+}

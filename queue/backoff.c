@@ -21,7 +21,8 @@ uint64_t q__random(void) {
         atomic_fetch_add(&random_state, seed);
         atomic_store_explicit(&random_seeded, true, memory_order_release);
     }
-    uint64_t z = atomic_fetch_add_explicit(&random_state, 0x9e3779b97f4a7c15u, memory_order_relaxed);
+    uint64_t z =
+        atomic_fetch_add_explicit(&random_state, 0x9e3779b97f4a7c15u, memory_order_relaxed);
     z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
     z = (z ^ z >> 27) * 0x94d049bb133111ebu;
     return z ^ z >> 31;
@@ -38,18 +39,14 @@ uint64_t q__random_below(uint64_t n) {
 
 uint32_t q__backoff_reconnect(uint32_t last_ms, uint32_t base_ms, uint32_t cap_ms) {
     uint64_t high = (uint64_t)(last_ms < base_ms ? base_ms : last_ms) * 3;
-    if (high > cap_ms)
-        high = cap_ms;
-    if (high <= base_ms)
-        return base_ms;
+    if (high > cap_ms) high = cap_ms;
+    if (high <= base_ms) return base_ms;
     return base_ms + (uint32_t)q__random_below(high - base_ms + 1);
 }
 
 uint32_t q__backoff_retry(uint32_t attempt, uint32_t base_ms, uint32_t cap_ms) {
     uint64_t high = base_ms;
-    for (uint32_t i = 1; i < attempt && high < cap_ms; i++)
-        high *= 2;
-    if (high > cap_ms)
-        high = cap_ms;
+    for (uint32_t i = 1; i < attempt && high < cap_ms; i++) high *= 2;
+    if (high > cap_ms) high = cap_ms;
     return (uint32_t)q__random_below(high + 1);
 }

@@ -1,10 +1,11 @@
-/* beat.c: the heartbeat: a thread with its own loop and its own connection, so that neither a busy loop nor
- * a compute lane can make a healthy worker look dead.
+/* beat.c: the heartbeat: a thread with its own loop and its own connection, so that neither a busy
+ * loop nor a compute lane can make a healthy worker look dead.
  *
- * Every beat_ms: TIME (Redis' clock against ours), and for each queue the script beat: counts up, or
- * says that this wid is gone (fenced). What it hears (orders, pauses, cancellations, how many jobs
- * Redis thinks are ours) goes to the caller's loop through struct q__pulse and one uv_async_t, which may
- * coalesce; so news are merged, not queued. Between beats it looks after the others (reap.c).
+ * Every beat_ms: TIME (Redis' clock against ours), and for each queue the script beat: counts up,
+ * or says that this wid is gone (fenced). What it hears (orders, pauses, cancellations, how many
+ * jobs Redis thinks are ours) goes to the caller's loop through struct q__pulse and one uv_async_t,
+ * which may coalesce; so news are merged, not queued. Between beats it looks after the others
+ * (reap.c).
  *
  * The two threads share struct q__pulse under its mutex, a few atomics of struct q_worker, and what
  * never changes after creation (options, endpoint, queue names). */
@@ -54,11 +55,9 @@ static void tell(struct q__beat *b, int level, const char *text) {
 
 static void add_orders(struct q__pulse_queue *q, redisReply *r) {
     size_t n = r && r->type == REDIS_REPLY_ARRAY ? r->elements : 0;
-    if (n == 0)
-        return;
+    if (n == 0) return;
     char **orders = realloc(q->orders, (q->n_orders + n) * sizeof *orders);
-    if (!orders)
-        return;
+    if (!orders) return;
     q->orders = orders;
     for (size_t i = 0; i < n; i++)
         if (q__reply_text(r->element[i])) {
@@ -72,8 +71,7 @@ static void on_beat(void *ctx, redisReply *r, const struct q_error *err) {
     struct q__beat *b = beating->b;
     struct q_worker *w = b->w;
     if (!r || err->code != Q_OK || r->type != REDIS_REPLY_ARRAY || r->elements < 1) {
-        if (r)
-            tell(b, 4, err->code ? err->text : "a beat's answer was not understood");
+        if (r) tell(b, 4, err->code ? err->text : "a beat's answer was not understood");
         free(beating);
         return;
     }
@@ -107,26 +105,26 @@ static void on_time(void *ctx, redisReply *r, const struct q_error *err) {
     struct q__beat *b = ctx;
     struct q_worker *w = b->w;
     int64_t s = err->code == Q_OK ? q__reply_int(q__reply_at(r, 0), 0) : 0;
-    if (!s)
-        return;
+    if (!s) return;
     uint64_t took_ns = uv_hrtime() - b->asked_ns;
     int64_t ms = s * 1000 + q__reply_int(q__reply_at(r, 1), 0) / 1000;
     atomic_store(&w->round_trip_us, (uint32_t)(took_ns / 1000));
     if (took_ns < 500000000 || !atomic_load(&w->clock_known)) { /* a late answer tells little */
-        atomic_store(&w->clock_offset_ms, ms - (int64_t)q__worker_ms(w) + (int64_t)(took_ns / 2000000));
+        atomic_store(&w->clock_offset_ms,
+                     ms - (int64_t)q__worker_ms(w) + (int64_t)(took_ns / 2000000));
         atomic_store(&w->clock_known, true);
     }
 }
 
 /* --- beating */
 
-static void beat_queue(struct q__beat *b, unsigned index, const char *wid, const char *clients, const char *card) {
+static void beat_queue(struct q__beat *b, unsigned index, const char *wid, const char *clients,
+                       const char *card) {
     static const char *const keys[] = {"in", "in:hi", "in:lo", "redo", "pops", "arr"};
     const char *queue = b->w->queue[index].name;
     struct q__args *a = &b->args;
     struct beating *beating = calloc(1, sizeof *beating);
-    if (!beating)
-        return;
+    if (!beating) return;
     *beating = (struct beating){.b = b, .queue = index};
     strcpy(beating->wid, wid);
     q__args_reset(a);
@@ -137,8 +135,7 @@ static void beat_queue(struct q__beat *b, unsigned index, const char *wid, const
     q__args_key(a, queue, "cfg", NULL);
     q__args_key(a, queue, "cx", NULL);
     q__args_key(a, queue, "a:", wid);
-    for (size_t i = 0; i < Q__COUNT(keys); i++)
-        q__args_key(a, queue, keys[i], NULL);
+    for (size_t i = 0; i < Q__COUNT(keys); i++) q__args_key(a, queue, keys[i], NULL);
     size_t n_keys = a->n;
     q__args_text(a, wid);
     q__args_int(a, q_worker_now_ms(b->w));
@@ -150,8 +147,7 @@ static void beat_queue(struct q__beat *b, unsigned index, const char *wid, const
         q__args_text(a, "card");
         q__args_text(a, card);
     }
-    if (!q__conn_script(b->conn, Q__SCRIPT_beat, n_keys, a, on_beat, beating))
-        free(beating);
+    if (!q__conn_script(b->conn, Q__SCRIPT_beat, n_keys, a, on_beat, beating)) free(beating);
 }
 
 static void on_beat_timer(uv_timer_t *t) {
@@ -159,11 +155,9 @@ static void on_beat_timer(uv_timer_t *t) {
     struct q_worker *w = b->w;
     struct q__pulse *pulse = &w->pulse;
     char wids[Q_QUEUES_MAX][Q_WID_MAX + 1], clients[200], *card;
-    if (!q__conn_ready(b->conn))
-        return;
+    if (!q__conn_ready(b->conn)) return;
     pthread_mutex_lock(&pulse->lock);
-    for (size_t i = 0; i < w->n_queues; i++)
-        strcpy(wids[i], pulse->queue[i].wid);
+    for (size_t i = 0; i < w->n_queues; i++) strcpy(wids[i], pulse->queue[i].wid);
     snprintf(clients, sizeof clients, "%s%s%lld", pulse->clients, pulse->clients[0] ? " " : "",
              (long long)q__conn_client_id(b->conn));
     card = pulse->card ? strdup(pulse->card) : NULL;
@@ -171,17 +165,18 @@ static void on_beat_timer(uv_timer_t *t) {
     b->asked_ns = uv_hrtime();
     q__conn_words(b->conn, "TIME", on_time, b);
     for (size_t i = 0; i < w->n_queues; i++)
-        if (wids[i][0])
-            beat_queue(b, (unsigned)i, wids[i], clients, card);
+        if (wids[i][0]) beat_queue(b, (unsigned)i, wids[i], clients, card);
     free(card);
 }
 
 /* --- looking after others */
 
-static void on_recovered(void *ctx, const char *queue, const char *wid, int64_t moved, const char *how) {
+static void on_recovered(void *ctx, const char *queue, const char *wid, int64_t moved,
+                         const char *how) {
     struct q__beat *b = ctx;
     char text[256];
-    snprintf(text, sizeof text, "recovered queue=%s wid=%s jobs=%lld why=\"%s\"", queue, wid, (long long)moved, how);
+    snprintf(text, sizeof text, "recovered queue=%s wid=%s jobs=%lld why=\"%s\"", queue, wid,
+             (long long)moved, how);
     pthread_mutex_lock(&b->w->pulse.lock);
     b->w->pulse.recovered += (uint64_t)moved;
     b->w->pulse.poll |= moved > 0;
@@ -199,19 +194,19 @@ static void on_look_timer(uv_timer_t *t) {
         pthread_mutex_lock(&pulse->lock);
         strcpy(own, pulse->queue[i].wid);
         pthread_mutex_unlock(&pulse->lock);
-        if (own[0])
-            q__reaper_look(&b->reaper[i], q__worker_ms(b->w), own);
-        if (b->reaper[i].n_peers > most)
-            most = b->reaper[i].n_peers;
+        if (own[0]) q__reaper_look(&b->reaper[i], q__worker_ms(b->w), own);
+        if (b->reaper[i].n_peers > most) most = b->reaper[i].n_peers;
     }
     uint64_t factor = most / 4 < 1 ? 1 : most / 4 > 8 ? 8 : most / 4;
-    uv_timer_start(t, on_look_timer, LOOK_MS * factor * 8 / 10 + q__random_below(LOOK_MS * factor * 4 / 10), 0);
+    uv_timer_start(t, on_look_timer,
+                   LOOK_MS * factor * 8 / 10 + q__random_below(LOOK_MS * factor * 4 / 10), 0);
 }
 
 static void on_uptime(void *ctx, redisReply *r, const struct q_error *err) {
     struct q__beat *b = ctx;
     uint64_t wait_ms = UPTIME_TRUST_S * 1000;
-    const char *p = err->code == Q_OK && q__reply_text(r) ? strstr(r->str, "uptime_in_seconds:") : NULL;
+    const char *p =
+        err->code == Q_OK && q__reply_text(r) ? strstr(r->str, "uptime_in_seconds:") : NULL;
     if (p) {
         long up = strtol(p + 18, NULL, 10);
         wait_ms = up >= UPTIME_TRUST_S ? 0 : (uint64_t)(UPTIME_TRUST_S - up) * 1000;
@@ -251,8 +246,7 @@ static void on_wake(uv_async_t *async) {
         uv_timer_start(&b->beat, on_beat_timer, 0, b->w->opt.beat_ms);
         return;
     }
-    if (b->closing)
-        return;
+    if (b->closing) return;
     b->closing = true;
     uv_close((uv_handle_t *)&b->beat, NULL);
     uv_close((uv_handle_t *)&b->look, NULL);
@@ -270,8 +264,7 @@ static void run(void *arg) {
 /* --- from the caller's loop */
 
 static void destroy(struct q__beat *b) {
-    for (size_t i = 0; b->reaper && i < b->w->n_queues; i++)
-        q__reaper_finish(&b->reaper[i]);
+    for (size_t i = 0; b->reaper && i < b->w->n_queues; i++) q__reaper_finish(&b->reaper[i]);
     free(b->reaper);
     q__args_finish(&b->args);
     q__assert(uv_loop_close(&b->loop) == 0);
@@ -321,7 +314,9 @@ bool q__beat_start(struct q_worker *w, struct q_error *err) {
     return true;
 }
 
-void q__beat_wake(struct q_worker *w) { uv_async_send(&w->beat->wake); }
+void q__beat_wake(struct q_worker *w) {
+    uv_async_send(&w->beat->wake);
+}
 
 void q__beat_stop(struct q_worker *w) {
     pthread_mutex_lock(&w->pulse.lock);
@@ -331,8 +326,7 @@ void q__beat_stop(struct q_worker *w) {
 }
 
 bool q__beat_ended(struct q_worker *w) {
-    if (!w->beat || !atomic_load(&w->beat->ended))
-        return false;
+    if (!w->beat || !atomic_load(&w->beat->ended)) return false;
     uv_thread_join(&w->beat->thread);
     destroy(w->beat);
     w->beat = NULL;

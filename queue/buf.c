@@ -5,7 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-void q__buf_init(struct q__buf *b, size_t max) { *b = (struct q__buf){.max = max}; }
+void q__buf_init(struct q__buf *b, size_t max) {
+    *b = (struct q__buf){.max = max};
+}
 
 void q__buf_free(struct q__buf *b) {
     free(b->ptr);
@@ -14,15 +16,13 @@ void q__buf_free(struct q__buf *b) {
 
 /* One byte more than asked is always there, for the NUL of q__buf_take. */
 void q__buf_reserve(struct q__buf *b, size_t more) {
-    if (b->failed || (b->ptr && b->cap - b->len > more))
-        return;
+    if (b->failed || (b->ptr && b->cap - b->len > more)) return;
     if (more >= b->max - b->len) {
         b->failed = true;
         return;
     }
     size_t cap = b->cap < 256 ? 256 : b->cap * 2;
-    if (cap < b->len + more + 1)
-        cap = b->len + more + 1;
+    if (cap < b->len + more + 1) cap = b->len + more + 1;
     char *ptr = realloc(b->ptr, cap);
     if (!ptr) {
         b->failed = true;
@@ -34,32 +34,31 @@ void q__buf_reserve(struct q__buf *b, size_t more) {
 
 void q__buf_add(struct q__buf *b, const void *data, size_t len) {
     q__buf_reserve(b, len);
-    if (b->failed || len == 0)
-        return;
+    if (b->failed || len == 0) return;
     memcpy(b->ptr + b->len, data, len);
     b->len += len;
 }
 
-void q__buf_str(struct q__buf *b, const char *text) { q__buf_add(b, text, strlen(text)); }
+void q__buf_str(struct q__buf *b, const char *text) {
+    q__buf_add(b, text, strlen(text));
+}
 
 size_t q__digits(char *out, int64_t n) {
     char tmp[21];
     size_t len = 0;
     uint64_t u = n < 0 ? 0 - (uint64_t)n : (uint64_t)n;
-    do
-        tmp[len++] = (char)('0' + u % 10);
+    do tmp[len++] = (char)('0' + u % 10);
     while ((u /= 10) != 0);
     size_t sign = n < 0;
-    if (sign)
-        out[0] = '-';
-    for (size_t i = 0; i < len; i++)
-        out[sign + i] = tmp[len - 1 - i];
+    if (sign) out[0] = '-';
+    for (size_t i = 0; i < len; i++) out[sign + i] = tmp[len - 1 - i];
     return sign + len;
 }
 
 void q__buf_int(struct q__buf *b, int64_t n) {
     char tmp[24];
-    q__buf_add(b, tmp, q__digits(tmp, n));
+    size_t len = q__digits(tmp, n);
+    q__buf_add(b, tmp, len);
 }
 
 void q__buf_real(struct q__buf *b, double x) {
@@ -74,18 +73,17 @@ void q__buf_real(struct q__buf *b, double x) {
 
 /* Length of the valid UTF-8 sequence at p, 0 if there is none. */
 static size_t utf8_len(const unsigned char *p, size_t left) {
-    if (p[0] < 0x80)
-        return 1;
-    if (p[0] >= 0xc2 && p[0] <= 0xdf)
-        return left >= 2 && (p[1] & 0xc0) == 0x80 ? 2 : 0;
+    if (p[0] < 0x80) return 1;
+    if (p[0] >= 0xc2 && p[0] <= 0xdf) return left >= 2 && (p[1] & 0xc0) == 0x80 ? 2 : 0;
     if ((p[0] & 0xf0) == 0xe0)
         return left >= 3 && (p[1] & 0xc0) == 0x80 && (p[2] & 0xc0) == 0x80 &&
                        !(p[0] == 0xe0 && p[1] < 0xa0) && !(p[0] == 0xed && p[1] >= 0xa0)
                    ? 3
                    : 0;
     if (p[0] >= 0xf0 && p[0] <= 0xf4)
-        return left >= 4 && (p[1] & 0xc0) == 0x80 && (p[2] & 0xc0) == 0x80 && (p[3] & 0xc0) == 0x80 &&
-                       !(p[0] == 0xf0 && p[1] < 0x90) && !(p[0] == 0xf4 && p[1] >= 0x90)
+        return left >= 4 && (p[1] & 0xc0) == 0x80 && (p[2] & 0xc0) == 0x80 &&
+                       (p[3] & 0xc0) == 0x80 && !(p[0] == 0xf0 && p[1] < 0x90) &&
+                       !(p[0] == 0xf4 && p[1] >= 0x90)
                    ? 4
                    : 0;
     return 0;
@@ -123,8 +121,7 @@ char *q__buf_take(struct q__buf *b, size_t *len) {
     }
     char *ptr = b->ptr;
     ptr[b->len] = 0;
-    if (len)
-        *len = b->len;
+    if (len) *len = b->len;
     *b = (struct q__buf){.max = b->max};
     return ptr;
 }

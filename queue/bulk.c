@@ -15,8 +15,7 @@ struct call {
 };
 
 static void finish(struct call *c) {
-    if (c->job->fenced && c->turn.step != Q_BULK_ERROR)
-        c->turn.step = Q_BULK_LOST;
+    if (c->job->fenced && c->turn.step != Q_BULK_ERROR) c->turn.step = Q_BULK_LOST;
     c->done(c->ctx, c->job, &c->turn);
     free(c);
 }
@@ -39,7 +38,8 @@ static void finish_later(struct call *c) {
 }
 
 static void read_turn(struct q_bulk_turn *t, const redisReply *r) {
-    static const enum q_bulk_step steps[] = {Q_BULK_RANGE, Q_BULK_FINAL, Q_BULK_LEAVE, Q_BULK_CANCEL, Q_BULK_LOST};
+    static const enum q_bulk_step steps[] = {Q_BULK_RANGE, Q_BULK_FINAL, Q_BULK_LEAVE,
+                                             Q_BULK_CANCEL, Q_BULK_LOST};
     int64_t step = q__reply_int(q__reply_at(r, 0), -1);
     if (step < 0 || step >= (int64_t)Q__COUNT(steps)) {
         t->step = Q_BULK_ERROR;
@@ -48,8 +48,7 @@ static void read_turn(struct q_bulk_turn *t, const redisReply *r) {
     }
     t->step = steps[step];
     int64_t n[13];
-    for (size_t i = 0; i < Q__COUNT(n); i++)
-        n[i] = q__reply_int(q__reply_at(r, i), 0);
+    for (size_t i = 0; i < Q__COUNT(n); i++) n[i] = q__reply_int(q__reply_at(r, i), 0);
     t->first = (uint32_t)n[1];
     t->count = (uint32_t)n[2];
     t->crashes = (uint32_t)(n[3] > 0 ? n[3] : 0);
@@ -57,7 +56,10 @@ static void read_turn(struct q_bulk_turn *t, const redisReply *r) {
     t->rows_ok = (uint64_t)n[5];
     t->rows_failed = (uint64_t)n[6];
     t->grains = (uint32_t)n[7];
-    t->plan = (struct q_bulk_plan){.n_rows = (uint64_t)n[10], .grain_rows = (uint32_t)n[11], .n_tickets = (uint32_t)n[8], .range_max = (uint32_t)n[9]};
+    t->plan = (struct q_bulk_plan){.n_rows = (uint64_t)n[10],
+                                   .grain_rows = (uint32_t)n[11],
+                                   .n_tickets = (uint32_t)n[8],
+                                   .range_max = (uint32_t)n[9]};
     t->started_ms = n[12];
 }
 
@@ -86,9 +88,12 @@ static void bulk_keys(struct q__args *a, const struct q_job *job) {
     q__args_key(a, job->queue, "b:", bits);
 }
 
-static uint32_t status_ttl(const struct q_job *job) { return job->ttl_ms > 86400000 ? job->ttl_ms : 86400000; }
+static uint32_t status_ttl(const struct q_job *job) {
+    return job->ttl_ms > 86400000 ? job->ttl_ms : 86400000;
+}
 
-static void shard_turn(struct call *c, int64_t first, uint32_t count, uint64_t rows_ok, uint64_t rows_failed) {
+static void shard_turn(struct call *c, int64_t first, uint32_t count, uint64_t rows_ok,
+                       uint64_t rows_failed) {
     struct q_job *job = c->job;
     struct q__args *a = &c->w->args;
     q__args_reset(a);
@@ -106,7 +111,8 @@ static void shard_turn(struct call *c, int64_t first, uint32_t count, uint64_t r
     q__args_int(a, count);
     q__args_int(a, (int64_t)rows_ok);
     q__args_int(a, (int64_t)rows_failed);
-    if (job->fenced || !c->w->connected || !q__conn_script(c->w->cmd, Q__SCRIPT_shard_turn, n_keys, a, on_turn, c)) {
+    if (job->fenced || !c->w->connected ||
+        !q__conn_script(c->w->cmd, Q__SCRIPT_shard_turn, n_keys, a, on_turn, c)) {
         c->turn.step = job->fenced ? Q_BULK_LOST : Q_BULK_ERROR;
         q__error(&c->turn.err, Q_UNREACHABLE, "no connection to Redis");
         finish_later(c);
@@ -126,8 +132,8 @@ void q_bulk_next(struct q_worker *w, struct q_job *job, q_bulk_fn *done, void *c
     shard_turn(call_make(w, job, done, ctx), -1, 0, 0, 0);
 }
 
-void q_bulk_commit(struct q_worker *w, struct q_job *job, uint32_t first, uint32_t count, uint64_t rows_ok,
-                   uint64_t rows_failed, q_bulk_fn *done, void *ctx) {
+void q_bulk_commit(struct q_worker *w, struct q_job *job, uint32_t first, uint32_t count,
+                   uint64_t rows_ok, uint64_t rows_failed, q_bulk_fn *done, void *ctx) {
     q__assert(job->ticket >= 0);
     shard_turn(call_make(w, job, done, ctx), first, count, rows_ok, rows_failed);
 }
@@ -154,27 +160,41 @@ static void on_opened(void *ctx, redisReply *r, const struct q_error *err) {
 static bool plan_valid(const struct q_bulk_plan *plan, uint64_t *grains, struct q_error *err) {
     *grains = plan->grain_rows ? (plan->n_rows + plan->grain_rows - 1) / plan->grain_rows : 0;
     if (!plan->grain_rows || plan->n_rows > UINT64_MAX / 2 || *grains > Q_BULK_GRAINS_MAX)
-        return q__error(err, Q_BAD_OPTION, "%llu rows in grains of %u make %llu grains, at most %d are allowed",
-                        (unsigned long long)plan->n_rows, plan->grain_rows, (unsigned long long)*grains, Q_BULK_GRAINS_MAX), false;
+        return q__error(err, Q_BAD_OPTION,
+                        "%llu rows in grains of %u make %llu grains, at most %d are allowed",
+                        (unsigned long long)plan->n_rows, plan->grain_rows,
+                        (unsigned long long)*grains, Q_BULK_GRAINS_MAX),
+               false;
     if (!plan->n_tickets || plan->n_tickets > Q_BULK_TICKETS_MAX)
-        return q__error(err, Q_BAD_OPTION, "%u tickets, must be 1 to %d", plan->n_tickets, Q_BULK_TICKETS_MAX), false;
+        return q__error(err, Q_BAD_OPTION, "%u tickets, must be 1 to %d", plan->n_tickets,
+                        Q_BULK_TICKETS_MAX),
+               false;
     return true;
 }
 
-static void plan_fields(struct q__args *a, const struct q_bulk_plan *plan, uint64_t grains, int64_t now_ms) {
+static void plan_fields(struct q__args *a, const struct q_bulk_plan *plan, uint64_t grains,
+                        int64_t now_ms) {
     const struct {
         const char *name;
         int64_t value;
-    } fields[] = {{"n_rows", (int64_t)plan->n_rows}, {"grain_rows", plan->grain_rows}, {"grains", (int64_t)grains},
-                  {"tickets", plan->n_tickets}, {"range_max", plan->range_max ? plan->range_max : 64},
-                  {"cursor", 0}, {"done", 0}, {"rows_ok", 0}, {"rows_failed", 0}, {"started_ms", now_ms}};
+    } fields[] = {{"n_rows", (int64_t)plan->n_rows},
+                  {"grain_rows", plan->grain_rows},
+                  {"grains", (int64_t)grains},
+                  {"tickets", plan->n_tickets},
+                  {"range_max", plan->range_max ? plan->range_max : 64},
+                  {"cursor", 0},
+                  {"done", 0},
+                  {"rows_ok", 0},
+                  {"rows_failed", 0},
+                  {"started_ms", now_ms}};
     for (size_t i = 0; i < Q__COUNT(fields); i++) {
         q__args_text(a, fields[i].name);
         q__args_int(a, fields[i].value);
     }
 }
 
-void q_bulk_open(struct q_worker *w, struct q_job *job, const struct q_bulk_plan *plan, q_bulk_fn *done, void *ctx) {
+void q_bulk_open(struct q_worker *w, struct q_job *job, const struct q_bulk_plan *plan,
+                 q_bulk_fn *done, void *ctx) {
     struct call *c = call_make(w, job, done, ctx);
     struct q__args *a = &w->args;
     uint64_t grains;
@@ -186,8 +206,7 @@ void q_bulk_open(struct q_worker *w, struct q_job *job, const struct q_bulk_plan
     }
     /* no more tickets than grains: the others would only come to leave */
     struct q_bulk_plan p = *plan;
-    if (p.n_tickets > grains)
-        p.n_tickets = grains ? (uint32_t)grains : 1;
+    if (p.n_tickets > grains) p.n_tickets = grains ? (uint32_t)grains : 1;
     char header[Q__HEADER_MAX];
     struct q__header h = job->priv->header;
     h.queued_ms = job->queued_ms;
@@ -208,7 +227,8 @@ void q_bulk_open(struct q_worker *w, struct q_job *job, const struct q_bulk_plan
     q__args_int(a, now);
     q__args_int(a, status_ttl(job));
     plan_fields(a, &p, grains, now);
-    if (job->fenced || !w->connected || !q__conn_script(w->cmd, Q__SCRIPT_shard_open, 6, a, on_opened, c)) {
+    if (job->fenced || !w->connected ||
+        !q__conn_script(w->cmd, Q__SCRIPT_shard_open, 6, a, on_opened, c)) {
         c->turn.step = job->fenced ? Q_BULK_LOST : Q_BULK_ERROR;
         q__error(&c->turn.err, Q_UNREACHABLE, "no connection to Redis");
         finish_later(c);
@@ -243,15 +263,15 @@ static void on_plan(void *ctx, redisReply *r, const struct q_error *err) {
         q__error(&e, Q_NOT_FOUND, "bulk job \"%s\" is not open", q->job->id);
     for (int64_t i = 0; e.code == Q_OK && i < grains; i++) {
         if (!bit_at(q->start_bits, q->n_start, (size_t)i)) {
-            if (n)
-                list[n - 1].count++;
+            if (n) list[n - 1].count++;
             continue;
         }
         if (n == cap) {
             cap = cap ? cap * 2 : 64;
             struct q_bulk_range *more = realloc(list, cap * sizeof *list);
             if (!more) {
-                q__error(&e, Q_NO_MEMORY, "no memory for the ranges of bulk job \"%s\"", q->job->id);
+                q__error(&e, Q_NO_MEMORY, "no memory for the ranges of bulk job \"%s\"",
+                         q->job->id);
                 break;
             }
             list = more;
@@ -300,8 +320,7 @@ void q_bulk_ranges(struct q_worker *w, struct q_job *job, q_bulk_ranges_fn *done
     q__args_text(a, "HGET");
     q__args_key(a, job->queue, "b:", job->id);
     q__args_text(a, "grains");
-    if (sent && q__conn_args(w->cmd, a, on_plan, q))
-        return;
+    if (sent && q__conn_args(w->cmd, a, on_plan, q)) return;
     q__assert(!sent); /* the two go together on a ready connection, but for memory */
     q__error(&q->err, Q_UNREACHABLE, "no connection to Redis");
     uv_timer_init(w->loop, &q->later);

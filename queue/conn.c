@@ -1,13 +1,14 @@
-/* conn.c: one connection to Redis: connect, log in, pipeline commands, notice that it is gone, come back.
+/* conn.c: one connection to Redis: connect, log in, pipeline commands, notice that it is gone, come
+ * back.
  *
  * hiredis formats commands and parses replies; the socket is a libuv stream, and TLS goes through
  * tls.c between the two. hiredis' own sockets are not used: the packaged one blocks in name
  * resolution and has no TLS.
  *
  * A command is one struct q__cmd with its bytes; it stands in a FIFO until its reply comes (Redis
- * answers in order) and, if the socket could not take all bytes at once, in libuv's write queue: two
- * references. Keeping the bytes until the reply makes healing NOSCRIPT simple: load the script and
- * send the same bytes again.
+ * answers in order) and, if the socket could not take all bytes at once, in libuv's write queue:
+ * two references. Keeping the bytes until the reply makes healing NOSCRIPT simple: load the script
+ * and send the same bytes again.
  *
  * Every command has a deadline. The oldest one that passes closes the socket hard: after a network
  * blip a read can hang for ever on a connection that looks alive.
@@ -33,7 +34,7 @@ struct q__cmd {
     size_t len;
     uint64_t deadline_ms; /* on the loop's clock */
     uint32_t timeout_ms;
-    int script;           /* enum q__script, -1: not one */
+    int script; /* enum q__script, -1: not one */
     bool healed, greeting;
     q__reply_fn *fn;
     void *ctx;
@@ -60,16 +61,16 @@ struct q__conn {
     struct q__tls *tls;
     struct q__cmd *head, *tail;
     uint32_t backoff_ms;
-    unsigned greetings;    /* replies still due before READY */
+    unsigned greetings; /* replies still due before READY */
     int64_t client_id;
     char *read_buf;
-    unsigned handles;      /* open timers, for the end */
+    unsigned handles; /* open timers, for the end */
     void (*closed)(void *ctx);
     void *closed_ctx;
 };
 
-/* A reader that refuses arrays larger than any that we ask for: hiredis would allocate whatever size the
- * peer announces before a single element came. */
+/* A reader that refuses arrays larger than any that we ask for: hiredis would allocate whatever
+ * size the peer announces before a single element came. */
 enum { REPLY_ELEMENTS_MAX = 1 << 20 };
 static redisReplyObjectFunctions reader_functions;
 static void *(*create_array)(const redisReadTask *, int);
@@ -94,23 +95,24 @@ redisReader *q__reader_create(void) {
 }
 
 static void try_connect(struct q__conn *c);
-static void lose(struct q__conn *c, enum q_status code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+static void lose(struct q__conn *c, enum q_status code, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
 
 /* --- endpoint */
 
-enum q_status q__endpoint_init(struct q__endpoint *e, const struct q_conn_options *opt, struct q_error *err) {
-    *e = (struct q__endpoint){.connect_timeout_ms = opt->connect_timeout_ms ? opt->connect_timeout_ms : 5000,
-                              .reply_timeout_ms = opt->reply_timeout_ms ? opt->reply_timeout_ms : 10000};
+enum q_status q__endpoint_init(struct q__endpoint *e, const struct q_conn_options *opt,
+                               struct q_error *err) {
+    *e = (struct q__endpoint){
+        .connect_timeout_ms = opt->connect_timeout_ms ? opt->connect_timeout_ms : 5000,
+        .reply_timeout_ms = opt->reply_timeout_ms ? opt->reply_timeout_ms : 10000};
     enum q_status s = q_url_parse(&e->url, opt->url ? opt->url : "redis://127.0.0.1:6379/0", err);
-    if (s)
-        return s;
+    if (s) return s;
     if ((opt->user && strlen(opt->user) >= sizeof e->url.user) ||
         (opt->password && strlen(opt->password) >= sizeof e->url.password))
-        return q__error(err, Q_BAD_OPTION, "the Redis user (127 bytes) or password (255 bytes) is too long");
-    if (opt->user)
-        strcpy(e->url.user, opt->user);
-    if (opt->password)
-        strcpy(e->url.password, opt->password);
+        return q__error(err, Q_BAD_OPTION,
+                        "the Redis user (127 bytes) or password (255 bytes) is too long");
+    if (opt->user) strcpy(e->url.user, opt->user);
+    if (opt->password) strcpy(e->url.password, opt->password);
     q_url_redact(&e->url, e->where, sizeof e->where);
     e->name = strdup(opt->name ? opt->name : "quern");
     e->tls_name = strdup(opt->tls_no_verify ? "" : opt->tls_name ? opt->tls_name : e->url.host);
@@ -128,8 +130,7 @@ enum q_status q__endpoint_init(struct q__endpoint *e, const struct q_conn_option
 void q__endpoint_finish(struct q__endpoint *e) {
     free(e->name);
     free(e->tls_name);
-    if (e->tls)
-        q__tls_context_free(e->tls);
+    if (e->tls) q__tls_context_free(e->tls);
     e->name = e->tls_name = NULL;
     e->tls = NULL;
 }
@@ -137,8 +138,7 @@ void q__endpoint_finish(struct q__endpoint *e) {
 /* --- commands */
 
 static void cmd_unref(struct q__cmd *cmd) {
-    if (--cmd->refs)
-        return;
+    if (--cmd->refs) return;
     free(cmd->bytes);
     free(cmd);
 }
@@ -183,16 +183,12 @@ static bool flush_tls(struct q__conn *c) {
 }
 
 static bool put_bytes(struct q__conn *c, struct q__cmd *cmd) {
-    if (c->tls)
-        return q__tls_write(c->tls, cmd->bytes, cmd->len) && flush_tls(c);
+    if (c->tls) return q__tls_write(c->tls, cmd->bytes, cmd->len) && flush_tls(c);
     uv_buf_t buf = uv_buf_init(cmd->bytes, (unsigned)cmd->len);
     int n = uv_try_write(&c->io.stream, &buf, 1);
-    if (n < 0 && n != UV_EAGAIN)
-        return false;
-    if (n < 0)
-        n = 0;
-    if ((size_t)n == cmd->len)
-        return true;
+    if (n < 0 && n != UV_EAGAIN) return false;
+    if (n < 0) n = 0;
+    if ((size_t)n == cmd->len) return true;
     buf = uv_buf_init(cmd->bytes + n, (unsigned)(cmd->len - (size_t)n));
     cmd->write.data = cmd;
     cmd->refs++;
@@ -207,17 +203,18 @@ static void on_deadline(uv_timer_t *t) {
     struct q__conn *c = t->data;
     uint64_t now = uv_now(c->loop);
     if (c->state == RESOLVING || c->state == CONNECTING || c->state == SECURING) {
-        lose(c, Q_UNREACHABLE, "no connection to %s within %u ms", c->endpoint->where, c->endpoint->connect_timeout_ms);
+        lose(c, Q_UNREACHABLE, "no connection to %s within %u ms", c->endpoint->where,
+             c->endpoint->connect_timeout_ms);
         return;
     }
     if (c->broken) {
         lose(c, Q_UNREACHABLE, "cannot write to %s", c->endpoint->where);
         return;
     }
-    if (!c->head)
-        return;
+    if (!c->head) return;
     if (c->head->deadline_ms <= now)
-        lose(c, Q_TIMEOUT, "no reply from %s within %u ms", c->endpoint->where, c->head->timeout_ms);
+        lose(c, Q_TIMEOUT, "no reply from %s within %u ms", c->endpoint->where,
+             c->head->timeout_ms);
     else
         uv_timer_start(&c->deadline, on_deadline, c->head->deadline_ms - now, 0);
 }
@@ -240,12 +237,12 @@ static void enqueue(struct q__conn *c, struct q__cmd *cmd) {
     }
 }
 
-static bool send_cmd(struct q__conn *c, size_t argc, const char **argv, const size_t *argv_len, uint32_t timeout_ms,
-                     int script, bool greeting, q__reply_fn *fn, void *ctx) {
+static bool send_cmd(struct q__conn *c, size_t argc, const char **argv, const size_t *argv_len,
+                     uint32_t timeout_ms, int script, bool greeting, q__reply_fn *fn, void *ctx) {
     struct q__cmd *cmd = calloc(1, sizeof *cmd);
-    if (!cmd)
-        return false;
-    int len = argc > INT32_MAX ? -1 : redisFormatCommandArgv(&cmd->bytes, (int)argc, argv, argv_len);
+    if (!cmd) return false;
+    int len =
+        argc > INT32_MAX ? -1 : redisFormatCommandArgv(&cmd->bytes, (int)argc, argv, argv_len);
     if (len < 0) {
         free(cmd);
         return false;
@@ -261,8 +258,8 @@ static bool send_cmd(struct q__conn *c, size_t argc, const char **argv, const si
     return true;
 }
 
-bool q__conn_send(struct q__conn *c, size_t argc, const char **argv, const size_t *argv_len, uint32_t deadline_ms,
-                  q__reply_fn *fn, void *ctx) {
+bool q__conn_send(struct q__conn *c, size_t argc, const char **argv, const size_t *argv_len,
+                  uint32_t deadline_ms, q__reply_fn *fn, void *ctx) {
     return c->state == READY && send_cmd(c, argc, argv, argv_len, deadline_ms, -1, false, fn, ctx);
 }
 
@@ -278,9 +275,9 @@ bool q__conn_words(struct q__conn *c, const char *words, q__reply_fn *fn, void *
     return q__conn_send(c, n, argv, len, 0, fn, ctx);
 }
 
-static bool send_args(struct q__conn *c, int script, size_t n_keys, struct q__args *a, q__reply_fn *fn, void *ctx) {
-    if (a->failed || a->scratch.failed || c->state != READY)
-        return false;
+static bool send_args(struct q__conn *c, int script, size_t n_keys, struct q__args *a,
+                      q__reply_fn *fn, void *ctx) {
+    if (a->failed || a->scratch.failed || c->state != READY) return false;
     size_t head = script >= 0 ? 3 : 0, n = a->n + head;
     const char *few[64], **argv = n <= 64 ? few : malloc(n * sizeof *argv);
     size_t few_len[64], *len = n <= 64 ? few_len : malloc(n * sizeof *len);
@@ -307,8 +304,8 @@ bool q__conn_args(struct q__conn *c, struct q__args *a, q__reply_fn *fn, void *c
     return send_args(c, -1, 0, a, fn, ctx);
 }
 
-bool q__conn_script(struct q__conn *c, enum q__script script, size_t n_keys, struct q__args *a, q__reply_fn *fn,
-                    void *ctx) {
+bool q__conn_script(struct q__conn *c, enum q__script script, size_t n_keys, struct q__args *a,
+                    q__reply_fn *fn, void *ctx) {
     return send_args(c, (int)script, n_keys, a, fn, ctx);
 }
 
@@ -319,18 +316,29 @@ static const struct {
     enum q_status code;
     bool drop; /* this server cannot serve us now: leave it and come back */
 } errors[] = {
-    {"OOM ", Q_FULL, false},           {"NOPERM", Q_DENIED, false},     {"NOAUTH", Q_AUTH, true},
-    {"WRONGPASS", Q_AUTH, true},       {"ERR invalid password", Q_AUTH, true},
-    {"LOADING", Q_UNREACHABLE, true},  {"MASTERDOWN", Q_UNREACHABLE, true}, {"READONLY", Q_UNREACHABLE, true},
-    {"UNBLOCKED", Q_TIMEOUT, false},   {"MOVED", Q_UNSUPPORTED, false}, {"ASK ", Q_UNSUPPORTED, false},
-    {"CLUSTERDOWN", Q_UNREACHABLE, true}, {"ERR max number of clients", Q_UNREACHABLE, true},
+    {"OOM ", Q_FULL, false},
+    {"NOPERM", Q_DENIED, false},
+    {"NOAUTH", Q_AUTH, true},
+    {"WRONGPASS", Q_AUTH, true},
+    {"ERR invalid password", Q_AUTH, true},
+    {"LOADING", Q_UNREACHABLE, true},
+    {"MASTERDOWN", Q_UNREACHABLE, true},
+    {"READONLY", Q_UNREACHABLE, true},
+    {"UNBLOCKED", Q_TIMEOUT, false},
+    {"MOVED", Q_UNSUPPORTED, false},
+    {"ASK ", Q_UNSUPPORTED, false},
+    {"CLUSTERDOWN", Q_UNREACHABLE, true},
+    {"ERR max number of clients", Q_UNREACHABLE, true},
 };
 
 static bool classify(const struct q__conn *c, const redisReply *r, struct q_error *err) {
     for (size_t i = 0; i < Q__COUNT(errors); i++)
         if (strncmp(r->str, errors[i].prefix, strlen(errors[i].prefix)) == 0) {
-            q__error(err, errors[i].code, "Redis at %s: %.300s%s", c->endpoint->where, r->str,
-                     errors[i].code == Q_UNSUPPORTED ? " (it is a cluster node without this slot; a cluster is not supported yet)" : "");
+            q__error(
+                err, errors[i].code, "Redis at %s: %.300s%s", c->endpoint->where, r->str,
+                errors[i].code == Q_UNSUPPORTED
+                    ? " (it is a cluster node without this slot; a cluster is not supported yet)"
+                    : "");
             return errors[i].drop;
         }
     q__error(err, Q_REDIS, "Redis at %s: %.400s", c->endpoint->where, r->str);
@@ -341,8 +349,7 @@ static bool classify(const struct q__conn *c, const redisReply *r, struct q_erro
 static bool heal(struct q__conn *c, struct q__cmd *cmd) {
     size_t len[3] = {6, 4, 0};
     const char *argv[3] = {"SCRIPT", "LOAD", q__script_body((enum q__script)cmd->script, &len[2])};
-    if (!send_cmd(c, 3, argv, len, 0, -1, false, NULL, NULL))
-        return false;
+    if (!send_cmd(c, 3, argv, len, 0, -1, false, NULL, NULL)) return false;
     cmd->healed = true;
     if (cmd->refs > 1) { /* libuv has not called on_written yet: its request is still in use */
         struct q__cmd *copy = malloc(sizeof *copy);
@@ -352,8 +359,9 @@ static bool heal(struct q__conn *c, struct q__cmd *cmd) {
             free(bytes);
             return false;
         }
+        memcpy(bytes, cmd->bytes, cmd->len);
         *copy = *cmd;
-        copy->bytes = memcpy(bytes, cmd->bytes, cmd->len);
+        copy->bytes = bytes;
         copy->refs = 1;
         cmd_unref(cmd);
         cmd = copy;
@@ -370,19 +378,16 @@ static void answer(struct q__conn *c, redisReply *r) {
         return;
     }
     c->head = cmd->next;
-    if (!c->head)
-        c->tail = NULL;
+    if (!c->head) c->tail = NULL;
     bool drop = false;
     if (r->type == REDIS_REPLY_ERROR) {
         if (cmd->script >= 0 && !cmd->healed && strncmp(r->str, "NOSCRIPT", 8) == 0 && heal(c, cmd))
             return;
         drop = classify(c, r, &err);
     }
-    if (cmd->fn)
-        cmd->fn(cmd->ctx, r, &err);
+    if (cmd->fn) cmd->fn(cmd->ctx, r, &err);
     cmd_unref(cmd);
-    if (drop && c->state != IDLE && c->state != CLOSING)
-        lose(c, err.code, "%s", err.text);
+    if (drop && c->state != IDLE && c->state != CLOSING) lose(c, err.code, "%s", err.text);
 }
 
 static void parse(struct q__conn *c, const char *data, size_t len) {
@@ -397,8 +402,7 @@ static void parse(struct q__conn *c, const char *data, size_t len) {
             lose(c, Q_PROTOCOL, "%s does not speak RESP: %s", c->endpoint->where, reader->errstr);
             return;
         }
-        if (!reply)
-            return;
+        if (!reply) return;
         answer(c, reply);
         freeReplyObject(reply);
     }
@@ -416,15 +420,12 @@ static void greet_done(struct q__conn *c) {
  * (an ACL may refuse them). */
 static void on_greeting(void *ctx, redisReply *r, const struct q_error *err) {
     struct q__conn *c = ctx;
-    if (!r)
-        return;
+    if (!r) return;
     c->greetings--;
     if (err->code == Q_AUTH || err->code == Q_UNREACHABLE)
         return; /* answer() drops the connection */
-    if (r->type == REDIS_REPLY_INTEGER)
-        c->client_id = r->integer;
-    if (c->greetings == 0 && c->state == GREETING)
-        greet_done(c);
+    if (r->type == REDIS_REPLY_INTEGER) c->client_id = r->integer;
+    if (c->greetings == 0 && c->state == GREETING) greet_done(c);
 }
 
 static void on_strict_greeting(void *ctx, redisReply *r, const struct q_error *err) {
@@ -435,10 +436,12 @@ static void on_strict_greeting(void *ctx, redisReply *r, const struct q_error *e
         on_greeting(ctx, r, err);
 }
 
-static void greet_words(struct q__conn *c, q__reply_fn *fn, const char *a, const char *b, const char *d) {
+static void greet_words(struct q__conn *c, q__reply_fn *fn, const char *a, const char *b,
+                        const char *d) {
     const char *argv[3] = {a, b, d};
     size_t len[3] = {strlen(a), b ? strlen(b) : 0, d ? strlen(d) : 0};
-    c->greetings += send_cmd(c, (size_t)1 + (b != NULL) + (d != NULL), argv, len, 0, -1, true, fn, c);
+    c->greetings +=
+        send_cmd(c, (size_t)1 + (b != NULL) + (d != NULL), argv, len, 0, -1, true, fn, c);
 }
 
 static void greet(struct q__conn *c) {
@@ -466,8 +469,7 @@ static void greet(struct q__conn *c) {
 static void on_alloc(uv_handle_t *h, size_t suggested, uv_buf_t *buf) {
     struct q__conn *c = h->data;
     (void)suggested;
-    if (!c->read_buf)
-        c->read_buf = malloc(READ_BYTES);
+    if (!c->read_buf) c->read_buf = malloc(READ_BYTES);
     *buf = uv_buf_init(c->read_buf, c->read_buf ? READ_BYTES : 0);
 }
 
@@ -482,30 +484,27 @@ static void read_tls(struct q__conn *c, const char *data, size_t len) {
             lose(c, Q_TLS, "TLS with %s: %s", c->endpoint->where, q__tls_why(tls, why, sizeof why));
             return;
         }
-        if (rc == 0)
-            return;
+        if (rc == 0) return;
         greet(c);
     }
     while (c->tls == tls) {
         int n = q__tls_read(tls, plain, sizeof plain);
-        if (n == 0)
-            break;
+        if (n == 0) break;
         if (n < 0) {
             lose(c, Q_TLS, "TLS with %s: %s", c->endpoint->where, q__tls_why(tls, why, sizeof why));
             return;
         }
         parse(c, plain, (size_t)n);
     }
-    if (c->tls == tls)
-        flush_tls(c);
+    if (c->tls == tls) flush_tls(c);
 }
 
 static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf) {
     struct q__conn *c = stream->data;
-    if (c->io_closing || n == 0)
-        return;
+    if (c->io_closing || n == 0) return;
     if (n < 0)
-        lose(c, Q_UNREACHABLE, "connection to %s: %s", c->endpoint->where, n == UV_EOF ? "closed by the server" : uv_strerror((int)n));
+        lose(c, Q_UNREACHABLE, "connection to %s: %s", c->endpoint->where,
+             n == UV_EOF ? "closed by the server" : uv_strerror((int)n));
     else if (c->tls)
         read_tls(c, buf->base, (size_t)n);
     else
@@ -516,19 +515,18 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf) {
 
 static void on_connected(uv_connect_t *req, int status) {
     struct q__conn *c = req->data;
-    if (status == UV_ECANCELED || c->io_closing || c->state != CONNECTING)
-        return;
+    if (status == UV_ECANCELED || c->io_closing || c->state != CONNECTING) return;
     if (status < 0) {
         const char *hint = status == UV_EACCES ? " (this user may not use the socket)" : "";
-        lose(c, Q_UNREACHABLE, "cannot reach Redis at %s: %s%s", c->endpoint->where, uv_strerror(status), hint);
+        lose(c, Q_UNREACHABLE, "cannot reach Redis at %s: %s%s", c->endpoint->where,
+             uv_strerror(status), hint);
         return;
     }
     c->reader = q__reader_create();
-    if (c->endpoint->url.scheme != Q_SCHEME_UNIX)
-        uv_tcp_nodelay(&c->io.tcp, 1);
-    if (c->endpoint->tls)
-        c->tls = q__tls_create(c->endpoint->tls, c->endpoint->tls_name);
-    if (!c->reader || (c->endpoint->tls && !c->tls) || uv_read_start(&c->io.stream, on_alloc, on_read) != 0) {
+    if (c->endpoint->url.scheme != Q_SCHEME_UNIX) uv_tcp_nodelay(&c->io.tcp, 1);
+    if (c->endpoint->tls) c->tls = q__tls_create(c->endpoint->tls, c->endpoint->tls_name);
+    if (!c->reader || (c->endpoint->tls && !c->tls) ||
+        uv_read_start(&c->io.stream, on_alloc, on_read) != 0) {
         lose(c, Q_NO_MEMORY, "no memory for a connection to %s", c->endpoint->where);
         return;
     }
@@ -572,20 +570,18 @@ static void on_resolved(uv_getaddrinfo_t *req, int status, struct addrinfo *res)
     struct q__conn *c = req->data;
     c->resolving = false;
     if (c->state != RESOLVING) { /* it timed out, or the connection is being closed */
-        if (res)
-            uv_freeaddrinfo(res);
-        if (c->state == CLOSING)
-            finish_close(c);
+        if (res) uv_freeaddrinfo(res);
+        if (c->state == CLOSING) finish_close(c);
         return;
     }
     if (status < 0) {
-        lose(c, Q_UNREACHABLE, "cannot resolve \"%s\": %s", c->endpoint->url.host, uv_strerror(status));
+        lose(c, Q_UNREACHABLE, "cannot resolve \"%s\": %s", c->endpoint->url.host,
+             uv_strerror(status));
         return;
     }
     c->addresses = res;
     size_t n = 0; /* any of them, so that one dead address does not stop us for good */
-    for (struct addrinfo *a = res; a; a = a->ai_next)
-        n++;
+    for (struct addrinfo *a = res; a; a = a->ai_next) n++;
     c->address = res;
     for (size_t skip = c->backoff_ms ? q__random_below(n) : 0; skip; skip--)
         c->address = c->address->ai_next;
@@ -605,8 +601,10 @@ static void try_connect(struct q__conn *c) {
         return;
     }
     char port[8];
-    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_ADDRCONFIG};
-    if (strspn(c->endpoint->url.host, "0123456789.") == strlen(c->endpoint->url.host) || strchr(c->endpoint->url.host, ':'))
+    struct addrinfo hints = {
+        .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_ADDRCONFIG};
+    if (strspn(c->endpoint->url.host, "0123456789.") == strlen(c->endpoint->url.host) ||
+        strchr(c->endpoint->url.host, ':'))
         hints.ai_flags = AI_NUMERICHOST;
     snprintf(port, sizeof port, "%u", c->endpoint->url.port);
     c->resolve.data = c;
@@ -618,7 +616,9 @@ static void try_connect(struct q__conn *c) {
     }
 }
 
-static void on_retry(uv_timer_t *t) { try_connect(t->data); }
+static void on_retry(uv_timer_t *t) {
+    try_connect(t->data);
+}
 
 /* --- the end of a connection */
 
@@ -636,8 +636,7 @@ static void fail_pending(struct q__conn *c, const struct q_error *err) {
     c->head = c->tail = NULL;
     while (cmd) {
         struct q__cmd *next = cmd->next;
-        if (cmd->fn && !cmd->greeting)
-            cmd->fn(cmd->ctx, NULL, err);
+        if (cmd->fn && !cmd->greeting) cmd->fn(cmd->ctx, NULL, err);
         cmd_unref(cmd);
         cmd = next;
     }
@@ -646,11 +645,9 @@ static void fail_pending(struct q__conn *c, const struct q_error *err) {
 static void tear_down(struct q__conn *c, const struct q_error *err) {
     uv_timer_stop(&c->deadline);
     uv_timer_stop(&c->retry);
-    if (c->addresses)
-        uv_freeaddrinfo(c->addresses);
+    if (c->addresses) uv_freeaddrinfo(c->addresses);
     c->addresses = c->address = NULL;
-    if (c->reader)
-        redisReaderFree(c->reader);
+    if (c->reader) redisReaderFree(c->reader);
     c->reader = NULL;
     q__tls_free(c->tls);
     c->tls = NULL;
@@ -666,31 +663,28 @@ static void tear_down(struct q__conn *c, const struct q_error *err) {
 static void lose(struct q__conn *c, enum q_status code, const char *fmt, ...) {
     struct q_error err = {.code = code};
     va_list args;
-    if (c->state == IDLE || c->state == CLOSING)
-        return;
+    if (c->state == IDLE || c->state == CLOSING) return;
     va_start(args, fmt);
     vsnprintf(err.text, sizeof err.text, fmt, args);
     va_end(args);
     c->state = IDLE;
     c->backoff_ms = q__backoff_reconnect(c->backoff_ms, BACKOFF_BASE_MS, BACKOFF_CAP_MS);
     tear_down(c, &err);
-    if (!c->io_open && c->state == IDLE)
-        uv_timer_start(&c->retry, on_retry, c->backoff_ms, 0);
-    if (c->state == IDLE)
-        c->on.lost(c->on.ctx, c, &err, c->backoff_ms);
+    if (!c->io_open && c->state == IDLE) uv_timer_start(&c->retry, on_retry, c->backoff_ms, 0);
+    if (c->state == IDLE) c->on.lost(c->on.ctx, c, &err, c->backoff_ms);
 }
 
-void q__conn_drop(struct q__conn *c, enum q_status code, const char *why) { lose(c, code, "%s", why); }
+void q__conn_drop(struct q__conn *c, enum q_status code, const char *why) {
+    lose(c, code, "%s", why);
+}
 
 static void finish_close(struct q__conn *c) {
-    if (c->handles || c->io_open || c->resolving)
-        return;
+    if (c->handles || c->io_open || c->resolving) return;
     void (*closed)(void *) = c->closed;
     void *ctx = c->closed_ctx;
     free(c->read_buf);
     free(c);
-    if (closed)
-        closed(ctx);
+    if (closed) closed(ctx);
 }
 
 static void on_timer_closed(uv_handle_t *h) {
@@ -706,8 +700,7 @@ void q__conn_close(struct q__conn *c, void (*done)(void *ctx), void *ctx) {
     c->state = CLOSING;
     c->closed = done;
     c->closed_ctx = ctx;
-    if (c->resolving)
-        uv_cancel((uv_req_t *)&c->resolve);
+    if (c->resolving) uv_cancel((uv_req_t *)&c->resolve);
     tear_down(c, &err);
     uv_close((uv_handle_t *)&c->retry, on_timer_closed);
     uv_close((uv_handle_t *)&c->deadline, on_timer_closed);
@@ -716,8 +709,7 @@ void q__conn_close(struct q__conn *c, void (*done)(void *ctx), void *ctx) {
 struct q__conn *q__conn_create(uv_loop_t *loop, const struct q__endpoint *e, const char *tag,
                                const struct q__conn_events *on) {
     struct q__conn *c = calloc(1, sizeof *c);
-    if (!c)
-        return NULL;
+    if (!c) return NULL;
     c->loop = loop;
     c->endpoint = e;
     c->on = *on;
@@ -730,5 +722,9 @@ struct q__conn *q__conn_create(uv_loop_t *loop, const struct q__endpoint *e, con
     return c;
 }
 
-bool q__conn_ready(const struct q__conn *c) { return c && c->state == READY; }
-int64_t q__conn_client_id(const struct q__conn *c) { return c->client_id; }
+bool q__conn_ready(const struct q__conn *c) {
+    return c && c->state == READY;
+}
+int64_t q__conn_client_id(const struct q__conn *c) {
+    return c->client_id;
+}

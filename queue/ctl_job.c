@@ -7,27 +7,31 @@
 
 enum { SEARCH_WORKERS = 256, SEARCH_ENTRIES = 1000, SEARCH_PAGE = 50, SEARCH_BYTES = 16 << 20 };
 
-static const char *inbox_of(int lane) { return lane > 0 ? "in:hi" : lane < 0 ? "in:lo" : "in"; }
+static const char *inbox_of(int lane) {
+    return lane > 0 ? "in:hi" : lane < 0 ? "in:lo" : "in";
+}
 
 /* --- submit */
 
-static enum q_status check(struct q_ctl *c, const char *queue, const char *json, size_t len, struct q_job **job) {
+static enum q_status check(struct q_ctl *c, const char *queue, const char *json, size_t len,
+                           struct q_job **job) {
     enum q_code code;
     if (!q_queue_name_valid(queue, strlen(queue)))
-        return q__error(&c->err, Q_BAD_OPTION, "queue name \"%.80s\" must be 1 to %d of A-Z a-z 0-9 _ . -", queue, Q_QUEUE_NAME_MAX);
+        return q__error(&c->err, Q_BAD_OPTION,
+                        "queue name \"%.80s\" must be 1 to %d of A-Z a-z 0-9 _ . -", queue,
+                        Q_QUEUE_NAME_MAX);
     if (len && json[0] == '~')
         return q__error(&c->err, Q_BAD_JOB, "a job is a JSON object, it may not start with ~");
-    if (q_job_parse(job, queue, json, len, &code, &c->err) == Q_OK)
-        return Q_OK;
+    if (q_job_parse(job, queue, json, len, &code, &c->err) == Q_OK) return Q_OK;
     c->err.code = c->err.code == Q_NO_MEMORY ? Q_NO_MEMORY : Q_BAD_JOB;
     return c->err.code;
 }
 
-enum q_status q_ctl_submit(struct q_ctl *c, const char *queue, const char *json, size_t len, int lane, char id[Q_ID_MAX + 1]) {
+enum q_status q_ctl_submit(struct q_ctl *c, const char *queue, const char *json, size_t len,
+                           int lane, char id[Q_ID_MAX + 1]) {
     struct q_job *job;
     enum q_status s = check(c, queue, json, len, &job);
-    if (s)
-        return s;
+    if (s) return s;
     bool has_id = job->priv->has_id, has_time = job->queued_ms != 0;
     if (has_id)
         strcpy(id, job->id);
@@ -52,8 +56,7 @@ enum q_status q_ctl_submit(struct q_ctl *c, const char *queue, const char *json,
     q__buf_add(&b, json + brace + 1, len - brace - 1); /* never empty: "op" is in it */
     size_t n;
     char *entry = q__buf_take(&b, &n);
-    if (!entry)
-        return q__error(&c->err, Q_NO_MEMORY, "no memory for a job of %zu bytes", len);
+    if (!entry) return q__error(&c->err, Q_NO_MEMORY, "no memory for a job of %zu bytes", len);
     q__ctl_begin(c);
     q__args_text(&c->args, "LPUSH");
     q__args_key(&c->args, queue, inbox_of(lane), NULL);
@@ -64,7 +67,8 @@ enum q_status q_ctl_submit(struct q_ctl *c, const char *queue, const char *json,
     return s;
 }
 
-enum q_status q_ctl_push(struct q_ctl *c, const char *queue, const char *const *json, const size_t *len, size_t n) {
+enum q_status q_ctl_push(struct q_ctl *c, const char *queue, const char *const *json,
+                         const size_t *len, size_t n) {
     enum { PER_COMMAND = 256 };
     q__ctl_begin(c);
     for (size_t i = 0; i < n;) {
@@ -86,7 +90,9 @@ static void state_of(const char *envelope, char state[16]) {
     snprintf(state, 16, "%.*s", (int)(n > 15 ? 15 : n), p ? p + 9 : "");
 }
 
-static bool is_number(const char *s) { return s[strspn(s, "0123456789")] == 0 && s[0] && strlen(s) < 17; }
+static bool is_number(const char *s) {
+    return s[strspn(s, "0123456789")] == 0 && s[0] && strlen(s) < 17;
+}
 
 /* T:s:<id> as a JSON object; with rates where it counts rows. */
 static char *live_json(const redisReply *r, int64_t now_ms, struct q_ctl_status *out) {
@@ -95,8 +101,7 @@ static char *live_json(const redisReply *r, int64_t now_ms, struct q_ctl_status 
     q__buf_init(&b, 1 << 20);
     for (size_t i = 0; i + 1 < r->elements; i += 2) {
         const redisReply *k = r->element[i], *v = r->element[i + 1];
-        if (!q__reply_text(k) || !q__reply_text(v))
-            continue;
+        if (!q__reply_text(k) || !q__reply_text(v)) continue;
         if (strcmp(k->str, "state") == 0)
             snprintf(out->state, sizeof out->state, "%s", v->str);
         else if (strcmp(k->str, "rows") == 0)
@@ -138,7 +143,8 @@ static bool entry_is(const char *queue, const redisReply *e, const char *id) {
     return is;
 }
 
-static enum q_status search_workers(struct q_ctl *c, const char *queue, const char *id, struct q_ctl_status *out) {
+static enum q_status search_workers(struct q_ctl *c, const char *queue, const char *id,
+                                    struct q_ctl_status *out) {
     char wids[SEARCH_WORKERS][Q_WID_MAX + 1];
     size_t n = 0;
     q__ctl_begin(c);
@@ -163,7 +169,8 @@ static enum q_status search_workers(struct q_ctl *c, const char *queue, const ch
     return s;
 }
 
-static enum q_status search_inboxes(struct q_ctl *c, const char *queue, const char *id, struct q_ctl_status *out) {
+static enum q_status search_inboxes(struct q_ctl *c, const char *queue, const char *id,
+                                    struct q_ctl_status *out) {
     static const char *const lists[] = {"in:hi", "in", "in:lo", "redo"};
     size_t bytes = 0;
     for (size_t l = 0; l < Q__COUNT(lists); l++)
@@ -173,30 +180,29 @@ static enum q_status search_inboxes(struct q_ctl *c, const char *queue, const ch
             q__ctl_begin(c);
             q__ctl_words(c, "LRANGE", queue, lists[l], NULL, range);
             enum q_status s = q__ctl_run(c);
-            if (s)
-                return s;
+            if (s) return s;
             const redisReply *r = q__ctl_reply(c, 0);
             for (size_t i = r->elements; i-- > 0;) {
                 bytes += r->element[i]->len;
-                if (!entry_is(queue, r->element[i], id))
-                    continue;
+                if (!entry_is(queue, r->element[i], id)) continue;
                 strcpy(out->state, "queued");
                 out->position = from + (int64_t)(r->elements - 1 - i);
                 return Q_OK;
             }
-            if (r->elements < SEARCH_PAGE)
-                break;
+            if (r->elements < SEARCH_PAGE) break;
         }
     return Q_OK;
 }
 
 /* delayed, retrying or waiting: from the entry in T:delb. */
-static void delayed_state(const char *queue, const redisReply *entry, const redisReply *due, struct q_ctl_status *out) {
+static void delayed_state(const char *queue, const redisReply *entry, const redisReply *due,
+                          struct q_ctl_status *out) {
     struct q_job *job;
     enum q_code code;
     strcpy(out->state, "delayed");
     out->due_ms = q__reply_int(due, 0);
-    if (!q__reply_text(entry) || q_job_parse(&job, queue, entry->str, entry->len, &code, NULL) != Q_OK)
+    if (!q__reply_text(entry) ||
+        q_job_parse(&job, queue, entry->str, entry->len, &code, NULL) != Q_OK)
         return;
     if (job->attempt > 1)
         strcpy(out->state, "retrying");
@@ -209,12 +215,12 @@ static void delayed_state(const char *queue, const redisReply *entry, const redi
 static char *dead_envelope(const redisReply *v) {
     char *end;
     unsigned long long n = q__reply_text(v) ? strtoull(v->str, &end, 10) : 0;
-    if (!n || *end != ':' || n > v->len - (size_t)(end + 1 - v->str))
-        return NULL;
+    if (!n || *end != ':' || n > v->len - (size_t)(end + 1 - v->str)) return NULL;
     return strndup(end + 1, n);
 }
 
-enum q_status q__ctl_status(struct q_ctl *c, const char *queue, const char *id, bool deep, struct q_ctl_status *out) {
+enum q_status q__ctl_status(struct q_ctl *c, const char *queue, const char *id, bool deep,
+                            struct q_ctl_status *out) {
     *out = (struct q_ctl_status){.position = -1, .state = "unknown"};
     q__ctl_begin(c);
     q__ctl_words(c, "GET", queue, "r:", id, NULL);
@@ -223,9 +229,9 @@ enum q_status q__ctl_status(struct q_ctl *c, const char *queue, const char *id, 
     q__ctl_words(c, "HGET", queue, "delb", NULL, id);
     q__ctl_words(c, "HGET", queue, "deadb", NULL, id);
     enum q_status s = q__ctl_run(c);
-    if (s)
-        return s;
-    const redisReply *envelope = q__ctl_reply(c, 0), *live = q__ctl_reply(c, 1), *due = q__ctl_reply(c, 2);
+    if (s) return s;
+    const redisReply *envelope = q__ctl_reply(c, 0), *live = q__ctl_reply(c, 1),
+                     *due = q__ctl_reply(c, 2);
     if (q__reply_text(envelope)) {
         out->json = strdup(envelope->str);
         state_of(envelope->str, out->state);
@@ -244,15 +250,14 @@ enum q_status q__ctl_status(struct q_ctl *c, const char *queue, const char *id, 
         strcpy(out->state, "dead");
         return Q_OK;
     }
-    if (!deep)
-        return Q_OK;
+    if (!deep) return Q_OK;
     s = search_workers(c, queue, id, out);
-    if (s == Q_OK && !out->worker[0])
-        s = search_inboxes(c, queue, id, out);
+    if (s == Q_OK && !out->worker[0]) s = search_inboxes(c, queue, id, out);
     return s;
 }
 
-enum q_status q_ctl_status(struct q_ctl *c, const char *queue, const char *id, struct q_ctl_status *out) {
+enum q_status q_ctl_status(struct q_ctl *c, const char *queue, const char *id,
+                           struct q_ctl_status *out) {
     return q__ctl_status(c, queue, id, true, out);
 }
 
@@ -263,44 +268,47 @@ void q_ctl_status_free(struct q_ctl_status *s) {
 
 /* --- result, wait */
 
-static enum q_status take_envelope(struct q_ctl *c, const redisReply *r, char **envelope, size_t *len) {
+static enum q_status take_envelope(struct q_ctl *c, const redisReply *r, char **envelope,
+                                   size_t *len) {
     *envelope = malloc(r->len + 1);
     if (!*envelope)
-        return q__error(&c->err, Q_NO_MEMORY, "no memory for a result of %zu bytes", (size_t)r->len);
+        return q__error(&c->err, Q_NO_MEMORY, "no memory for a result of %zu bytes",
+                        (size_t)r->len);
     memcpy(*envelope, r->str, r->len + 1);
-    if (len)
-        *len = r->len;
+    if (len) *len = r->len;
     return Q_OK;
 }
 
-enum q_status q_ctl_result(struct q_ctl *c, const char *queue, const char *id, char **envelope, size_t *len) {
+enum q_status q_ctl_result(struct q_ctl *c, const char *queue, const char *id, char **envelope,
+                           size_t *len) {
     *envelope = NULL;
     q__ctl_begin(c);
     q__ctl_words(c, "GET", queue, "r:", id, NULL);
     enum q_status s = q__ctl_run(c);
-    if (s)
-        return s;
+    if (s) return s;
     const redisReply *r = q__ctl_reply(c, 0);
     if (!q__reply_text(r))
-        return q__error(&c->err, Q_NOT_FOUND, "job \"%s\" in queue \"%s\" has no result (not final yet, unknown, or kept no longer)", id, queue);
+        return q__error(
+            &c->err, Q_NOT_FOUND,
+            "job \"%s\" in queue \"%s\" has no result (not final yet, unknown, or kept no longer)",
+            id, queue);
     return take_envelope(c, r, envelope, len);
 }
 
-static bool watch(struct q_ctl *c, const char *queue, const char *id, q_ctl_watch_fn *on_status, void *ctx, char **last) {
+static bool watch(struct q_ctl *c, const char *queue, const char *id, q_ctl_watch_fn *on_status,
+                  void *ctx, char **last) {
     struct q_ctl_status st;
-    if (q__ctl_status(c, queue, id, false, &st) != Q_OK)
-        return true;
+    if (q__ctl_status(c, queue, id, false, &st) != Q_OK) return true;
     bool changed = !*last || !st.json || strcmp(*last, st.json) != 0, go_on = true;
-    if (changed)
-        go_on = on_status(ctx, &st);
+    if (changed) go_on = on_status(ctx, &st);
     free(*last);
     *last = st.json;
     return go_on;
 }
 
 /* The wake-up list doubles as the pause between two looks. */
-enum q_status q_ctl_wait(struct q_ctl *c, const char *queue, const char *id, uint32_t timeout_ms, q_ctl_watch_fn *on_status,
-                         void *ctx, char **envelope, size_t *len) {
+enum q_status q_ctl_wait(struct q_ctl *c, const char *queue, const char *id, uint32_t timeout_ms,
+                         q_ctl_watch_fn *on_status, void *ctx, char **envelope, size_t *len) {
     uint64_t end = uv_hrtime() / 1000000 + timeout_ms;
     unsigned pause_ms = 20;
     char *last = NULL;
@@ -308,7 +316,8 @@ enum q_status q_ctl_wait(struct q_ctl *c, const char *queue, const char *id, uin
     while ((s = q_ctl_result(c, queue, id, envelope, len)) == Q_NOT_FOUND) {
         uint64_t now = uv_hrtime() / 1000000;
         if (timeout_ms && now >= end) {
-            s = q__error(&c->err, Q_TIMEOUT, "job \"%s\" in queue \"%s\" was not final after %u ms", id, queue, timeout_ms);
+            s = q__error(&c->err, Q_TIMEOUT, "job \"%s\" in queue \"%s\" was not final after %u ms",
+                         id, queue, timeout_ms);
             break;
         }
         if (on_status && !watch(c, queue, id, on_status, ctx, &last)) {
@@ -321,8 +330,7 @@ enum q_status q_ctl_wait(struct q_ctl *c, const char *queue, const char *id, uin
         q__ctl_begin(c);
         q__ctl_words(c, "BLPOP", queue, "n:", id, seconds);
         s = q__ctl_run(c);
-        if (s)
-            break;
+        if (s) break;
         pause_ms = pause_ms >= 200 ? 250 : pause_ms + pause_ms / 4 + 1;
     }
     free(last);
@@ -340,12 +348,17 @@ enum q_status q_ctl_cancel(struct q_ctl *c, const char *queue, const char *id) {
     q__ctl_begin(c);
     q__ctl_words(c, "HGET", queue, "delb", NULL, id);
     enum q_status s = q__ctl_run(c);
-    if (s)
-        return s;
+    if (s) return s;
     const redisReply *entry = q__ctl_reply(c, 0);
-    if (q__reply_text(entry) && q_job_parse(&job, queue, entry->str, entry->len, &code, NULL) == Q_OK) {
-        struct q__envelope e = {.job = job, .state = "cancelled", .ended_ms = q__ctl_now_ms(c), .run_ms = -1,
-                                .attempts = job->attempt - 1, .code = Q_CODE_cancelled, .message = "cancelled before it started"};
+    if (q__reply_text(entry) &&
+        q_job_parse(&job, queue, entry->str, entry->len, &code, NULL) == Q_OK) {
+        struct q__envelope e = {.job = job,
+                                .state = "cancelled",
+                                .ended_ms = q__ctl_now_ms(c),
+                                .run_ms = -1,
+                                .attempts = job->attempt - 1,
+                                .code = Q_CODE_cancelled,
+                                .message = "cancelled before it started"};
         envelope = q__envelope_make(&e, &len);
         ttl_ms = job->ttl_ms;
     }
@@ -353,8 +366,7 @@ enum q_status q_ctl_cancel(struct q_ctl *c, const char *queue, const char *id) {
     q__ctl_begin(c);
     for (size_t i = 0; i < Q__COUNT(keys); i++)
         q__args_key(&c->args, queue, keys[i], keys[i][1] == ':' ? id : NULL);
-    if (job && job->reply_to[0])
-        q__args_text(&c->args, job->reply_to);
+    if (job && job->reply_to[0]) q__args_text(&c->args, job->reply_to);
     size_t n_keys = c->args.n;
     q__args_text(&c->args, id);
     q__args_int(&c->args, q__ctl_now_ms(c));
@@ -365,15 +377,15 @@ enum q_status q_ctl_cancel(struct q_ctl *c, const char *queue, const char *id) {
     q_job_free(job);
     free(envelope);
     if (s == Q_OK && q__reply_int(q__ctl_reply(c, 0), 0) == 2)
-        return q__error(&c->err, Q_FINAL, "job \"%s\" in queue \"%s\" is already in a final state", id, queue);
+        return q__error(&c->err, Q_FINAL, "job \"%s\" in queue \"%s\" is already in a final state",
+                        id, queue);
     return s;
 }
 
 static enum q_status requeue(struct q_ctl *c, const char *queue, const char *id) {
     static const char *const keys[] = {"del", "delb", "dead", "deadb", "in", "in:hi", "in:lo"};
     q__ctl_begin(c);
-    for (size_t i = 0; i < Q__COUNT(keys); i++)
-        q__args_key(&c->args, queue, keys[i], NULL);
+    for (size_t i = 0; i < Q__COUNT(keys); i++) q__args_key(&c->args, queue, keys[i], NULL);
     q__args_key(&c->args, queue, "r:", id);
     q__args_key(&c->args, queue, "s:", id);
     q__args_key(&c->args, queue, "cx", NULL);
@@ -381,9 +393,15 @@ static enum q_status requeue(struct q_ctl *c, const char *queue, const char *id)
     q__ctl_add(c, Q__SCRIPT_requeue, 10);
     enum q_status s = q__ctl_run(c);
     if (s == Q_OK && q__reply_int(q__ctl_reply(c, 0), 0) == 0)
-        return q__error(&c->err, Q_NOT_FOUND, "job \"%s\" in queue \"%s\" is neither delayed, retrying nor a dead letter", id, queue);
+        return q__error(&c->err, Q_NOT_FOUND,
+                        "job \"%s\" in queue \"%s\" is neither delayed, retrying nor a dead letter",
+                        id, queue);
     return s;
 }
 
-enum q_status q_ctl_retry(struct q_ctl *c, const char *queue, const char *id) { return requeue(c, queue, id); }
-enum q_status q_ctl_dead_requeue(struct q_ctl *c, const char *queue, const char *id) { return requeue(c, queue, id); }
+enum q_status q_ctl_retry(struct q_ctl *c, const char *queue, const char *id) {
+    return requeue(c, queue, id);
+}
+enum q_status q_ctl_dead_requeue(struct q_ctl *c, const char *queue, const char *id) {
+    return requeue(c, queue, id);
+}

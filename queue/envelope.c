@@ -8,15 +8,13 @@ static void member_int(struct q__buf *b, const char *name, int64_t n) {
 }
 
 static void member_text(struct q__buf *b, const char *name, const char *text) {
-    if (!text || !text[0])
-        return;
+    if (!text || !text[0]) return;
     q__buf_str(b, name);
     q__buf_json(b, text, strlen(text));
 }
 
 static void member_raw(struct q__buf *b, const char *name, const char *json, size_t len) {
-    if (!json)
-        return;
+    if (!json) return;
     q__buf_str(b, name);
     q__buf_add(b, json, len);
 }
@@ -37,8 +35,7 @@ char *q__envelope_make(const struct q__envelope *e, size_t *len) {
     member_int(&b, ",\"crashes\":", j->crashes);
     member_int(&b, ",\"queued_ms\":", j->queued_ms);
     int64_t started_ms = j->priv->started_ms;
-    if (e->run_ms >= 0)
-        member_int(&b, ",\"started_ms\":", started_ms);
+    if (e->run_ms >= 0) member_int(&b, ",\"started_ms\":", started_ms);
     member_int(&b, ",\"ended_ms\":", e->ended_ms);
     int64_t queue_ms = (e->run_ms >= 0 ? started_ms : e->ended_ms) - j->queued_ms;
     member_int(&b, ",\"queue_ms\":", queue_ms > 0 ? queue_ms : 0);
@@ -46,8 +43,7 @@ char *q__envelope_make(const struct q__envelope *e, size_t *len) {
         q__buf_str(&b, ",\"run_ms\":");
         q__buf_real(&b, e->run_ms);
     }
-    if (e->batch)
-        member_int(&b, ",\"batch\":", e->batch);
+    if (e->batch) member_int(&b, ",\"batch\":", e->batch);
     member_text(&b, ",\"worker\":", e->worker);
     member_text(&b, ",\"model\":", j->model);
     member_text(&b, ",\"version\":", e->version);
@@ -56,7 +52,8 @@ char *q__envelope_make(const struct q__envelope *e, size_t *len) {
     member_raw(&b, ",\"meta\":", j->meta.ptr, j->meta.len);
     member_text(&b, ",\"ref\":", e->ref);
     if (e->code == Q_CODE_N && !e->ref)
-        member_raw(&b, ",\"result\":", e->result ? e->result : "null", e->result ? e->result_len : 4);
+        member_raw(&b, ",\"result\":", e->result ? e->result : "null",
+                   e->result ? e->result_len : 4);
     if (e->code != Q_CODE_N) {
         q__buf_str(&b, ",\"error\":{\"code\":\"");
         q__buf_str(&b, q_code_name(e->code));

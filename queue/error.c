@@ -39,8 +39,7 @@ bool q_code_retryable(enum q_code code) {
 
 enum q_code q_code_from_name(const char *name) {
     for (unsigned i = 0; i < Q_CODE_N; i++)
-        if (strcmp(code_names[i], name) == 0)
-            return (enum q_code)i;
+        if (strcmp(code_names[i], name) == 0) return (enum q_code)i;
     return Q_CODE_N;
 }
 
@@ -62,6 +61,5 @@ void q__bug(const char *file, int line, const char *what) {
 
 void q__ignore_sigpipe(void) {
     struct sigaction now;
-    if (sigaction(SIGPIPE, NULL, &now) == 0 && now.sa_handler == SIG_DFL)
-        signal(SIGPIPE, SIG_IGN);
+    if (sigaction(SIGPIPE, NULL, &now) == 0 && now.sa_handler == SIG_DFL) signal(SIGPIPE, SIG_IGN);
 }

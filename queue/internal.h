@@ -20,9 +20,9 @@ void q__bug(const char *file, int line, const char *what) __attribute__((noretur
 void q__ignore_sigpipe(void);
 
 /* --- backoff.c: randomness and the waits made of it */
-uint64_t q__random(void);                              /* not for secrets */
-uint64_t q__random_unique(void);                       /* the kernel's: not shared with a forked sister */
-uint64_t q__random_below(uint64_t n);                  /* 0 … n-1; n 0 gives 0 */
+uint64_t q__random(void);             /* not for secrets */
+uint64_t q__random_unique(void);      /* the kernel's: not shared with a forked sister */
+uint64_t q__random_below(uint64_t n); /* 0 … n-1; n 0 gives 0 */
 /* Decorrelated jitter: between base and three times the last wait, at most cap. */
 uint32_t q__backoff_reconnect(uint32_t last_ms, uint32_t base_ms, uint32_t cap_ms);
 /* Full jitter: between 0 and base * 2^(attempt-1), at most cap. */
@@ -39,8 +39,9 @@ void q__buf_reserve(struct q__buf *b, size_t more);
 void q__buf_add(struct q__buf *b, const void *data, size_t len);
 void q__buf_str(struct q__buf *b, const char *text);
 void q__buf_int(struct q__buf *b, int64_t n);
-void q__buf_real(struct q__buf *b, double x);          /* null if not finite */
-void q__buf_json(struct q__buf *b, const char *text, size_t len); /* quoted, escaped; bad UTF-8 becomes U+FFFD */
+void q__buf_real(struct q__buf *b, double x); /* null if not finite */
+void q__buf_json(struct q__buf *b, const char *text,
+                 size_t len); /* quoted, escaped; bad UTF-8 becomes U+FFFD */
 void q__buf_free(struct q__buf *b);
 /* The bytes, NUL-terminated, taken out of b; NULL if failed. */
 char *q__buf_take(struct q__buf *b, size_t *len);

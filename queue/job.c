@@ -2,8 +2,8 @@
  *
  * The entry's bytes stay as they came; a job is one more allocation, which holds the struct and the
  * decoded short strings. The fields are a table: name, kind, place, limit. A new field is a new row
- * and a member of struct q_job. Known fields given twice are refused (two readers of one job must not
- * disagree about it); unknown fields are ignored, so that producers may be newer than workers.
+ * and a member of struct q_job. Known fields given twice are refused (two readers of one job must
+ * not disagree about it); unknown fields are ignored, so that producers may be newer than workers.
  *
  * Thread: any; nothing here is shared. */
 #include "queue/job.h"
@@ -70,7 +70,7 @@ static const struct field fields[] = {
 _Static_assert(Q__COUNT(fields) <= 32, "the set of seen fields is 32 bits");
 
 struct parse {
-    struct q_job_priv *p;       /* a scratch copy on the stack */
+    struct q_job_priv *p;                        /* a scratch copy on the stack */
     struct q__json_value text[Q__COUNT(fields)]; /* TEXT fields, decoded at the end */
     struct q__json_value after[Q_AFTER_MAX];
     uint32_t seen;
@@ -78,20 +78,18 @@ struct parse {
 };
 
 bool q_id_valid(const char *id, size_t len) {
-    if (len == 0 || len > Q_ID_MAX)
-        return false;
+    if (len == 0 || len > Q_ID_MAX) return false;
     for (size_t i = 0; i < len; i++)
-        if (id[i] < 0x21 || id[i] > 0x7e || strchr("\"\\{}", id[i]))
-            return false;
+        if (id[i] < 0x21 || id[i] > 0x7e || strchr("\"\\{}", id[i])) return false;
     return true;
 }
 
 bool q_queue_name_valid(const char *name, size_t len) {
-    if (len == 0 || len > Q_QUEUE_NAME_MAX)
-        return false;
+    if (len == 0 || len > Q_QUEUE_NAME_MAX) return false;
     for (size_t i = 0; i < len; i++)
         if (!((name[i] >= 'a' && name[i] <= 'z') || (name[i] >= 'A' && name[i] <= 'Z') ||
-              (name[i] >= '0' && name[i] <= '9') || name[i] == '_' || name[i] == '.' || name[i] == '-'))
+              (name[i] >= '0' && name[i] <= '9') || name[i] == '_' || name[i] == '.' ||
+              name[i] == '-'))
             return false;
     return true;
 }
@@ -105,8 +103,7 @@ void q_id_make(char id[Q_ID_MAX + 1]) {
     static const char set[] = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_";
     for (int half = 0; half < 2; half++) {
         uint64_t r = q__random_unique();
-        for (int i = 0; i < 11; i++, r >>= 6)
-            id[half * 11 + i] = set[r & (i == 10 ? 15 : 63)];
+        for (int i = 0; i < 11; i++, r >>= 6) id[half * 11 + i] = set[r & (i == 10 ? 15 : 63)];
     }
     id[22] = 0;
 }
@@ -115,8 +112,7 @@ void q_id_make(char id[Q_ID_MAX + 1]) {
 
 size_t q__header_parse(struct q__header *h, const char *entry, size_t len) {
     *h = (struct q__header){.ticket = -1};
-    if (len == 0 || entry[0] != '~')
-        return 0;
+    if (len == 0 || entry[0] != '~') return 0;
     uint64_t n[4];
     size_t i = 1;
     for (int k = 0; k < 4; k++) {
@@ -124,12 +120,10 @@ size_t q__header_parse(struct q__header *h, const char *entry, size_t len) {
         n[k] = 0;
         while (i < len && i - from < 16 && entry[i] >= '0' && entry[i] <= '9')
             n[k] = n[k] * 10 + (uint64_t)(entry[i++] - '0');
-        if (i == from || i == len || entry[i] != ',')
-            return SIZE_MAX;
+        if (i == from || i == len || entry[i] != ',') return SIZE_MAX;
         i++;
     }
-    if (n[0] != 1 || n[1] > 1000000 || n[2] > 1000000)
-        return SIZE_MAX;
+    if (n[0] != 1 || n[1] > 1000000 || n[2] > 1000000) return SIZE_MAX;
     h->attempt = (uint32_t)n[1];
     h->crashes = (uint32_t)n[2];
     h->queued_ms = (int64_t)n[3];
@@ -151,15 +145,15 @@ size_t q__header_parse(struct q__header *h, const char *entry, size_t len) {
 
 size_t q__header_write(const struct q__header *h, char out[Q__HEADER_MAX]) {
     char ticket[16] = "", inbox[2] = {h->inbox, 0};
-    if (h->ticket >= 0)
-        snprintf(ticket, sizeof ticket, "t%d", (int)h->ticket);
+    if (h->ticket >= 0) snprintf(ticket, sizeof ticket, "t%d", (int)h->ticket);
     return (size_t)snprintf(out, Q__HEADER_MAX, "~1,%u,%u,%lld,%s%s%s~", h->attempt, h->crashes,
                             (long long)h->queued_ms, inbox, h->delayed ? "d" : "", ticket);
 }
 
 /* --- fields */
 
-static bool bad(struct parse *s, const char *name, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+static bool bad(struct parse *s, const char *name, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
 static bool bad(struct parse *s, const char *name, const char *fmt, ...) {
     char text[256];
     va_list args;
@@ -175,16 +169,15 @@ static bool take_number(struct parse *s, const struct field *f, const struct q__
     char *base = f->kind == DELAY ? (char *)s->p : (char *)&s->p->job;
     if (f->kind == REAL) {
         double d;
-        if (!q__json_real(v, &d) || d < 0)
-            return bad(s, f->name, "must be a number of 0 or more");
+        if (!q__json_real(v, &d) || d < 0) return bad(s, f->name, "must be a number of 0 or more");
         *(double *)(void *)(base + f->at) = d;
         return true;
     }
     if (v->type != Q__JSON_NUMBER)
         return bad(s, f->name, "is %s, must be an integer", q__json_type_name(v->type));
     if (!q__json_int(v, &n) || n < 0 || n > f->limit)
-        return bad(s, f->name, "is %.*s, must be an integer from 0 to %lld", (int)(v->span.len > 40 ? 40 : v->span.len),
-                   v->span.ptr, (long long)f->limit);
+        return bad(s, f->name, "is %.*s, must be an integer from 0 to %lld",
+                   (int)(v->span.len > 40 ? 40 : v->span.len), v->span.ptr, (long long)f->limit);
     if (f->kind == INT)
         *(uint32_t *)(void *)(base + f->at) = (uint32_t)n;
     else
@@ -192,22 +185,22 @@ static bool take_number(struct parse *s, const struct field *f, const struct q__
     return true;
 }
 
-static bool take_retry_member(void *ctx, const struct q__json_value *key, const struct q__json_value *v) {
+static bool take_retry_member(void *ctx, const struct q__json_value *key,
+                              const struct q__json_value *v) {
     static const struct field members[] = {{"max", INT, AT(retry_max), 1000},
                                            {"base_ms", INT, AT(retry_base_ms), DAY},
                                            {"cap_ms", INT, AT(retry_cap_ms), 30 * DAY}};
     for (size_t i = 0; i < Q__COUNT(members); i++)
-        if (q__json_key_is(key, members[i].name))
-            return take_number(ctx, &members[i], v);
+        if (q__json_key_is(key, members[i].name)) return take_number(ctx, &members[i], v);
     return true;
 }
 
 static bool take_retry(struct parse *s, const struct q__json_value *v) {
     static const struct field max = {"retry", INT, AT(retry_max), 1000};
-    if (v->type == Q__JSON_NUMBER)
-        return take_number(s, &max, v);
+    if (v->type == Q__JSON_NUMBER) return take_number(s, &max, v);
     if (v->type != Q__JSON_OBJECT)
-        return bad(s, "retry", "is %s, must be {\"max\",\"base_ms\",\"cap_ms\"} or a number", q__json_type_name(v->type));
+        return bad(s, "retry", "is %s, must be {\"max\",\"base_ms\",\"cap_ms\"} or a number",
+                   q__json_type_name(v->type));
     return q__json_object(v->span.ptr, v->span.len, 8, NULL, take_retry_member, s, s->err) == Q_OK;
 }
 
@@ -220,21 +213,25 @@ static bool take_text(struct parse *s, const struct field *f, const struct q__js
         return bad(s, f->name, "is longer than %lld bytes", (long long)f->limit);
     size_t len = q__json_unescape(v, tmp);
     for (size_t i = 0; i < len; i++)
-        if ((unsigned char)tmp[i] < 0x20)
-            return bad(s, f->name, "contains a control character");
+        if ((unsigned char)tmp[i] < 0x20) return bad(s, f->name, "contains a control character");
     if (f->kind == ID && !q_id_valid(tmp, len))
-        return bad(s, f->name, "must be 1 to %d printable ASCII characters without space, quote, backslash or brace", Q_ID_MAX);
+        return bad(
+            s, f->name,
+            "must be 1 to %d printable ASCII characters without space, quote, backslash or brace",
+            Q_ID_MAX);
     s->text[f - fields] = *v;
     return true;
 }
 
-static bool take_after_id(void *ctx, const struct q__json_value *key, const struct q__json_value *v) {
+static bool take_after_id(void *ctx, const struct q__json_value *key,
+                          const struct q__json_value *v) {
     struct parse *s = ctx;
     char tmp[Q_ID_MAX * 6];
     (void)key;
     if (s->p->job.n_after == Q_AFTER_MAX)
         return bad(s, "after", "has more than %d ids", Q_AFTER_MAX);
-    if (v->type != Q__JSON_STRING || v->span.len > sizeof tmp || !q_id_valid(tmp, q__json_unescape(v, tmp)))
+    if (v->type != Q__JSON_STRING || v->span.len > sizeof tmp ||
+        !q_id_valid(tmp, q__json_unescape(v, tmp)))
         return bad(s, "after", "must be an array of job ids");
     s->after[s->p->job.n_after++] = *v;
     return true;
@@ -250,7 +247,8 @@ static bool take_span(struct parse *s, const struct field *f, const struct q__js
         span->len += 2;
     }
     if (f->limit && span->len > (size_t)f->limit)
-        return bad(s, f->name, "has %zu bytes, at most %lld are allowed", span->len, (long long)f->limit);
+        return bad(s, f->name, "has %zu bytes, at most %lld are allowed", span->len,
+                   (long long)f->limit);
     return true;
 }
 
@@ -258,14 +256,18 @@ static bool take_value(struct parse *s, const struct field *f, const struct q__j
     int64_t n;
     switch (f->kind) {
     case TEXT:
-    case ID: return take_text(s, f, v);
+    case ID:
+        return take_text(s, f, v);
     case INT:
     case LONG:
     case DELAY:
-    case REAL: return take_number(s, f, v);
+    case REAL:
+        return take_number(s, f, v);
     case RAW:
-    case REF: return take_span(s, f, v);
-    case RETRY: return take_retry(s, v);
+    case REF:
+        return take_span(s, f, v);
+    case RETRY:
+        return take_retry(s, v);
     case FLAG:
         if (v->type != Q__JSON_TRUE && v->type != Q__JSON_FALSE)
             return bad(s, f->name, "is %s, must be true or false", q__json_type_name(v->type));
@@ -273,11 +275,13 @@ static bool take_value(struct parse *s, const struct field *f, const struct q__j
         return true;
     case AFTER:
         if (v->type != Q__JSON_ARRAY)
-            return bad(s, "after", "is %s, must be an array of job ids", q__json_type_name(v->type));
+            return bad(s, "after", "is %s, must be an array of job ids",
+                       q__json_type_name(v->type));
         return q__json_array(v->span.ptr, v->span.len, 1, take_after_id, s, s->err) == Q_OK;
     case VERSION:
         if (!q__json_int(v, &n) || n != 1)
-            return bad(s, "v", "is %.*s; this worker speaks protocol version 1", (int)(v->span.len > 20 ? 20 : v->span.len), v->span.ptr);
+            return bad(s, "v", "is %.*s; this worker speaks protocol version 1",
+                       (int)(v->span.len > 20 ? 20 : v->span.len), v->span.ptr);
         return true;
     }
     return true;
@@ -286,19 +290,18 @@ static bool take_value(struct parse *s, const struct field *f, const struct q__j
 static bool take_member(void *ctx, const struct q__json_value *key, const struct q__json_value *v) {
     struct parse *s = ctx;
     for (size_t i = 0; i < Q__COUNT(fields); i++) {
-        if (!q__json_key_is(key, fields[i].name))
-            continue;
-        if (s->seen & 1u << i)
-            return bad(s, fields[i].name, "is given twice");
+        if (!q__json_key_is(key, fields[i].name)) continue;
+        if (s->seen & 1u << i) return bad(s, fields[i].name, "is given twice");
         s->seen |= 1u << i;
-        if (v->type == Q__JSON_NULL && fields[i].kind != RAW)
-            return true; /* null: as if absent */
+        if (v->type == Q__JSON_NULL && fields[i].kind != RAW) return true; /* null: as if absent */
         return take_value(s, &fields[i], v);
     }
     return true;
 }
 
-static bool may_skim(const struct q__json_value *key) { return q__json_key_is(key, "input"); }
+static bool may_skim(const struct q__json_value *key) {
+    return q__json_key_is(key, "input");
+}
 
 enum { SKIM_ABOVE = 64 * 1024 };
 
@@ -306,15 +309,14 @@ enum { SKIM_ABOVE = 64 * 1024 };
 
 /* One allocation for the struct and its strings; the scratch copy's members move into it. */
 static struct q_job *assemble(struct parse *s, const char *queue) {
-    size_t bytes = sizeof(struct q_job_priv) + Q_AFTER_MAX * sizeof(char *) * (s->p->job.n_after > 0);
+    size_t bytes =
+        sizeof(struct q_job_priv) + Q_AFTER_MAX * sizeof(char *) * (s->p->job.n_after > 0);
     size_t text = strlen(queue) + 1 + Q_ID_MAX + 1;
     for (size_t i = 0; i < Q__COUNT(fields); i++)
         text += s->text[i].span.ptr ? s->text[i].span.len + 1 : 0;
-    for (uint32_t i = 0; i < s->p->job.n_after; i++)
-        text += s->after[i].span.len + 1;
+    for (uint32_t i = 0; i < s->p->job.n_after; i++) text += s->after[i].span.len + 1;
     char *block = malloc(bytes + text);
-    if (!block)
-        return NULL;
+    if (!block) return NULL;
     struct q_job_priv *p = (struct q_job_priv *)(void *)block;
     *p = *s->p;
     struct q_job *job = &p->job;
@@ -326,10 +328,10 @@ static struct q_job *assemble(struct parse *s, const char *queue) {
     job->id = pool; /* room for one made later */
     pool[0] = 0;
     pool += Q_ID_MAX + 1;
-    job->op = job->model = job->tenant = job->encoding = job->traceparent = job->unique = job->reply_to = "";
+    job->op = job->model = job->tenant = job->encoding = job->traceparent = job->unique =
+        job->reply_to = "";
     for (size_t i = 0; i < Q__COUNT(fields); i++) {
-        if (!s->text[i].span.ptr)
-            continue;
+        if (!s->text[i].span.ptr) continue;
         size_t n = q__json_unescape(&s->text[i], pool);
         pool[n] = 0;
         *(const char **)(void *)((char *)job + fields[i].at) = pool;
@@ -349,17 +351,19 @@ static struct q_job *assemble(struct parse *s, const char *queue) {
 static enum q_status check(struct parse *s, const char *queue, struct q_job *job) {
     char prefix[Q_QUEUE_NAME_MAX + 24];
     size_t len = q_key(prefix, sizeof prefix, queue, "rep:");
-    if (job->op[0] == 0)
-        return q__error(s->err, Q_BAD_JOB, "field \"op\" is missing");
+    if (job->op[0] == 0) return q__error(s->err, Q_BAD_JOB, "field \"op\" is missing");
     if (job->reply_to[0] && (len == 0 || strncmp(job->reply_to, prefix, len) != 0))
-        return q__error(s->err, Q_BAD_JOB, "field \"reply_to\" is \"%.60s\", must begin with \"%s\"", job->reply_to, prefix);
+        return q__error(s->err, Q_BAD_JOB,
+                        "field \"reply_to\" is \"%.60s\", must begin with \"%s\"", job->reply_to,
+                        prefix);
     if (job->encoding[0] && strcmp(job->encoding, "json") != 0 && strcmp(job->encoding, "b64") != 0)
-        return q__error(s->err, Q_BAD_JOB, "field \"encoding\" is \"%s\", must be json or b64", job->encoding);
+        return q__error(s->err, Q_BAD_JOB, "field \"encoding\" is \"%s\", must be json or b64",
+                        job->encoding);
     return Q_OK;
 }
 
-enum q_status q__job_parse(struct q_job **out, const char *queue, char *entry, size_t len, size_t max,
-                           enum q_code *code, struct q_error *err) {
+enum q_status q__job_parse(struct q_job **out, const char *queue, char *entry, size_t len,
+                           size_t max, enum q_code *code, struct q_error *err) {
     struct q_job_priv scratch = {.entry = entry};
     struct parse s = {.p = &scratch, .err = err};
     struct q_job *job = &scratch.job;
@@ -371,18 +375,19 @@ enum q_status q__job_parse(struct q_job **out, const char *queue, char *entry, s
     job->retry_cap_ms = 300000;
     job->ttl_ms = UINT32_MAX; /* not said */
     if (header == SIZE_MAX)
-        header = 0, status = q__error(err, Q_BAD_JOB, "the entry starts with ~ but has no valid header");
+        header = 0,
+        status = q__error(err, Q_BAD_JOB, "the entry starts with ~ but has no valid header");
     job->raw = entry + header;
     job->raw_len = len - header;
     if (status == Q_OK && len > max) {
         *code = Q_CODE_too_large;
-        status = q__error(err, Q_BAD_JOB, "the entry has %zu bytes, at most %zu are allowed", len, max);
+        status =
+            q__error(err, Q_BAD_JOB, "the entry has %zu bytes, at most %zu are allowed", len, max);
     }
     if (status == Q_OK) {
-        status = q__json_object(job->raw, job->raw_len, Q_DEPTH_MAX, job->raw_len > SKIM_ABOVE ? may_skim : NULL,
-                                take_member, &s, err);
-        if (status == Q_BAD_JOB)
-            *code = Q_CODE_bad_job;
+        status = q__json_object(job->raw, job->raw_len, Q_DEPTH_MAX,
+                                job->raw_len > SKIM_ABOVE ? may_skim : NULL, take_member, &s, err);
+        if (status == Q_BAD_JOB) *code = Q_CODE_bad_job;
     }
     int64_t said_ms = job->queued_ms;
     job = assemble(&s, queue);
@@ -405,22 +410,19 @@ enum q_status q__job_parse(struct q_job **out, const char *queue, char *entry, s
 }
 
 void q__job_free(struct q_job *job) {
-    if (!job)
-        return;
+    if (!job) return;
     free(job->priv->entry);
     free(job->priv->progress);
     free(job->priv);
 }
 
-enum q_status q_job_parse(struct q_job **job, const char *queue, const char *entry, size_t len, enum q_code *code,
-                          struct q_error *err) {
+enum q_status q_job_parse(struct q_job **job, const char *queue, const char *entry, size_t len,
+                          enum q_code *code, struct q_error *err) {
     char *copy = malloc(len + 1);
     *job = NULL;
     *code = Q_CODE_internal;
-    if (!copy)
-        return q__error(err, Q_NO_MEMORY, "no memory for an entry of %zu bytes", len);
-    if (len)
-        memcpy(copy, entry, len);
+    if (!copy) return q__error(err, Q_NO_MEMORY, "no memory for an entry of %zu bytes", len);
+    if (len) memcpy(copy, entry, len);
     copy[len] = 0;
     enum q_status s = q__job_parse(job, queue, copy, len, SIZE_MAX, code, err);
     if (s != Q_OK) {

@@ -7,8 +7,8 @@
 struct q__queue;
 
 /* The header of an entry that a script wrote: ~1,<attempt>,<crashes>,<queued_ms>,<flags>~{json}.
- * Flags: h or l (its inbox; none: the normal one), d (its delay is served), t<k> (ticket k of a bulk
- * job). Entries of producers have none. */
+ * Flags: h or l (its inbox; none: the normal one), d (its delay is served), t<k> (ticket k of a
+ * bulk job). Entries of producers have none. */
 struct q__header {
     uint32_t attempt, crashes; /* failed runs so far; workers that died with it */
     int64_t queued_ms;
@@ -33,53 +33,53 @@ enum q__hold {
 struct q__item {
     struct q__item *next;
     struct q_job *job;
-    char verb;           /* of turn.lua */
-    bool again;          /* was in a call whose reply never came */
+    char verb;  /* of turn.lua */
+    bool again; /* was in a call whose reply never came */
     char *envelope;
     size_t envelope_len;
-    const char *state;   /* envelope's state; for d: delayed, retrying, waiting */
+    const char *state; /* envelope's state; for d: delayed, retrying, waiting */
     int64_t due_ms;
 };
 
 struct q_job_priv {
     struct q_job job;
-    struct q__item item;          /* its way into Redis, once it is finished */
-    struct q__queue *queue;       /* NULL: from q_job_parse */
+    struct q__item item;            /* its way into Redis, once it is finished */
+    struct q__queue *queue;         /* NULL: from q_job_parse */
     struct q_job_priv *prev, *next; /* in the queue's list */
-    char *entry;                  /* what Redis gave, from malloc */
+    char *entry;                    /* what Redis gave, from malloc */
     struct q__header header;
     int64_t delay_ms;
     enum q__hold hold;
-    bool has_id;                  /* the producer's own, not made here */
-    bool parsed;                  /* false: only id, token and error are good */
-    bool cx_seen;                 /* stands in T:cx: take it out with the commit */
-    uint64_t delivered_us;        /* monotonic, for run_ms */
+    bool has_id;           /* the producer's own, not made here */
+    bool parsed;           /* false: only id, token and error are good */
+    bool cx_seen;          /* stands in T:cx: take it out with the commit */
+    uint64_t delivered_us; /* monotonic, for run_ms */
     int64_t started_ms;
-    uint64_t progress_at_ms;      /* monotonic: when the last progress went out */
-    char *progress;               /* waiting to go out */
+    uint64_t progress_at_ms; /* monotonic: when the last progress went out */
+    char *progress;          /* waiting to go out */
     bool progress_queued;
 };
 
-/* Parses an entry; takes it over in every case. The job always comes back, even when it is bad (then
- * with id "" or the one found, code and err set, Q_BAD_JOB returned), so that it can be buried;
- * NULL only when memory is out. max: bytes of entry allowed. */
-enum q_status q__job_parse(struct q_job **job, const char *queue, char *entry, size_t len, size_t max,
-                           enum q_code *code, struct q_error *err);
+/* Parses an entry; takes it over in every case. The job always comes back, even when it is bad
+ * (then with id "" or the one found, code and err set, Q_BAD_JOB returned), so that it can be
+ * buried; NULL only when memory is out. max: bytes of entry allowed. */
+enum q_status q__job_parse(struct q_job **job, const char *queue, char *entry, size_t len,
+                           size_t max, enum q_code *code, struct q_error *err);
 void q__job_free(struct q_job *job);
 
 /* --- envelope.c */
 struct q__envelope {
     const struct q_job *job;
-    const char *state;            /* done failed cancelled expired dead */
+    const char *state; /* done failed cancelled expired dead */
     const char *worker;
     int64_t ended_ms;
-    double run_ms;                /* < 0: it never ran */
-    uint32_t attempts;            /* runs that ended badly or well, this one included; 0: none */
+    double run_ms;     /* < 0: it never ran */
+    uint32_t attempts; /* runs that ended badly or well, this one included; 0: none */
     uint32_t batch;
     const char *version, *manifest, *ref;
-    const char *result;           /* JSON; NULL: null (done) or left out */
+    const char *result; /* JSON; NULL: null (done) or left out */
     size_t result_len;
-    enum q_code code;             /* Q_CODE_N: no error */
+    enum q_code code; /* Q_CODE_N: no error */
     const char *message;
     bool retryable;
 };

@@ -23,17 +23,18 @@ struct q__json_value {
 
 /* Called for each member of the object (key: a STRING value) or element of the array (key NULL), in
  * order. Returns false to stop; the walk then reports what the callback put into err. */
-typedef bool q__json_fn(void *ctx, const struct q__json_value *key, const struct q__json_value *value);
+typedef bool q__json_fn(void *ctx, const struct q__json_value *key,
+                        const struct q__json_value *value);
 /* Says of a key whether its value may be skimmed only. NULL: none. */
 typedef bool q__json_skim_fn(const struct q__json_value *key);
 
 /* Walks the members of the one object that text is. Q_BAD_JOB with err: not JSON (err says why and
  * at which byte), or stopped by fn. depth_max counts the outer object as 1. */
-enum q_status q__json_object(const char *text, size_t len, unsigned depth_max, q__json_skim_fn *skim,
-                             q__json_fn *fn, void *ctx, struct q_error *err);
+enum q_status q__json_object(const char *text, size_t len, unsigned depth_max,
+                             q__json_skim_fn *skim, q__json_fn *fn, void *ctx, struct q_error *err);
 /* The same for the elements of an array. */
-enum q_status q__json_array(const char *text, size_t len, unsigned depth_max, q__json_fn *fn, void *ctx,
-                            struct q_error *err);
+enum q_status q__json_array(const char *text, size_t len, unsigned depth_max, q__json_fn *fn,
+                            void *ctx, struct q_error *err);
 
 /* Bytes of the string when decoded; dst (may be NULL) receives them, no NUL. Never more than
  * span.len. A \u0000 decodes to a NUL byte. */

@@ -1,5 +1,5 @@
-/* lease.h: the worker's insides, shared by worker.c, turn.c, admit.c, park.c, finish.c, bulk.c, orders.c
- * (all on the caller's loop) and beat.c, reap.c (on the heartbeat's).
+/* lease.h: the worker's insides, shared by worker.c, turn.c, admit.c, park.c, finish.c, bulk.c,
+ * orders.c (all on the caller's loop) and beat.c, reap.c (on the heartbeat's).
  *
  * Who writes what: a job's `hold` is written by admit.c (ADMITTING, HELD), finish.c (ENDING) and
  * turn.c (gone). A queue's wid is written by worker.c alone. What the two threads share is
@@ -26,52 +26,52 @@ struct q__queue {
     unsigned index;
     char name[Q_QUEUE_NAME_MAX + 1];
     uint32_t weight, cap;
-    int64_t credit;                /* of the weighted round robin between queues */
+    int64_t credit; /* of the weighted round robin between queues */
     char wid[Q_WID_MAX + 1];
-    unsigned wid_n;                /* how many wids it had */
+    unsigned wid_n; /* how many wids it had */
     bool enrolled, enrolling, paused;
-    struct q_job_priv *jobs;       /* all that this worker owns here */
+    struct q_job_priv *jobs; /* all that this worker owns here */
     uint32_t n_jobs, n_held;
     struct q__item *pending, **pending_end;
     uint32_t n_pending;
-    unsigned turns;                /* in flight */
-    uint32_t asked;                /* jobs asked for in them, or being admitted */
-    bool maybe_more;               /* worth asking: the last answer was full, or something woke us */
-    bool land_dirty;               /* something may lie in the landing lists */
-    bool full;                     /* Redis refused BLMOVE: poll instead */
-    uint64_t not_before_ms;        /* after an error: no turn before */
-    int64_t due_ms;                /* the next delayed one, -1 none */
+    unsigned turns;         /* in flight */
+    uint32_t asked;         /* jobs asked for in them, or being admitted */
+    bool maybe_more;        /* worth asking: the last answer was full, or something woke us */
+    bool land_dirty;        /* something may lie in the landing lists */
+    bool full;              /* Redis refused BLMOVE: poll instead */
+    uint64_t not_before_ms; /* after an error: no turn before */
+    int64_t due_ms;         /* the next delayed one, -1 none */
     uint64_t cancel_look_ms;
-    uint32_t weight_in[3];         /* hi, in, lo */
+    uint32_t weight_in[3]; /* hi, in, lo */
     int32_t inbox_credit[3];
-    unsigned mismatches;           /* beats in a row that found another count than ours */
+    unsigned mismatches; /* beats in a row that found another count than ours */
     bool reconciling;
     struct q__park park[3];
 };
 
 /* What the loop tells the heartbeat and hears from it. */
 struct q__pulse_queue {
-    char wid[Q_WID_MAX + 1];       /* "" none */
+    char wid[Q_WID_MAX + 1]; /* "" none */
     /* from the heartbeat */
     bool news, fenced;
-    char beaten[Q_WID_MAX + 1];    /* the wid that the news is about */
+    char beaten[Q_WID_MAX + 1]; /* the wid that the news is about */
     int64_t n_owned, n_cancels;
     bool paused;
-    uint32_t weights[3];           /* 0: not set */
+    uint32_t weights[3]; /* 0: not set */
     char **orders;
     size_t n_orders;
 };
 struct q__pulse {
     pthread_mutex_t lock;
     struct q__pulse_queue queue[Q_QUEUES_MAX];
-    char clients[160];             /* client ids of the loop's connections, space-separated */
-    char *card;                    /* JSON, NULL none */
+    char clients[160]; /* client ids of the loop's connections, space-separated */
+    char *card;        /* JSON, NULL none */
     bool stop;
-    char *log[8];                  /* lines for on.log */
+    char *log[8]; /* lines for on.log */
     int log_level[8];
     unsigned n_log;
     uint64_t recovered;
-    bool poll;                     /* something was recovered: ask at once */
+    bool poll; /* something was recovered: ask at once */
 };
 
 struct q__beat; /* beat.c */
@@ -93,18 +93,18 @@ struct q_worker {
     uv_async_t async;
     char replid[48];
     unsigned setup_left;
-    bool refused;                  /* this Redis will not do (eviction) */
+    bool refused; /* this Redis will not do (eviction) */
     struct q__args args;
     struct q_worker_stats stats;
-    struct q__admission *stalled;  /* admissions cut off by a lost connection */
+    struct q__admission *stalled; /* admissions cut off by a lost connection */
     uint64_t polled_ms;
     int64_t started_ms;
     /* the heartbeat */
     struct q__pulse pulse;
     struct q__beat *beat;
-    _Atomic int64_t clock_offset_ms;  /* Redis' clock minus our monotonic one */
+    _Atomic int64_t clock_offset_ms; /* Redis' clock minus our monotonic one */
     _Atomic bool clock_known;
-    _Atomic uint64_t good_beat_ms;    /* monotonic: the last beat that Redis took */
+    _Atomic uint64_t good_beat_ms; /* monotonic: the last beat that Redis took */
     _Atomic uint32_t round_trip_us;
     _Atomic uint64_t beats;
     /* the end */
@@ -114,24 +114,25 @@ struct q_worker {
 };
 
 /* --- worker.c */
-uint64_t q__worker_ms(const struct q_worker *w);       /* monotonic, replaceable */
-void q__worker_log(struct q_worker *w, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
-uint32_t q__worker_room(const struct q_worker *w);     /* wanted and not yet asked for */
-uint32_t q__queue_room(const struct q__queue *q);      /* the same within the queue's cap */
+uint64_t q__worker_ms(const struct q_worker *w); /* monotonic, replaceable */
+void q__worker_log(struct q_worker *w, int level, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+uint32_t q__worker_room(const struct q_worker *w); /* wanted and not yet asked for */
+uint32_t q__queue_room(const struct q__queue *q);  /* the same within the queue's cap */
 void q__queue_fenced(struct q__queue *q, const char *why);
 void q__worker_check_drained(struct q_worker *w);
 struct q__queue *q__worker_queue(struct q_worker *w, const char *name);
 void q__job_link(struct q__queue *q, struct q_job *job);
-void q__job_unlink(struct q_job *job);                 /* and out of the counts; does not free */
+void q__job_unlink(struct q_job *job); /* and out of the counts; does not free */
 
 /* Something of w's will call back after a uv_close: w outlives it. */
 void q__worker_keep(struct q_worker *w);
 void q__worker_release(struct q_worker *w);
 
 /* --- turn.c */
-void q__turn_all(struct q_worker *w);                  /* at the end of each loop iteration */
-void q__turn_push(struct q__queue *q, struct q_job *job, char verb, const char *state, char *envelope,
-                  size_t envelope_len, int64_t due_ms);
+void q__turn_all(struct q_worker *w); /* at the end of each loop iteration */
+void q__turn_push(struct q__queue *q, struct q_job *job, char verb, const char *state,
+                  char *envelope, size_t envelope_len, int64_t due_ms);
 void q__turn_claimed(struct q__queue *q, redisReply *entries, uint64_t first_token, bool cancels);
 void q__turn_reconcile(struct q__queue *q);
 
@@ -140,20 +141,21 @@ struct q__admission {
     struct q__admission *next;
     struct q__queue *queue;
     size_t n;
-    bool all;                      /* ask everything, not only whether ids are final */
+    bool all; /* ask everything, not only whether ids are final */
     struct q_job *job[Q_BATCH_MAX];
 };
 void q__admit(struct q__queue *q, struct q_job **jobs, size_t n, bool cancels);
 void q__admit_stalled(struct q_worker *w);
-void q__admit_drop(struct q_worker *w);                /* at close: forget the stalled ones */
+void q__admit_drop(struct q_worker *w); /* at close: forget the stalled ones */
 void q__cancel_look(struct q__queue *q, int64_t n_cancels);
 
 /* --- park.c */
 void q__park_all(struct q_worker *w);
 
 /* --- finish.c */
-void q__finish_end(struct q_job *job, const char *state, enum q_code code, const char *message, bool retryable,
-                   bool bury, bool ran, const char *result, size_t result_len, const struct q_made *made);
+void q__finish_end(struct q_job *job, const char *state, enum q_code code, const char *message,
+                   bool retryable, bool bury, bool ran, const char *result, size_t result_len,
+                   const struct q_made *made);
 void q__finish_delay(struct q_job *job, const char *state, int64_t due_ms);
 void q__progress_tick(struct q_worker *w);
 void q__progress_running(struct q_job *job);
@@ -163,8 +165,8 @@ void q__order(struct q__queue *q, const char *text);
 
 /* --- beat.c */
 bool q__beat_start(struct q_worker *w, struct q_error *err);
-void q__beat_stop(struct q_worker *w);                 /* asks; the thread's end comes by w->async */
-bool q__beat_ended(struct q_worker *w);                /* joins if it has ended */
+void q__beat_stop(struct q_worker *w);  /* asks; the thread's end comes by w->async */
+bool q__beat_ended(struct q_worker *w); /* joins if it has ended */
 void q__beat_wake(struct q_worker *w);
 
 /* --- reap.c, on the heartbeat's thread */
@@ -172,7 +174,7 @@ struct q__peer {
     char wid[Q_WID_MAX + 1];
     int64_t counter;
     uint64_t since_ms, seen_ms;
-    bool asking;                   /* CLIENT LIST or reap is under way */
+    bool asking; /* CLIENT LIST or reap is under way */
 };
 struct q__reaper {
     struct q_worker *w;
@@ -180,18 +182,19 @@ struct q__reaper {
     char queue[Q_QUEUE_NAME_MAX + 1];
     struct q__peer *peer;
     size_t n_peers, cap_peers;
-    uint64_t connected_ms;         /* no verdict on what was seen before */
-    uint64_t trust_ms;             /* the shortcut over connections counts from then on */
+    uint64_t connected_ms; /* no verdict on what was seen before */
+    uint64_t trust_ms;     /* the shortcut over connections counts from then on */
     uint64_t swept_ms;
     bool no_client_list;
     struct q__args args;
-    void (*recovered)(void *ctx, const char *queue, const char *wid, int64_t moved, const char *how);
+    void (*recovered)(void *ctx, const char *queue, const char *wid, int64_t moved,
+                      const char *how);
     void *ctx;
 };
 /* Pure: may the peer be taken for dead? For tests. */
 enum q__verdict { Q__ALIVE, Q__SUSPECT, Q__DEAD };
-enum q__verdict q__peer_judge(const struct q__peer *p, uint64_t now_ms, uint64_t connected_ms, uint32_t beat_ms,
-                              uint32_t lease_ms);
+enum q__verdict q__peer_judge(const struct q__peer *p, uint64_t now_ms, uint64_t connected_ms,
+                              uint32_t beat_ms, uint32_t lease_ms);
 void q__reaper_look(struct q__reaper *r, uint64_t now_ms, const char *own_wid);
 void q__reaper_finish(struct q__reaper *r);
 

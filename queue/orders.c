@@ -1,6 +1,7 @@
-/* orders.c: what clients ask with a plain LPUSH to T:ctlq (operators need no script rights for that):
- *   {"cmd":"cancel","id":"…"}  {"cmd":"retry","id":"…"}  {"cmd":"requeue","id":"…"}  {"cmd":"pause"}  {"cmd":"resume"}
- * Whichever worker's heartbeat comes first takes them. */
+/* orders.c: what clients ask with a plain LPUSH to T:ctlq (operators need no script rights for
+ * that):
+ *   {"cmd":"cancel","id":"…"}  {"cmd":"retry","id":"…"}  {"cmd":"requeue","id":"…"} {"cmd":"pause"}
+ * {"cmd":"resume"} Whichever worker's heartbeat comes first takes them. */
 #include "queue/json.h"
 #include "queue/lease.h"
 
@@ -13,11 +14,9 @@ struct order {
 static bool on_member(void *ctx, const struct q__json_value *key, const struct q__json_value *v) {
     struct order *o = ctx;
     bool cmd = q__json_key_is(key, "cmd"), id = q__json_key_is(key, "id");
-    if ((!cmd && !id) || v->type != Q__JSON_STRING)
-        return true;
+    if ((!cmd && !id) || v->type != Q__JSON_STRING) return true;
     size_t room = cmd ? sizeof o->cmd - 1 : sizeof o->id - 1;
-    if (v->span.len > room)
-        return false;
+    if (v->span.len > room) return false;
     char *dst = cmd ? o->cmd : o->id;
     dst[q__json_unescape(v, dst)] = 0;
     return true;
@@ -37,8 +36,7 @@ static void requeue(struct q__queue *q, const char *id) {
     static const char *const keys[] = {"del", "delb", "dead", "deadb", "in", "in:hi", "in:lo"};
     struct q__args *a = &q->w->args;
     q__args_reset(a);
-    for (size_t i = 0; i < Q__COUNT(keys); i++)
-        q__args_key(a, q->name, keys[i], NULL);
+    for (size_t i = 0; i < Q__COUNT(keys); i++) q__args_key(a, q->name, keys[i], NULL);
     q__args_key(a, q->name, "r:", id);
     q__args_key(a, q->name, "s:", id);
     q__args_key(a, q->name, "cx", NULL);
@@ -61,7 +59,8 @@ static void pause_queue(struct q__queue *q, bool paused) {
 void q__order(struct q__queue *q, const char *text) {
     struct order o = {0};
     bool ok = q__json_object(text, strlen(text), 4, NULL, on_member, &o, NULL) == Q_OK;
-    bool needs_id = strcmp(o.cmd, "cancel") == 0 || strcmp(o.cmd, "retry") == 0 || strcmp(o.cmd, "requeue") == 0;
+    bool needs_id = strcmp(o.cmd, "cancel") == 0 || strcmp(o.cmd, "retry") == 0 ||
+                    strcmp(o.cmd, "requeue") == 0;
     if (!ok || (needs_id && !q_id_valid(o.id, strlen(o.id))))
         q__worker_log(q->w, 4, "order refused queue=%s: not {\"cmd\":…,\"id\":…}", q->name);
     else if (strcmp(o.cmd, "cancel") == 0)
@@ -71,5 +70,8 @@ void q__order(struct q__queue *q, const char *text) {
     else if (strcmp(o.cmd, "pause") == 0 || strcmp(o.cmd, "resume") == 0)
         pause_queue(q, o.cmd[0] == 'p');
     else
-        q__worker_log(q->w, 4, "order refused queue=%s cmd=%s: expected cancel, retry, requeue, pause or resume", q->name, o.cmd);
+        q__worker_log(
+            q->w, 4,
+            "order refused queue=%s cmd=%s: expected cancel, retry, requeue, pause or resume",
+            q->name, o.cmd);
 }

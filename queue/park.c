@@ -1,12 +1,14 @@
-/* park.c: blocking reads while there is nothing to do: a job pushed to an idle worker starts at once.
+/* park.c: blocking reads while there is nothing to do: a job pushed to an idle worker starts at
+ * once.
  *
- * Each inbox has its own connection, because BLMOVE waits on one list. The element lands in a list of
- * this worker's, not in this process: so it survives us, and the next turn takes it from there (or, if
- * there is no room any more, puts it back where it came from). Connections are opened when first
- * needed; BLMOVE ends by itself after Q__PARK_MS, and 3 s after that the connection is closed hard.
+ * Each inbox has its own connection, because BLMOVE waits on one list. The element lands in a list
+ * of this worker's, not in this process: so it survives us, and the next turn takes it from there
+ * (or, if there is no room any more, puts it back where it came from). Connections are opened when
+ * first needed; BLMOVE ends by itself after Q__PARK_MS, and 3 s after that the connection is closed
+ * hard.
  *
- * On a full Redis BLMOVE is refused (it may need memory): then turns poll instead, which do not need
- * any. Thread: the loop's. */
+ * On a full Redis BLMOVE is refused (it may need memory): then turns poll instead, which do not
+ * need any. Thread: the loop's. */
 #include "queue/lease.h"
 
 #include <string.h>
@@ -33,8 +35,7 @@ static void on_moved(void *ctx, redisReply *r, const struct q_error *err) {
     struct q__queue *q = park->queue;
     park->parked = false;
     q->land_dirty = true; /* also where the reply was lost: it may have landed */
-    if (!r)
-        return;
+    if (!r) return;
     if (err->code == Q_FULL) {
         q->full = true;
         q->not_before_ms = q__worker_ms(q->w) + 20;
@@ -67,25 +68,29 @@ static void block(struct q__park *park) {
     memcpy(land, land_names[park->inbox], n);
     strcpy(land + n, q->wid);
     const char *argv[] = {"BLMOVE", from, to, "RIGHT", "LEFT", "4"};
-    size_t len[] = {6, q_key(from, sizeof from, q->name, inbox_names[park->inbox]), q_key(to, sizeof to, q->name, land), 5, 4, 1};
+    size_t len[] = {6,
+                    q_key(from, sizeof from, q->name, inbox_names[park->inbox]),
+                    q_key(to, sizeof to, q->name, land),
+                    5,
+                    4,
+                    1};
     _Static_assert(Q__PARK_MS == 4000, "the timeout above is in seconds");
-    park->parked = q__conn_send(park->conn, Q__COUNT(argv), argv, len, Q__PARK_MS + 3000, on_moved, park);
+    park->parked =
+        q__conn_send(park->conn, Q__COUNT(argv), argv, len, Q__PARK_MS + 3000, on_moved, park);
 }
 
 /* Idle: enrolled, with room, nothing under way and no reason to think that work waits. */
 static bool idle(const struct q__queue *q) {
     const struct q_worker *w = q->w;
-    return q->enrolled && !q->paused && !w->draining && !w->held && !q->maybe_more && !q->land_dirty && q->turns == 0 &&
-           q__queue_room(q) > 0;
+    return q->enrolled && !q->paused && !w->draining && !w->held && !q->maybe_more &&
+           !q->land_dirty && q->turns == 0 && q__queue_room(q) > 0;
 }
 
 void q__park_all(struct q_worker *w) {
     for (size_t i = 0; i < w->n_queues; i++) {
         struct q__queue *q = &w->queue[i];
-        if (!idle(q))
-            continue;
+        if (!idle(q)) continue;
         for (int k = 0; k < 3; k++)
-            if (open_park(&q->park[k]) && !q->park[k].parked)
-                block(&q->park[k]);
+            if (open_park(&q->park[k]) && !q->park[k].parked) block(&q->park[k]);
     }
 }

@@ -1,19 +1,20 @@
 /* reap.c: every worker watches the others and takes over from the dead.
  *
- * A beat is a counter in T:hb; its owner counts it up, the watchers look at it on their own monotonic
- * clock. Nobody's wall clock takes part. A counter that stands still for a lease means dead. One that
- * stands still for a good beat may mean dead: then the server is asked whether any connection of that
- * worker is left (CLIENT LIST ID over the ids on its card). None: dead, found in little over a beat.
- * After a start of the server nobody's connections are there, so that shortcut waits until the server
- * has been up for a while; where an ACL refuses the command, only the lease counts.
+ * A beat is a counter in T:hb; its owner counts it up, the watchers look at it on their own
+ * monotonic clock. Nobody's wall clock takes part. A counter that stands still for a lease means
+ * dead. One that stands still for a good beat may mean dead: then the server is asked whether any
+ * connection of that worker is left (CLIENT LIST ID over the ids on its card). None: dead, found in
+ * little over a beat. After a start of the server nobody's connections are there, so that shortcut
+ * waits until the server has been up for a while; where an ACL refuses the command, only the lease
+ * counts.
  *
  * Judging and taking are two steps apart in time, so taking is a compare-and-swap on the counter
- * (reap.lua): whoever beats in between keeps its work. A wid that was taken out stays in T:gone for ten
- * minutes and is looked at again: a blocking read of a machine that vanished may land a job there
- * seconds later.
+ * (reap.lua): whoever beats in between keeps its work. A wid that was taken out stays in T:gone for
+ * ten minutes and is looked at again: a blocking read of a machine that vanished may land a job
+ * there seconds later.
  *
- * Up to 64 random workers are looked at a time, so that a thousand workers do not ask each about all.
- * Thread: the heartbeat's. */
+ * Up to 64 random workers are looked at a time, so that a thousand workers do not ask each about
+ * all. Thread: the heartbeat's. */
 #include "queue/lease.h"
 
 #include <stdio.h>
@@ -22,12 +23,11 @@
 
 enum { LOOK_AT = 64, REAP_AT_ONCE = 100, SWEEP_MS = 10000, GONE_MS = 600000 };
 
-enum q__verdict q__peer_judge(const struct q__peer *p, uint64_t now_ms, uint64_t connected_ms, uint32_t beat_ms,
-                              uint32_t lease_ms) {
+enum q__verdict q__peer_judge(const struct q__peer *p, uint64_t now_ms, uint64_t connected_ms,
+                              uint32_t beat_ms, uint32_t lease_ms) {
     uint64_t since = p->since_ms > connected_ms ? p->since_ms : connected_ms;
     uint64_t still = now_ms > since ? now_ms - since : 0;
-    if (still >= lease_ms)
-        return Q__DEAD;
+    if (still >= lease_ms) return Q__DEAD;
     return still >= beat_ms + beat_ms / 10 ? Q__SUSPECT : Q__ALIVE;
 }
 
@@ -41,21 +41,18 @@ struct question {
 
 static struct q__peer *find(struct q__reaper *r, const char *wid) {
     for (size_t i = 0; i < r->n_peers; i++)
-        if (strcmp(r->peer[i].wid, wid) == 0)
-            return &r->peer[i];
+        if (strcmp(r->peer[i].wid, wid) == 0) return &r->peer[i];
     return NULL;
 }
 
 static void forget(struct q__reaper *r, const char *wid) {
     struct q__peer *p = find(r, wid);
-    if (p)
-        *p = r->peer[--r->n_peers];
+    if (p) *p = r->peer[--r->n_peers];
 }
 
 static void release(struct question *ask) {
     struct q__peer *p = find(ask->reaper, ask->wid);
-    if (p)
-        p->asking = false;
+    if (p) p->asking = false;
     free(ask);
 }
 
@@ -81,8 +78,7 @@ static void on_reaped(void *ctx, redisReply *r, const struct q_error *err) {
     }
     ask->moved += moved;
     ask->counter[0] = 0; /* it is out of hb now; the rest needs no comparison */
-    if (left > 0 && reap(ask))
-        return;
+    if (left > 0 && reap(ask)) return;
     if (!ask->gone_ms || ask->moved)
         reaper->recovered(reaper->ctx, reaper->queue, ask->wid, ask->moved, ask->how);
     else if (q_worker_now_ms(reaper->w) - ask->gone_ms > GONE_MS)
@@ -93,15 +89,15 @@ static void on_reaped(void *ctx, redisReply *r, const struct q_error *err) {
 
 static bool reap(struct question *ask) {
     struct q__reaper *r = ask->reaper;
-    static const char *const lands[] = {"land:", "landh:", "landl:"}, *const lists[] = {"in", "in:hi", "in:lo", "redo"};
+    static const char *const lands[] = {"land:", "landh:", "landl:"}, *const lists[] = {
+                                                                          "in", "in:hi", "in:lo",
+                                                                          "redo"};
     struct q__args *a = &r->args;
     q__args_reset(a);
     q__args_key(a, r->queue, "hb", NULL);
     q__args_key(a, r->queue, "a:", ask->wid);
-    for (size_t i = 0; i < Q__COUNT(lands); i++)
-        q__args_key(a, r->queue, lands[i], ask->wid);
-    for (size_t i = 0; i < Q__COUNT(lists); i++)
-        q__args_key(a, r->queue, lists[i], NULL);
+    for (size_t i = 0; i < Q__COUNT(lands); i++) q__args_key(a, r->queue, lands[i], ask->wid);
+    for (size_t i = 0; i < Q__COUNT(lists); i++) q__args_key(a, r->queue, lists[i], NULL);
     q__args_key(a, r->queue, "w:", ask->wid);
     q__args_key(a, r->queue, "gone", NULL);
     q__args_key(a, r->queue, "cx", NULL);
@@ -119,8 +115,7 @@ static void on_clients(void *ctx, redisReply *r, const struct q_error *err) {
     if (r && err->code != Q_OK)
         ask->reaper->no_client_list = true; /* refused, or too old a server */
     bool none = r && err->code == Q_OK && q__reply_text(r) && !strstr(r->str, "id=");
-    if (!none || !reap(ask))
-        release(ask);
+    if (!none || !reap(ask)) release(ask);
 }
 
 static void on_card(void *ctx, redisReply *r, const struct q_error *err) {
@@ -152,15 +147,13 @@ static bool ask_card(struct question *ask) {
 
 static void question(struct q__reaper *r, struct q__peer *p, enum q__verdict verdict) {
     struct question *ask = calloc(1, sizeof *ask);
-    if (!ask)
-        return;
+    if (!ask) return;
     ask->reaper = r;
     ask->how = verdict == Q__DEAD ? "its lease ran out" : "none of its connections is left";
     snprintf(ask->wid, sizeof ask->wid, "%s", p->wid);
     snprintf(ask->counter, sizeof ask->counter, "%lld", (long long)p->counter);
     p->asking = verdict == Q__DEAD ? reap(ask) : ask_card(ask);
-    if (!p->asking)
-        free(ask);
+    if (!p->asking) free(ask);
 }
 
 /* --- looking */
@@ -172,13 +165,11 @@ struct looking {
 
 static struct q__peer *remember(struct q__reaper *r, const char *wid, uint64_t now_ms) {
     struct q__peer *p = find(r, wid);
-    if (p)
-        return p;
+    if (p) return p;
     if (r->n_peers == r->cap_peers) {
         size_t cap = r->cap_peers ? r->cap_peers * 2 : 16;
         void *peer = realloc(r->peer, cap * sizeof *r->peer);
-        if (!peer)
-            return NULL;
+        if (!peer) return NULL;
         r->peer = peer;
         r->cap_peers = cap;
     }
@@ -193,21 +184,23 @@ static void on_look(void *ctx, redisReply *r, const struct q_error *err) {
     struct q__reaper *reaper = look->reaper;
     uint64_t now = q__worker_ms(reaper->w);
     const struct q_worker_options *opt = &reaper->w->opt;
-    for (size_t i = 0; r && err->code == Q_OK && r->type == REDIS_REPLY_ARRAY && i + 1 < r->elements; i += 2) {
+    for (size_t i = 0;
+         r && err->code == Q_OK && r->type == REDIS_REPLY_ARRAY && i + 1 < r->elements; i += 2) {
         const redisReply *wid = r->element[i];
         if (!q__reply_text(wid) || wid->len > Q_WID_MAX || strcmp(wid->str, look->own) == 0)
             continue;
         struct q__peer *p = remember(reaper, wid->str, now);
-        if (!p)
-            break;
+        if (!p) break;
         int64_t counter = q__reply_int(r->element[i + 1], 0);
         if (counter != p->counter) {
             p->counter = counter;
             p->since_ms = now;
         }
         p->seen_ms = now;
-        enum q__verdict v = q__peer_judge(p, now, reaper->connected_ms, opt->beat_ms, opt->lease_ms);
-        if (!p->asking && (v == Q__DEAD || (v == Q__SUSPECT && !reaper->no_client_list && now >= reaper->trust_ms)))
+        enum q__verdict v =
+            q__peer_judge(p, now, reaper->connected_ms, opt->beat_ms, opt->lease_ms);
+        if (!p->asking && (v == Q__DEAD ||
+                           (v == Q__SUSPECT && !reaper->no_client_list && now >= reaper->trust_ms)))
             question(reaper, p, v);
     }
     for (size_t i = 0; i < reaper->n_peers;) { /* those that left in peace */
@@ -221,17 +214,17 @@ static void on_look(void *ctx, redisReply *r, const struct q_error *err) {
 
 static void on_gone(void *ctx, redisReply *r, const struct q_error *err) {
     struct q__reaper *reaper = ctx;
-    for (size_t i = 0; r && err->code == Q_OK && r->type == REDIS_REPLY_ARRAY && i + 1 < r->elements; i += 2) {
+    for (size_t i = 0;
+         r && err->code == Q_OK && r->type == REDIS_REPLY_ARRAY && i + 1 < r->elements; i += 2) {
         const redisReply *wid = r->element[i];
-        struct question *ask = q__reply_text(wid) && wid->len <= Q_WID_MAX ? calloc(1, sizeof *ask) : NULL;
-        if (!ask)
-            continue;
+        struct question *ask =
+            q__reply_text(wid) && wid->len <= Q_WID_MAX ? calloc(1, sizeof *ask) : NULL;
+        if (!ask) continue;
         ask->reaper = reaper;
         ask->how = "it landed after its worker had gone";
         strcpy(ask->wid, wid->str);
         ask->gone_ms = q__reply_int(r->element[i + 1], 0);
-        if (!reap(ask))
-            free(ask);
+        if (!reap(ask)) free(ask);
     }
 }
 
@@ -249,10 +242,8 @@ void q__reaper_look(struct q__reaper *r, uint64_t now_ms, const char *own_wid) {
     q__args_key(a, r->queue, "hb", NULL);
     q__args_int(a, LOOK_AT);
     q__args_text(a, "WITHVALUES");
-    if (!q__conn_args(r->conn, a, on_look, look))
-        free(look);
-    if (now_ms - r->swept_ms < SWEEP_MS)
-        return;
+    if (!q__conn_args(r->conn, a, on_look, look)) free(look);
+    if (now_ms - r->swept_ms < SWEEP_MS) return;
     r->swept_ms = now_ms;
     q__args_reset(a);
     q__args_text(a, "ZRANDMEMBER");

@@ -21,13 +21,15 @@ static void hash_all(void) {
     for (int i = 0; i < Q__SCRIPT_N; i++) {
         unsigned char md[EVP_MAX_MD_SIZE];
         unsigned n = 0;
-        q__assert(EVP_Digest(scripts[i].body, scripts[i].len, md, &n, EVP_sha1(), NULL) == 1 && n == 20);
-        for (unsigned k = 0; k < n; k++)
-            snprintf(shas[i] + 2 * k, 3, "%02x", md[k]);
+        q__assert(EVP_Digest(scripts[i].body, scripts[i].len, md, &n, EVP_sha1(), NULL) == 1 &&
+                  n == 20);
+        for (unsigned k = 0; k < n; k++) snprintf(shas[i] + 2 * k, 3, "%02x", md[k]);
     }
 }
 
-const char *q__script_name(enum q__script s) { return scripts[s].name; }
+const char *q__script_name(enum q__script s) {
+    return scripts[s].name;
+}
 
 const char *q__script_body(enum q__script s, size_t *len) {
     *len = scripts[s].len;

@@ -1,14 +1,15 @@
-/* turn.c: one turn of the crank: finished jobs go into Redis, the next ones come out, in one script call.
+/* turn.c: one turn of the crank: finished jobs go into Redis, the next ones come out, in one script
+ * call.
  *
  * At the end of each loop iteration every queue is asked whether a turn is worth it: something is
  * finished, something may have landed, or there is room and reason to think that work waits. Up to
- * Q_BATCH_MAX items and as many claims go in one call, and at most two calls of a queue are in flight:
- * while one is under way, what finishes gathers, so that batches grow with the load by themselves
- * and a single job still leaves at once.
+ * Q_BATCH_MAX items and as many claims go in one call, and at most two calls of a queue are in
+ * flight: while one is under way, what finishes gathers, so that batches grow with the load by
+ * themselves and a single job still leaves at once.
  *
- * A call whose reply never came may have happened. Its items go again: HDEL tells the difference, an
- * item that finds its token gone was committed by the first try or lost to another worker, and has no
- * effect in both cases. Claims of such a call are found by reconciliation.
+ * A call whose reply never came may have happened. Its items go again: HDEL tells the difference,
+ * an item that finds its token gone was committed by the first try or lost to another worker, and
+ * has no effect in both cases. Claims of such a call are found by reconciliation.
  *
  * Thread: the loop's. */
 #include "queue/lease.h"
@@ -26,13 +27,24 @@ struct turn {
 
 enum { TURN_BYTES = 32 << 20 }; /* of envelopes in one call */
 
-enum { WAIT = 1, REPLY = 2, STATUS = 4, UNIQUE = 8, BULK = 16, CANCEL = 32 }; /* flags of turn.lua */
+enum {
+    WAIT = 1,
+    REPLY = 2,
+    STATUS = 4,
+    UNIQUE = 8,
+    BULK = 16,
+    CANCEL = 32
+}; /* flags of turn.lua */
 
-void q__turn_push(struct q__queue *q, struct q_job *job, char verb, const char *state, char *envelope,
-                  size_t envelope_len, int64_t due_ms) {
+void q__turn_push(struct q__queue *q, struct q_job *job, char verb, const char *state,
+                  char *envelope, size_t envelope_len, int64_t due_ms) {
     struct q__item *item = &job->priv->item;
-    *item = (struct q__item){.job = job, .verb = verb, .state = state, .envelope = envelope,
-                             .envelope_len = envelope_len, .due_ms = due_ms};
+    *item = (struct q__item){.job = job,
+                             .verb = verb,
+                             .state = state,
+                             .envelope = envelope,
+                             .envelope_len = envelope_len,
+                             .due_ms = due_ms};
     job->priv->hold = Q__ENDING;
     *q->pending_end = item;
     q->pending_end = &item->next;
@@ -44,12 +56,10 @@ void q__turn_push(struct q__queue *q, struct q_job *job, char verb, const char *
 static unsigned item_flags(const struct q__item *item) {
     const struct q_job *job = item->job;
     unsigned ends = item->verb == 'c' || item->verb == 'x', flags = 0;
-    if (!ends && item->verb != 'r')
-        return job->status && item->verb == 'd' ? STATUS : 0;
+    if (!ends && item->verb != 'r') return job->status && item->verb == 'd' ? STATUS : 0;
     flags |= job->wait ? WAIT : 0;
     flags |= job->reply_to[0] ? REPLY : 0;
-    if (item->verb == 'r')
-        return flags;
+    if (item->verb == 'r') return flags;
     flags |= job->status || job->ticket >= 0 ? STATUS : 0;
     flags |= job->unique[0] ? UNIQUE : 0;
     flags |= job->ticket >= 0 ? BULK : 0;
@@ -66,14 +76,10 @@ static size_t item_keys(struct q__args *a, const struct q__item *item, unsigned 
     memcpy(bulk, job->id, id_len);
     if (item->verb == 'c' || item->verb == 'x' || item->verb == 'r')
         q__args_key(a, q, "r:", job->id);
-    if (flags & WAIT)
-        q__args_key(a, q, "n:", job->id);
-    if (flags & REPLY)
-        q__args_text(a, job->reply_to);
-    if (flags & STATUS)
-        q__args_key(a, q, "s:", job->id);
-    if (flags & UNIQUE)
-        q__args_key(a, q, "u:", job->unique);
+    if (flags & WAIT) q__args_key(a, q, "n:", job->id);
+    if (flags & REPLY) q__args_text(a, job->reply_to);
+    if (flags & STATUS) q__args_key(a, q, "s:", job->id);
+    if (flags & UNIQUE) q__args_key(a, q, "u:", job->unique);
     if (flags & BULK) {
         q__args_key(a, q, "b:", job->id);
         memcpy(bulk + id_len, ":d", 3);
@@ -99,6 +105,7 @@ static void delayed_id(struct q__args *a, const struct q_job *job) {
 static void item_words(struct q__args *a, const struct q__item *item, unsigned flags) {
     const struct q_job *job = item->job;
     char verb[2] = {item->verb, 0}, header[Q__HEADER_MAX];
+    size_t header_len;
     q__args_int(a, (int64_t)job->token);
     q__args_copy(a, verb, 1);
     switch (item->verb) {
@@ -117,13 +124,18 @@ static void item_words(struct q__args *a, const struct q__item *item, unsigned f
         break;
     case 'd':
         q__args_int(a, flags);
-        q__args_copy(a, header, q__header_write(&job->priv->header, header));
+        header_len = q__header_write(&job->priv->header, header);
+        q__args_copy(a, header, header_len);
         q__args_int(a, item->due_ms);
         delayed_id(a, job);
         q__args_text(a, item->state);
         break;
-    case 'h': q__args_copy(a, header, q__header_write(&job->priv->header, header)); break;
-    default: break;
+    case 'h':
+        header_len = q__header_write(&job->priv->header, header);
+        q__args_copy(a, header, header_len);
+        break;
+    default:
+        break;
     }
 }
 
@@ -132,14 +144,12 @@ static void item_words(struct q__args *a, const struct q__item *item, unsigned f
 static void shares(struct q__queue *q, uint32_t n, uint32_t out[3]) {
     int32_t sum = 0;
     out[0] = out[1] = out[2] = 0;
-    for (int i = 0; i < 3; i++)
-        sum += (int32_t)q->weight_in[i];
+    for (int i = 0; i < 3; i++) sum += (int32_t)q->weight_in[i];
     for (uint32_t k = 0; k < n && sum > 0; k++) {
         int best = 0;
         for (int i = 0; i < 3; i++) {
             q->inbox_credit[i] += (int32_t)q->weight_in[i];
-            if (q->inbox_credit[i] > q->inbox_credit[best])
-                best = i;
+            if (q->inbox_credit[i] > q->inbox_credit[best]) best = i;
         }
         q->inbox_credit[best] -= sum;
         out[best]++;
@@ -147,17 +157,16 @@ static void shares(struct q__queue *q, uint32_t n, uint32_t out[3]) {
 }
 
 static size_t fixed_keys(struct q__args *a, const struct q__queue *q, int64_t now_ms) {
-    static const char *const names[] = {"redo", "in:hi", "in", "in:lo"}, *const lands[] = {"land:", "landh:", "landl:"},
-                      *const rest[] = {"del", "delb", "dead", "deadb", "cfg", "fence", "pops"};
+    static const char *const names[] = {"redo", "in:hi", "in", "in:lo"},
+                             *const lands[] = {"land:", "landh:", "landl:"},
+                             *const rest[] = {"del", "delb",  "dead", "deadb",
+                                              "cfg", "fence", "pops"};
     char minute[32];
     q__args_key(a, q->name, "hb", NULL);
     q__args_key(a, q->name, "a:", q->wid);
-    for (size_t i = 0; i < Q__COUNT(names); i++)
-        q__args_key(a, q->name, names[i], NULL);
-    for (size_t i = 0; i < Q__COUNT(lands); i++)
-        q__args_key(a, q->name, lands[i], q->wid);
-    for (size_t i = 0; i < Q__COUNT(rest); i++)
-        q__args_key(a, q->name, rest[i], NULL);
+    for (size_t i = 0; i < Q__COUNT(names); i++) q__args_key(a, q->name, names[i], NULL);
+    for (size_t i = 0; i < Q__COUNT(lands); i++) q__args_key(a, q->name, lands[i], q->wid);
+    for (size_t i = 0; i < Q__COUNT(rest); i++) q__args_key(a, q->name, rest[i], NULL);
     minute[q__digits(minute, now_ms / 60000)] = 0;
     q__args_key(a, q->name, "st:", minute);
     q__args_key(a, q->name, "cx", NULL);
@@ -168,17 +177,14 @@ static size_t fixed_keys(struct q__args *a, const struct q__queue *q, int64_t no
 
 static void give_back(struct turn *t) {
     struct q__queue *q = t->queue;
-    if (!t->items)
-        return;
+    if (!t->items) return;
     struct q__item *last = t->items;
     for (;; last = last->next) {
         last->again = true;
-        if (!last->next)
-            break;
+        if (!last->next) break;
     }
     last->next = q->pending;
-    if (!q->pending)
-        q->pending_end = &last->next;
+    if (!q->pending) q->pending_end = &last->next;
     q->pending = t->items;
     q->n_pending += t->n_items;
     t->items = NULL;
@@ -186,8 +192,7 @@ static void give_back(struct turn *t) {
 
 static void count(struct q_worker_stats *s, const struct q__item *item, char said) {
     if (said == '0') {
-        if (!item->again)
-            s->fenced++;
+        if (!item->again) s->fenced++;
     } else if (said == '2' || item->verb == 'r')
         s->duplicates++;
     else if (item->verb == 'h')
@@ -210,8 +215,8 @@ static void free_items(struct turn *t, const char *said, size_t n_said) {
         i++;
         count(&w->stats, item, word);
         if (word == '0' && !item->again)
-            q__worker_log(w, 4, "commit refused queue=%s id=%s token=%llu: the lease was lost", t->queue->name,
-                          item->job->id, (unsigned long long)item->job->token);
+            q__worker_log(w, 4, "commit refused queue=%s id=%s token=%llu: the lease was lost",
+                          t->queue->name, item->job->id, (unsigned long long)item->job->token);
         free(item->envelope);
         q__job_unlink(item->job);
         q__job_free(item->job);
@@ -230,7 +235,8 @@ static void on_turn(void *ctx, redisReply *r, const struct q_error *err) {
         q->land_dirty |= t->land;
         q->not_before_ms = q__worker_ms(w) + 50 + q__random_below(200);
         if (r && !w->closing)
-            q__worker_log(w, 3, "turn failed queue=%s error=\"%s\"", q->name, err->code ? err->text : "unexpected reply");
+            q__worker_log(w, 3, "turn failed queue=%s error=\"%s\"", q->name,
+                          err->code ? err->text : "unexpected reply");
         free(t);
         return;
     }
@@ -239,29 +245,25 @@ static void on_turn(void *ctx, redisReply *r, const struct q_error *err) {
     free_items(t, q__reply_text(said) ? said->str : "", q__reply_text(said) ? said->len : 0);
     w->stats.turns++;
     uint32_t asked = t->asked;
-    bool current = strcmp(t->wid, q->wid) == 0; /* else fenced meanwhile: what it claimed is reaped */
+    bool current =
+        strcmp(t->wid, q->wid) == 0; /* else fenced meanwhile: what it claimed is reaped */
     free(t);
-    if (w->closing)
-        return;
+    if (w->closing) return;
     if (!current) {
         q__worker_check_drained(w);
         return;
     }
     if (q__reply_int(r->element[0], 0) == 0) {
-        if (q->enrolled)
-            q__queue_fenced(q, "this worker is no longer among the living");
+        if (q->enrolled) q__queue_fenced(q, "this worker is no longer among the living");
         return;
     }
     q->paused = q__reply_int(r->element[1], 0) == 1;
     q->due_ms = q__reply_int(r->element[3], -1);
     size_t got = entries->type == REDIS_REPLY_ARRAY ? entries->elements : 0;
-    if (asked)
-        q->maybe_more = got == asked;
+    if (asked) q->maybe_more = got == asked;
     int64_t cancels = q__reply_int(r->element[2], 0);
-    if (got)
-        q__turn_claimed(q, entries, (uint64_t)q__reply_int(r->element[4], 0), cancels > 0);
-    if (cancels > 0)
-        q__cancel_look(q, cancels);
+    if (got) q__turn_claimed(q, entries, (uint64_t)q__reply_int(r->element[4], 0), cancels > 0);
+    if (cancels > 0) q__cancel_look(q, cancels);
     q__worker_check_drained(w);
 }
 
@@ -275,20 +277,17 @@ void q__turn_claimed(struct q__queue *q, redisReply *entries, uint64_t first_tok
         redisReply *e = entries->element[i];
         enum q_code code;
         struct q_error err = {.code = Q_OK};
-        if (!q__reply_text(e))
-            continue;
+        if (!q__reply_text(e)) continue;
         char *bytes = e->str;
         e->str = NULL;
         struct q_job *job;
-        enum q_status s = q__job_parse(&job, q->name, bytes, e->len, w->opt.entry_bytes_max, &code, &err);
-        if (!job)
-            continue; /* no memory: it stays owned, reconciliation finds it */
+        enum q_status s =
+            q__job_parse(&job, q->name, bytes, e->len, w->opt.entry_bytes_max, &code, &err);
+        if (!job) continue; /* no memory: it stays owned, reconciliation finds it */
         job->token = first_token + i;
         job->claimed_ms = now;
-        if (!job->queued_ms)
-            job->queued_ms = job->priv->header.queued_ms = now;
-        if (job->ttl_ms == UINT32_MAX)
-            job->ttl_ms = w->opt.ttl_ms;
+        if (!job->queued_ms) job->queued_ms = job->priv->header.queued_ms = now;
+        if (job->ttl_ms == UINT32_MAX) job->ttl_ms = w->opt.ttl_ms;
         if (!job->priv->has_id) {
             char *id = (char *)(uintptr_t)job->id;
             size_t len = strlen(w->uuid);
@@ -303,8 +302,7 @@ void q__turn_claimed(struct q__queue *q, redisReply *entries, uint64_t first_tok
         else
             q__finish_end(job, "dead", code, err.text, false, true, false, NULL, 0, NULL);
     }
-    if (n)
-        q__admit(q, jobs, n, cancels);
+    if (n) q__admit(q, jobs, n, cancels);
 }
 
 /* --- sending */
@@ -313,8 +311,7 @@ static void send_turn(struct q__queue *q, uint32_t n) {
     struct q_worker *w = q->w;
     struct q__args *a = &w->args;
     struct turn *t = calloc(1, sizeof *t);
-    if (!t)
-        return;
+    if (!t) return;
     int64_t now = q_worker_now_ms(w);
     uint32_t share[3], redo = (n + 1) / 2;
     t->queue = q;
@@ -326,10 +323,10 @@ static void send_turn(struct q__queue *q, uint32_t n) {
     q__args_reset(a);
     fixed_keys(a, q, now);
     size_t bytes = 0;
-    for (struct q__item *item = q->pending; item && t->n_items < Q_BATCH_MAX; item = item->next, t->n_items++) {
+    for (struct q__item *item = q->pending; item && t->n_items < Q_BATCH_MAX;
+         item = item->next, t->n_items++) {
         bytes += item->envelope_len;
-        if (last && bytes > TURN_BYTES)
-            break;
+        if (last && bytes > TURN_BYTES) break;
         item_keys(a, item, item_flags(item));
         last = item;
     }
@@ -339,8 +336,7 @@ static void send_turn(struct q__queue *q, uint32_t n) {
     q__args_int(a, n);
     q__args_int(a, now);
     q__args_int(a, redo);
-    for (int i = 0; i < 3; i++)
-        q__args_int(a, share[i]);
+    for (int i = 0; i < 3; i++) q__args_int(a, share[i]);
     q__args_text(a, t->land ? "1" : "0");
     q__args_int(a, t->n_items);
     uint32_t k = 0;
@@ -354,8 +350,7 @@ static void send_turn(struct q__queue *q, uint32_t n) {
         q->pending = last->next;
         last->next = NULL;
         q->n_pending -= t->n_items;
-        if (!q->pending)
-            q->pending_end = &q->pending;
+        if (!q->pending) q->pending_end = &q->pending;
     } else
         t->items = NULL;
     q->asked += n;
@@ -369,14 +364,10 @@ static bool may_claim(const struct q__queue *q) {
 
 /* Is a turn worth it now? */
 static bool due(const struct q__queue *q, uint64_t now_ms) {
-    if (!q->enrolled || q->turns >= Q__TURNS_MAX || now_ms < q->not_before_ms)
-        return false;
-    if (q->n_pending >= Q_BATCH_MAX || (q->n_pending && q->turns == 0))
-        return true;
-    if (q->land_dirty && q->turns == 0)
-        return true;
-    if (q->paused && q->maybe_more && q->turns == 0)
-        return true; /* asks whether it still is */
+    if (!q->enrolled || q->turns >= Q__TURNS_MAX || now_ms < q->not_before_ms) return false;
+    if (q->n_pending >= Q_BATCH_MAX || (q->n_pending && q->turns == 0)) return true;
+    if (q->land_dirty && q->turns == 0) return true;
+    if (q->paused && q->maybe_more && q->turns == 0) return true; /* asks whether it still is */
     return q->maybe_more && may_claim(q) && q__queue_room(q) > 0;
 }
 
@@ -390,39 +381,34 @@ void q__turn_all(struct q_worker *w) {
         struct q__queue *q = &w->queue[i];
         go[i] = due(q, now);
         any |= go[i];
-        if (go[i] && may_claim(q))
-            sum += q->weight;
+        if (go[i] && may_claim(q)) sum += q->weight;
     }
-    if (!any)
-        return;
+    if (!any) return;
     while (room > 0 && sum > 0) {
         struct q__queue *best = NULL;
         for (size_t i = 0; i < w->n_queues; i++) {
             struct q__queue *q = &w->queue[i];
             uint32_t used = q->n_held + q->asked + n[i];
-            if (!go[i] || !may_claim(q) || n[i] >= Q_BATCH_MAX || used >= q->cap)
-                continue;
+            if (!go[i] || !may_claim(q) || n[i] >= Q_BATCH_MAX || used >= q->cap) continue;
             q->credit += q->weight;
-            if (!best || q->credit > best->credit)
-                best = q;
+            if (!best || q->credit > best->credit) best = q;
         }
-        if (!best)
-            break;
+        if (!best) break;
         best->credit -= sum;
-        if (best->credit < -1000000 || best->credit > 1000000)
-            best->credit = 0;
+        if (best->credit < -1000000 || best->credit > 1000000) best->credit = 0;
         n[best->index]++;
         room--;
     }
     for (size_t i = 0; i < w->n_queues; i++)
-        if (go[i] && (n[i] || w->queue[i].n_pending || w->queue[i].land_dirty || w->queue[i].paused))
+        if (go[i] &&
+            (n[i] || w->queue[i].n_pending || w->queue[i].land_dirty || w->queue[i].paused))
             send_turn(&w->queue[i], n[i]);
 }
 
 /* --- reconciliation: what does Redis say is mine?
  *
- * Exact although turns go on, because Redis answers in order: calls sent before the question have been
- * answered, calls sent after it have changed nothing here yet. */
+ * Exact although turns go on, because Redis answers in order: calls sent before the question have
+ * been answered, calls sent after it have changed nothing here yet. */
 
 struct adoption {
     struct q__queue *queue;
@@ -433,7 +419,8 @@ struct adoption {
 static void on_adopt(void *ctx, redisReply *r, const struct q_error *err) {
     struct adoption *ad = ctx;
     struct q__queue *q = ad->queue;
-    if (r && err->code == Q_OK && q__reply_text(r) && strcmp(ad->wid, q->wid) == 0 && !q->w->closing) {
+    if (r && err->code == Q_OK && q__reply_text(r) && strcmp(ad->wid, q->wid) == 0 &&
+        !q->w->closing) {
         redisReply *one[1] = {r}, list = {.type = REDIS_REPLY_ARRAY, .elements = 1, .element = one};
         q__turn_claimed(q, &list, ad->token, true);
     }
@@ -442,16 +429,14 @@ static void on_adopt(void *ctx, redisReply *r, const struct q_error *err) {
 
 static bool known(const struct q__queue *q, uint64_t token) {
     for (const struct q_job_priv *p = q->jobs; p; p = p->next)
-        if (p->job.token == token && !p->job.fenced)
-            return true;
+        if (p->job.token == token && !p->job.fenced) return true;
     return false;
 }
 
 static void adopt(struct q__queue *q, const redisReply *token) {
     struct q__args *a = &q->w->args;
     struct adoption *ad = calloc(1, sizeof *ad);
-    if (!ad)
-        return;
+    if (!ad) return;
     ad->queue = q;
     ad->token = (uint64_t)q__reply_int(token, 0);
     strcpy(ad->wid, q->wid);
@@ -459,16 +444,14 @@ static void adopt(struct q__queue *q, const redisReply *token) {
     q__args_text(a, "HGET");
     q__args_key(a, q->name, "a:", q->wid);
     q__args_bytes(a, token->str, token->len);
-    if (!q__conn_args(q->w->cmd, a, on_adopt, ad))
-        free(ad);
+    if (!q__conn_args(q->w->cmd, a, on_adopt, ad)) free(ad);
 }
 
 static void on_owned(void *ctx, redisReply *r, const struct q_error *err) {
     struct q__queue *q = ctx;
     struct q_worker *w = q->w;
     q->reconciling = false;
-    if (!r || err->code != Q_OK || r->type != REDIS_REPLY_ARRAY || w->closing)
-        return;
+    if (!r || err->code != Q_OK || r->type != REDIS_REPLY_ARRAY || w->closing) return;
     size_t adopted = 0, missing = 0;
     for (size_t i = 0; i < r->elements; i++)
         if (q__reply_text(r->element[i]) && !known(q, (uint64_t)q__reply_int(r->element[i], 0))) {
@@ -479,12 +462,10 @@ static void on_owned(void *ctx, redisReply *r, const struct q_error *err) {
         bool there = p->job.fenced;
         for (size_t i = 0; i < r->elements && !there; i++)
             there = (uint64_t)q__reply_int(r->element[i], 0) == p->job.token;
-        if (there || p->hold != Q__HELD)
-            continue;
+        if (there || p->hold != Q__HELD) continue;
         missing++;
         p->job.fenced = true; /* that one alone is lost */
-        if (w->opt.on.cancel)
-            w->opt.on.cancel(w->opt.on.ctx, &p->job);
+        if (w->opt.on.cancel) w->opt.on.cancel(w->opt.on.ctx, &p->job);
     }
     if (adopted || missing)
         q__worker_log(w, 4, "reconciled queue=%s adopted=%zu lost=%zu", q->name, adopted, missing);
@@ -493,8 +474,7 @@ static void on_owned(void *ctx, redisReply *r, const struct q_error *err) {
 void q__turn_reconcile(struct q__queue *q) {
     struct q__args *a = &q->w->args;
     q->mismatches = 0;
-    if (q->reconciling)
-        return;
+    if (q->reconciling) return;
     q__args_reset(a);
     q__args_text(a, "HKEYS");
     q__args_key(a, q->name, "a:", q->wid);

@@ -1,11 +1,12 @@
-/* worker.c: the worker's life: create, log in, enroll, lose the connection, come back, drain, close.
+/* worker.c: the worker's life: create, log in, enroll, lose the connection, come back, drain,
+ * close.
  *
  * Connections: `cmd` carries scripts and plain commands; every inbox has one for a blocking read
  * (park.c), opened only while idle; the heartbeat has its own on its own thread (beat.c).
  *
  * Callbacks change state; what has to be said to Redis is decided once an iteration, in the prepare
- * phase, right before the loop sleeps (turn.c, park.c): so everything that one iteration finished goes
- * out as one batch.
+ * phase, right before the loop sleeps (turn.c, park.c): so everything that one iteration finished
+ * goes out as one batch.
  *
  * A worker id (wid) is a name in T:hb. Whoever is not in T:hb owns nothing: then everything in the
  * caller's hands is fenced, a new wid is taken and enrolled. A wid is never enrolled twice. */
@@ -33,8 +34,7 @@ int64_t q_worker_now_ms(const struct q_worker *w) {
 
 void q__worker_log(struct q_worker *w, int level, const char *fmt, ...) {
     char text[768];
-    if (!w->opt.on.log || w->closing)
-        return;
+    if (!w->opt.on.log || w->closing) return;
     va_list args;
     va_start(args, fmt);
     vsnprintf(text, sizeof text, fmt, args);
@@ -46,8 +46,7 @@ void q__worker_log(struct q_worker *w, int level, const char *fmt, ...) {
 
 uint32_t q__worker_room(const struct q_worker *w) {
     uint64_t asked = 0;
-    for (size_t i = 0; i < w->n_queues; i++)
-        asked += w->queue[i].asked;
+    for (size_t i = 0; i < w->n_queues; i++) asked += w->queue[i].asked;
     return w->want > asked ? w->want - (uint32_t)asked : 0;
 }
 
@@ -57,20 +56,22 @@ uint32_t q__queue_room(const struct q__queue *q) {
     return room < left ? room : left;
 }
 
-void q_worker_want(struct q_worker *w, uint32_t n) { w->want = n; }
-uint32_t q_worker_wanted(const struct q_worker *w) { return w->want; }
+void q_worker_want(struct q_worker *w, uint32_t n) {
+    w->want = n;
+}
+uint32_t q_worker_wanted(const struct q_worker *w) {
+    return w->want;
+}
 
 struct q__queue *q__worker_queue(struct q_worker *w, const char *name) {
     for (size_t i = 0; i < w->n_queues; i++)
-        if (strcmp(w->queue[i].name, name) == 0)
-            return &w->queue[i];
+        if (strcmp(w->queue[i].name, name) == 0) return &w->queue[i];
     return NULL;
 }
 
 enum q_status q_worker_queue_cap(struct q_worker *w, const char *queue, uint32_t n) {
     struct q__queue *q = q__worker_queue(w, queue);
-    if (!q)
-        return Q_NOT_FOUND;
+    if (!q) return Q_NOT_FOUND;
     q->cap = n;
     return Q_OK;
 }
@@ -85,8 +86,7 @@ void q__job_link(struct q__queue *q, struct q_job *job) {
     p->queue = q;
     p->prev = NULL;
     p->next = q->jobs;
-    if (q->jobs)
-        q->jobs->prev = p;
+    if (q->jobs) q->jobs->prev = p;
     q->jobs = p;
     q->n_jobs++;
 }
@@ -98,8 +98,7 @@ void q__job_unlink(struct q_job *job) {
         p->prev->next = p->next;
     else
         q->jobs = p->next;
-    if (p->next)
-        p->next->prev = p->prev;
+    if (p->next) p->next->prev = p->prev;
     q->n_jobs--;
 }
 
@@ -108,7 +107,8 @@ void q__job_unlink(struct q_job *job) {
 static void pulse_wid(struct q__queue *q) {
     struct q__pulse *pulse = &q->w->pulse;
     pthread_mutex_lock(&pulse->lock);
-    snprintf(pulse->queue[q->index].wid, sizeof pulse->queue[q->index].wid, "%s", q->enrolled ? q->wid : "");
+    snprintf(pulse->queue[q->index].wid, sizeof pulse->queue[q->index].wid, "%s",
+             q->enrolled ? q->wid : "");
     pthread_mutex_unlock(&pulse->lock);
 }
 
@@ -125,8 +125,7 @@ void q__queue_fenced(struct q__queue *q, const char *why) {
     char old[Q_WID_MAX + 1];
     snprintf(old, sizeof old, "%s", q->wid);
     next_wid(q);
-    for (struct q_job_priv *p = q->jobs; p; p = p->next)
-        p->job.fenced = true;
+    for (struct q_job_priv *p = q->jobs; p; p = p->next) p->job.fenced = true;
     while (q->pending) {
         struct q__item *item = q->pending;
         q->pending = item->next;
@@ -137,25 +136,21 @@ void q__queue_fenced(struct q__queue *q, const char *why) {
         q__job_free(item->job);
     }
     q->pending_end = &q->pending;
-    for (int k = 0; k < 3; k++) /* they land for the old wid; what lands all the same is found through T:gone */
-        if (q->park[k].parked)
-            q__conn_drop(q->park[k].conn, Q_FENCED, "the lease was lost");
+    for (int k = 0; k < 3;
+         k++) /* they land for the old wid; what lands all the same is found through T:gone */
+        if (q->park[k].parked) q__conn_drop(q->park[k].conn, Q_FENCED, "the lease was lost");
     q__worker_log(w, 4, "fenced queue=%s wid=%s why=\"%s\"", q->name, old, why);
-    if (w->opt.on.fenced)
-        w->opt.on.fenced(w->opt.on.ctx, q->name, why);
-    if (q__conn_ready(w->cmd))
-        setup(w); /* enrolls the new wid */
+    if (w->opt.on.fenced) w->opt.on.fenced(w->opt.on.ctx, q->name, why);
+    if (q__conn_ready(w->cmd)) setup(w); /* enrolls the new wid */
     q__worker_check_drained(w);
 }
 
 /* --- logging in: INFO, TIME, then enroll every queue */
 
 static void settled(struct q_worker *w) {
-    if (--w->setup_left || !q__conn_ready(w->cmd))
-        return;
+    if (--w->setup_left || !q__conn_ready(w->cmd)) return;
     for (size_t i = 0; i < w->n_queues; i++)
-        if (!w->queue[i].enrolled)
-            return;
+        if (!w->queue[i].enrolled) return;
     bool first = !w->connected;
     w->connected = true;
     char clients[160] = "";
@@ -174,8 +169,7 @@ static void settled(struct q_worker *w) {
     }
     q__beat_wake(w);
     q__admit_stalled(w);
-    if (first && w->opt.on.connected)
-        w->opt.on.connected(w->opt.on.ctx, w->endpoint.where);
+    if (first && w->opt.on.connected) w->opt.on.connected(w->opt.on.ctx, w->endpoint.where);
 }
 
 static void on_enrolled(void *ctx, redisReply *r, const struct q_error *err) {
@@ -184,8 +178,7 @@ static void on_enrolled(void *ctx, redisReply *r, const struct q_error *err) {
     bool fresh = !q->enrolled;
     q->enrolling = false;
     if (!r || err->code != Q_OK) {
-        if (r && !w->closing)
-            q__conn_drop(w->cmd, err->code, err->text);
+        if (r && !w->closing) q__conn_drop(w->cmd, err->code, err->text);
         return;
     }
     if (q__reply_int(r, 0) == 0 && !fresh) {
@@ -199,7 +192,8 @@ static void on_enrolled(void *ctx, redisReply *r, const struct q_error *err) {
 static void enroll(struct q__queue *q) {
     struct q_worker *w = q->w;
     struct q__args *a = &w->args;
-    const char *const card[][2] = {{"name", w->name}, {"host", w->host}, {"version", QUERN_VERSION}};
+    const char *const card[][2] = {
+        {"name", w->name}, {"host", w->host}, {"version", QUERN_VERSION}};
     q__args_reset(a);
     q__args_key(a, q->name, "hb", NULL);
     q__args_key(a, q->name, "w:", q->wid);
@@ -227,18 +221,15 @@ static void enroll(struct q__queue *q) {
 static void setup(struct q_worker *w) {
     w->setup_left = 0;
     for (size_t i = 0; i < w->n_queues; i++)
-        if (!w->queue[i].enrolling)
-            enroll(&w->queue[i]);
-    for (size_t i = 0; i < w->n_queues; i++)
-        w->setup_left += w->queue[i].enrolling;
+        if (!w->queue[i].enrolling) enroll(&w->queue[i]);
+    for (size_t i = 0; i < w->n_queues; i++) w->setup_left += w->queue[i].enrolling;
 }
 
 static bool info_field(const char *info, const char *name, char *out, size_t out_len) {
     size_t len = strlen(name);
     out[0] = 0;
     for (const char *p = info; p && *p; p = strchr(p, '\n'), p += p != NULL) {
-        if (strncmp(p, name, len) != 0 || p[len] != ':')
-            continue;
+        if (strncmp(p, name, len) != 0 || p[len] != ':') continue;
         size_t n = strcspn(p + len + 1, "\r\n");
         snprintf(out, out_len, "%.*s", (int)n, p + len + 1);
         return true;
@@ -249,8 +240,7 @@ static bool info_field(const char *info, const char *name, char *out, size_t out
 static void on_info(void *ctx, redisReply *r, const struct q_error *err) {
     struct q_worker *w = ctx;
     char policy[32], role[16], max[24], aof[8], version[32];
-    if (!r || w->closing)
-        return;
+    if (!r || w->closing) return;
     if (err->code == Q_OK && q__reply_text(r)) {
         info_field(r->str, "master_replid", w->replid, sizeof w->replid);
         info_field(r->str, "maxmemory_policy", policy, sizeof policy);
@@ -262,18 +252,23 @@ static void on_info(void *ctx, redisReply *r, const struct q_error *err) {
             q__conn_drop(w->cmd, Q_UNREACHABLE, "this Redis is a replica; jobs need the primary");
             return;
         }
-        w->refused = policy[0] && strcmp(policy, "noeviction") != 0 && strcmp(max, "0") != 0 && !w->opt.allow_eviction;
+        w->refused = policy[0] && strcmp(policy, "noeviction") != 0 && strcmp(max, "0") != 0 &&
+                     !w->opt.allow_eviction;
         if (w->refused) {
             char text[256];
             snprintf(text, sizeof text,
-                     "this Redis evicts keys when it is full (maxmemory-policy is %s, expected noeviction): "
-                     "jobs would vanish; change it, or allow eviction in the worker's options", policy);
+                     "this Redis evicts keys when it is full (maxmemory-policy is %s, expected "
+                     "noeviction): "
+                     "jobs would vanish; change it, or allow eviction in the worker's options",
+                     policy);
             q__conn_drop(w->cmd, Q_BAD_OPTION, text);
             return;
         }
         if (!w->stats.reconnects)
             q__worker_log(w, 6, "redis version=%s persistence=\"%s\"", version,
-                          strcmp(aof, "1") == 0 ? "AOF: a crash loses what was not synced yet" : "no AOF: a crash loses everything since the last snapshot");
+                          strcmp(aof, "1") == 0
+                              ? "AOF: a crash loses what was not synced yet"
+                              : "no AOF: a crash loses everything since the last snapshot");
     }
     setup(w);
 }
@@ -281,20 +276,17 @@ static void on_info(void *ctx, redisReply *r, const struct q_error *err) {
 static void on_time(void *ctx, redisReply *r, const struct q_error *err) {
     struct q_worker *w = ctx;
     int64_t s = q__reply_int(q__reply_at(r, 0), 0);
-    if (err->code != Q_OK || s == 0)
-        return;
+    if (err->code != Q_OK || s == 0) return;
     int64_t ms = s * 1000 + q__reply_int(q__reply_at(r, 1), 0) / 1000;
     atomic_store(&w->clock_offset_ms, ms - (int64_t)q__worker_ms(w));
     atomic_store(&w->clock_known, true);
-    if (!w->started_ms)
-        w->started_ms = ms;
+    if (!w->started_ms) w->started_ms = ms;
 }
 
 static void on_ready(void *ctx, struct q__conn *c) {
     struct q_worker *w = ctx;
     w->setup_left = 0;
-    for (size_t i = 0; i < w->n_queues; i++)
-        w->queue[i].enrolling = false;
+    for (size_t i = 0; i < w->n_queues; i++) w->queue[i].enrolling = false;
     q__conn_words(c, "TIME", on_time, w);
     q__conn_words(c, "INFO", on_info, w);
 }
@@ -304,21 +296,20 @@ static void on_lost(void *ctx, struct q__conn *c, const struct q_error *why, uin
     (void)c;
     w->connected = false;
     w->stats.reconnects++;
-    for (size_t i = 0; i < w->n_queues; i++)
-        w->queue[i].land_dirty = true;
-    if (w->opt.on.lost && !w->closing)
-        w->opt.on.lost(w->opt.on.ctx, why, retry_ms);
+    for (size_t i = 0; i < w->n_queues; i++) w->queue[i].land_dirty = true;
+    if (w->opt.on.lost && !w->closing) w->opt.on.lost(w->opt.on.ctx, why, retry_ms);
 }
 
 /* --- every so often */
 
 static void poll_now(struct q_worker *w) {
     w->polled_ms = q__worker_ms(w);
-    for (size_t i = 0; i < w->n_queues; i++)
-        w->queue[i].maybe_more = true;
+    for (size_t i = 0; i < w->n_queues; i++) w->queue[i].maybe_more = true;
 }
 
-static void on_due(uv_timer_t *t) { poll_now(t->data); }
+static void on_due(uv_timer_t *t) {
+    poll_now(t->data);
+}
 
 static void on_tick(uv_timer_t *t) {
     struct q_worker *w = t->data;
@@ -327,10 +318,10 @@ static void on_tick(uv_timer_t *t) {
     if (held != w->held) {
         w->held = held;
         q__worker_log(w, 4, held ? "hold reason=\"no good heartbeat\"" : "go");
-        if (w->opt.on.hold)
-            w->opt.on.hold(w->opt.on.ctx, held);
+        if (w->opt.on.hold) w->opt.on.hold(w->opt.on.ctx, held);
     }
-    /* redo and delayed jobs have no blocking read: look once a second, all workers at another moment */
+    /* redo and delayed jobs have no blocking read: look once a second, all workers at another
+     * moment */
     if (now - w->polled_ms >= Q__POLL_MS - Q__TICK_MS + q__random_below(2 * Q__TICK_MS))
         poll_now(w);
     q__progress_tick(w);
@@ -344,8 +335,7 @@ static void on_tick(uv_timer_t *t) {
 
 static void on_prepare(uv_prepare_t *p) {
     struct q_worker *w = p->data;
-    if (!w->connected || w->closing)
-        return;
+    if (!w->connected || w->closing) return;
     q__turn_all(w);
     q__park_all(w);
 }
@@ -359,13 +349,14 @@ static void hear(struct q__queue *q, struct q__pulse_queue *news) {
         else {
             q->paused = news->paused;
             for (int i = 0; i < 3; i++)
-                q->weight_in[i] = news->weights[i] ? news->weights[i] : i == 0 ? q->w->opt.weight_hi : i == 1 ? q->w->opt.weight_in : q->w->opt.weight_lo;
+                q->weight_in[i] = news->weights[i] ? news->weights[i]
+                                  : i == 0         ? q->w->opt.weight_hi
+                                  : i == 1         ? q->w->opt.weight_in
+                                                   : q->w->opt.weight_lo;
             bool same = news->n_owned == (int64_t)q->n_jobs;
             q->mismatches = same ? 0 : q->mismatches + 1;
-            if (q->mismatches >= 3)
-                q__turn_reconcile(q);
-            if (news->n_cancels > 0)
-                q__cancel_look(q, news->n_cancels);
+            if (q->mismatches >= 3) q__turn_reconcile(q);
+            if (news->n_cancels > 0) q__cancel_look(q, news->n_cancels);
         }
     }
     for (size_t i = 0; i < news->n_orders; i++) {
@@ -390,8 +381,7 @@ static void on_async(uv_async_t *async) {
         if (news.news && !w->closing)
             hear(&w->queue[i], &news);
         else {
-            for (size_t k = 0; k < news.n_orders; k++)
-                free(news.orders[k]);
+            for (size_t k = 0; k < news.n_orders; k++) free(news.orders[k]);
             free(news.orders);
         }
     }
@@ -410,43 +400,54 @@ static void on_async(uv_async_t *async) {
         q__worker_log(w, level[i], "%s", log[i]);
         free(log[i]);
     }
-    if (poll)
-        poll_now(w);
-    if (w->closing && q__beat_ended(w))
-        uv_close((uv_handle_t *)&w->async, on_handle_closed);
+    if (poll) poll_now(w);
+    if (w->closing && q__beat_ended(w)) uv_close((uv_handle_t *)&w->async, on_handle_closed);
 }
 
 /* --- creation */
 
 void q_worker_options_init(struct q_worker_options *opt) {
-    *opt = (struct q_worker_options){.weight_hi = 6, .weight_in = 3, .weight_lo = 1, .beat_ms = 2000,
-                                     .lease_ms = 15000, .hold_ms = 9000, .crash_max = 3,
-                                     .entry_bytes_max = 64u << 20, .ttl_ms = 3600000, .lanes = 1};
+    *opt = (struct q_worker_options){.weight_hi = 6,
+                                     .weight_in = 3,
+                                     .weight_lo = 1,
+                                     .beat_ms = 2000,
+                                     .lease_ms = 15000,
+                                     .hold_ms = 9000,
+                                     .crash_max = 3,
+                                     .entry_bytes_max = 64u << 20,
+                                     .ttl_ms = 3600000,
+                                     .lanes = 1};
 }
 
 static bool options_valid(const struct q_worker_options *opt, struct q_error *err) {
-    if (!opt->on.jobs)
-        return q__error(err, Q_BAD_OPTION, "a worker needs a jobs callback"), false;
+    if (!opt->on.jobs) return q__error(err, Q_BAD_OPTION, "a worker needs a jobs callback"), false;
     if (opt->n_queues == 0 || opt->n_queues > Q_QUEUES_MAX)
-        return q__error(err, Q_BAD_OPTION, "a worker serves 1 to %d queues, %zu were given", Q_QUEUES_MAX, opt->n_queues), false;
+        return q__error(err, Q_BAD_OPTION, "a worker serves 1 to %d queues, %zu were given",
+                        Q_QUEUES_MAX, opt->n_queues),
+               false;
     for (size_t i = 0; i < opt->n_queues; i++) {
         const char *name = opt->queues[i].name;
         if (!q_queue_name_valid(name, strlen(name)))
-            return q__error(err, Q_BAD_OPTION, "queue name \"%.80s\" must be 1 to %d of A-Z a-z 0-9 _ . -", name, Q_QUEUE_NAME_MAX), false;
+            return q__error(err, Q_BAD_OPTION,
+                            "queue name \"%.80s\" must be 1 to %d of A-Z a-z 0-9 _ . -", name,
+                            Q_QUEUE_NAME_MAX),
+                   false;
         for (size_t k = 0; k < i; k++)
             if (strcmp(name, opt->queues[k].name) == 0)
                 return q__error(err, Q_BAD_OPTION, "queue \"%s\" is given twice", name), false;
     }
     if (opt->beat_ms < 10 || opt->lease_ms < 3 * opt->beat_ms || opt->hold_ms >= opt->lease_ms)
-        return q__error(err, Q_BAD_OPTION, "lease %u ms must be 3 beats (%u ms) or more, and side effects must stop (%u ms) before it ends",
-                        opt->lease_ms, opt->beat_ms, opt->hold_ms), false;
+        return q__error(err, Q_BAD_OPTION,
+                        "lease %u ms must be 3 beats (%u ms) or more, and side effects must stop "
+                        "(%u ms) before it ends",
+                        opt->lease_ms, opt->beat_ms, opt->hold_ms),
+               false;
     return true;
 }
 
 static bool init_queues(struct q_worker *w, const struct q_worker_options *opt) {
     w->queue = calloc(opt->n_queues, sizeof *w->queue);
-    if (!w->queue)
-        return false;
+    if (!w->queue) return false;
     w->n_queues = opt->n_queues;
     for (size_t i = 0; i < w->n_queues; i++) {
         struct q__queue *q = &w->queue[i];
@@ -460,16 +461,15 @@ static bool init_queues(struct q_worker *w, const struct q_worker_options *opt) 
         q->weight_in[0] = opt->weight_hi;
         q->weight_in[1] = opt->weight_in;
         q->weight_in[2] = opt->weight_lo;
-        for (int k = 0; k < 3; k++)
-            q->park[k] = (struct q__park){.queue = q, .inbox = k};
+        for (int k = 0; k < 3; k++) q->park[k] = (struct q__park){.queue = q, .inbox = k};
         snprintf(q->wid, sizeof q->wid, "%s.%u", w->uuid, ++q->wid_n);
     }
     return true;
 }
 
-struct q_worker *q_worker_create(uv_loop_t *loop, const struct q_worker_options *opt, struct q_error *err) {
-    if (!options_valid(opt, err))
-        return NULL;
+struct q_worker *q_worker_create(uv_loop_t *loop, const struct q_worker_options *opt,
+                                 struct q_error *err) {
+    if (!options_valid(opt, err)) return NULL;
     struct q_worker *w = calloc(1, sizeof *w);
     if (!w) {
         q__error(err, Q_NO_MEMORY, "no memory for a worker");
@@ -490,7 +490,8 @@ struct q_worker *q_worker_create(uv_loop_t *loop, const struct q_worker_options 
     snprintf(name, sizeof name, "%s:%d", w->host, (int)getpid());
     w->name = strdup(opt->name ? opt->name : name);
     struct q__conn_events on = {w, on_ready, on_lost};
-    if (!w->name || !init_queues(w, opt) || !(w->cmd = q__conn_create(loop, &w->endpoint, "cmd", &on))) {
+    if (!w->name || !init_queues(w, opt) ||
+        !(w->cmd = q__conn_create(loop, &w->endpoint, "cmd", &on))) {
         q__error(err, Q_NO_MEMORY, "no memory for a worker");
         goto fail;
     }
@@ -530,16 +531,13 @@ void q_worker_drain(struct q_worker *w) {
 static void on_drained_tick(uv_timer_t *t) {
     struct q_worker *w = t->data;
     uv_timer_start(&w->due, on_due, Q__POLL_MS, 0);
-    if (w->opt.on.drained && !w->closing)
-        w->opt.on.drained(w->opt.on.ctx);
+    if (w->opt.on.drained && !w->closing) w->opt.on.drained(w->opt.on.ctx);
 }
 
 void q__worker_check_drained(struct q_worker *w) {
-    if (!w->draining || w->drained_said || w->closing)
-        return;
+    if (!w->draining || w->drained_said || w->closing) return;
     for (size_t i = 0; i < w->n_queues; i++)
-        if (w->queue[i].n_jobs || w->queue[i].turns || w->queue[i].asked)
-            return;
+        if (w->queue[i].n_jobs || w->queue[i].turns || w->queue[i].asked) return;
     w->drained_said = true;
     uv_timer_start(&w->due, on_drained_tick, 0, 0); /* never inside a call of the caller's */
 }
@@ -555,12 +553,10 @@ static void free_worker(struct q_worker *w) {
             q__job_unlink(job);
             q__job_free(job);
         }
-        for (size_t k = 0; k < w->pulse.queue[i].n_orders; k++)
-            free(w->pulse.queue[i].orders[k]);
+        for (size_t k = 0; k < w->pulse.queue[i].n_orders; k++) free(w->pulse.queue[i].orders[k]);
         free(w->pulse.queue[i].orders);
     }
-    for (unsigned i = 0; i < w->pulse.n_log; i++)
-        free(w->pulse.log[i]);
+    for (unsigned i = 0; i < w->pulse.n_log; i++) free(w->pulse.log[i]);
     free(w->pulse.card);
     q__admit_drop(w);
     q__endpoint_finish(&w->endpoint);
@@ -569,20 +565,24 @@ static void free_worker(struct q_worker *w) {
     free(w->queue);
     free(w->name);
     free(w);
-    if (closed)
-        closed(ctx);
+    if (closed) closed(ctx);
 }
 
-void q__worker_keep(struct q_worker *w) { w->closing_left++; }
+void q__worker_keep(struct q_worker *w) {
+    w->closing_left++;
+}
 
 void q__worker_release(struct q_worker *w) {
-    if (--w->closing_left == 0 && w->closing)
-        free_worker(w);
+    if (--w->closing_left == 0 && w->closing) free_worker(w);
 }
 
-static void on_part_closed(void *ctx) { q__worker_release(ctx); }
+static void on_part_closed(void *ctx) {
+    q__worker_release(ctx);
+}
 
-static void on_handle_closed(uv_handle_t *h) { on_part_closed(h->data); }
+static void on_handle_closed(uv_handle_t *h) {
+    on_part_closed(h->data);
+}
 
 static void close_connections(struct q_worker *w) {
     w->closing_left++;
@@ -600,8 +600,7 @@ static void on_retired(void *ctx, redisReply *r, const struct q_error *err) {
     struct farewell *f = ctx;
     (void)r;
     (void)err;
-    if (--f->left)
-        return;
+    if (--f->left) return;
     struct q_worker *w = f->w;
     free(f);
     close_connections(w);
@@ -614,8 +613,7 @@ static bool retire(struct q__queue *q, struct farewell *f) {
     q__args_reset(a);
     q__args_key(a, q->name, "hb", NULL);
     q__args_key(a, q->name, "a:", q->wid);
-    for (int i = 0; i < 3; i++)
-        q__args_key(a, q->name, lists[i], q->wid);
+    for (int i = 0; i < 3; i++) q__args_key(a, q->name, lists[i], q->wid);
     q__args_key(a, q->name, "in", NULL);
     q__args_key(a, q->name, "in:hi", NULL);
     q__args_key(a, q->name, "in:lo", NULL);
@@ -626,8 +624,8 @@ static bool retire(struct q__queue *q, struct farewell *f) {
     return q__conn_script(q->w->cmd, Q__SCRIPT_retire, 10, a, on_retired, f);
 }
 
-/* closing_left counts what still has to end: late answers (q__worker_keep), three handles, the farewell, the heartbeat, and what
- * these close in turn. */
+/* closing_left counts what still has to end: late answers (q__worker_keep), three handles, the
+ * farewell, the heartbeat, and what these close in turn. */
 void q_worker_close(struct q_worker *w, void (*done)(void *ctx), void *ctx) {
     q__assert(!w->closing);
     w->closing = true;
@@ -656,8 +654,7 @@ void q_worker_close(struct q_worker *w, void (*done)(void *ctx), void *ctx) {
     }
     f->w = w;
     f->left = 1;
-    for (size_t i = 0; i < w->n_queues && w->connected; i++)
-        f->left += retire(&w->queue[i], f);
+    for (size_t i = 0; i < w->n_queues && w->connected; i++) f->left += retire(&w->queue[i], f);
     on_retired(f, NULL, NULL);
 }
 

@@ -11,27 +11,22 @@ static void touch(const redisReply *r, int depth) {
     q__reply_is(r, "OK");
     if (q__reply_text(r) && r->len != 0 && r->str[r->len] != 0)
         abort(); /* strings end with a NUL, everything here counts on it */
-    if (r->type != REDIS_REPLY_ARRAY)
-        return;
-    if (depth > 16)
-        abort();
+    if (r->type != REDIS_REPLY_ARRAY) return;
+    if (depth > 16) abort();
     for (size_t i = 0; i <= r->elements; i++) {
         const redisReply *e = q__reply_at(r, i);
-        if (e)
-            touch(e, depth + 1);
+        if (e) touch(e, depth + 1);
     }
 }
 
 /* The first byte says into how many pieces the rest is cut. */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len) {
-    if (len < 1)
-        return 0;
+    if (len < 1) return 0;
     size_t piece = 1 + data[0] % 64, at = 1;
     redisReader *reader = q__reader_create();
     while (reader && at < len) {
         size_t n = len - at < piece ? len - at : piece;
-        if (redisReaderFeed(reader, (const char *)data + at, n) != REDIS_OK)
-            break;
+        if (redisReaderFeed(reader, (const char *)data + at, n) != REDIS_OK) break;
         at += n;
         void *reply = NULL;
         int rc;
@@ -40,10 +35,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len) {
             freeReplyObject(reply);
             reply = NULL;
         }
-        if (rc != REDIS_OK)
-            break;
+        if (rc != REDIS_OK) break;
     }
-    if (reader)
-        redisReaderFree(reader);
+    if (reader) redisReaderFree(reader);
     return 0;
 }

@@ -1,5 +1,6 @@
-/* queue_testing.h: a private redis-server on a Unix socket, and a worker on a loop, for tests of queue/.
- * Nothing here sleeps for a result: loops run until a condition holds; 20 s without it is a hang. */
+/* queue_testing.h: a private redis-server on a Unix socket, and a worker on a loop, for tests of
+ * queue/. Nothing here sleeps for a result: loops run until a condition holds; 20 s without it is a
+ * hang. */
 #ifndef QUEUE_TESTING_H
 #define QUEUE_TESTING_H
 
@@ -31,15 +32,14 @@ struct server {
 
 /* Starts (again, with the same folder) and waits until it answers. */
 MAYBE_UNUSED static void server_start(struct server *s) {
-    char *argv[40] = {"redis-server", "--port", "0", "--unixsocket", s->sock, "--dir", s->dir, "--save", "", "--loglevel", "warning"};
+    char *argv[40] = {"redis-server", "--port", "0", "--unixsocket", s->sock,  "--dir",
+                      s->dir,         "--save", "",  "--loglevel",   "warning"};
     size_t n = 11;
-    for (size_t i = 0; i < 24 && s->args[i]; i++)
-        argv[n++] = s->args[i];
+    for (size_t i = 0; i < 24 && s->args[i]; i++) argv[n++] = s->args[i];
     unlink(s->sock);
     s->pid = fork();
     if (s->pid == 0) {
-        if (!freopen("/dev/null", "w", stdout))
-            _exit(127);
+        if (!freopen("/dev/null", "w", stdout)) _exit(127);
         execvp(argv[0], argv);
         _exit(127);
     }
@@ -50,8 +50,7 @@ MAYBE_UNUSED static void server_start(struct server *s) {
         int fd = socket(AF_UNIX, SOCK_STREAM, 0);
         up = connect(fd, (struct sockaddr *)&addr, sizeof addr) == 0;
         close(fd);
-        if (!up)
-            usleep(5000);
+        if (!up) usleep(5000);
     }
     assert_true(up);
 }
@@ -82,8 +81,7 @@ MAYBE_UNUSED static struct q_ctl *ctl_open(const char *url) {
     struct q_error err = {.code = Q_OK};
     struct q_conn_options opt = {.url = url};
     struct q_ctl *c = q_ctl_open(&opt, &err);
-    if (!c)
-        print_error("%s\n", err.text);
+    if (!c) print_error("%s\n", err.text);
     assert_non_null(c);
     return c;
 }
@@ -93,8 +91,7 @@ MAYBE_UNUSED static struct q_ctl *ctl_open(const char *url) {
 MAYBE_UNUSED static char *command_words(struct q_ctl *c, const char **argv) {
     char *reply;
     size_t n = 0, len;
-    while (argv[n])
-        n++;
+    while (argv[n]) n++;
     if (q_ctl_command(c, n, argv, NULL, &reply, &len) != Q_OK) {
         print_error("%s: %s\n", argv[0], q_ctl_error(c)->text);
         return NULL;
@@ -143,8 +140,7 @@ static void rig_jobs(void *ctx, struct q_job **jobs, size_t n) {
             r->held[r->n_held++] = jobs[i];
         }
     }
-    if (r->auto_done)
-        q_worker_want(r->w, q_worker_wanted(r->w) + (uint32_t)n);
+    if (r->auto_done) q_worker_want(r->w, q_worker_wanted(r->w) + (uint32_t)n);
 }
 
 static void rig_cancel(void *ctx, struct q_job *job) {
@@ -159,7 +155,9 @@ static void rig_fenced(void *ctx, const char *queue, const char *why) {
     ((struct rig *)ctx)->n_fenced++;
 }
 
-static void rig_hold(void *ctx, bool stop) { ((struct rig *)ctx)->hold = stop; }
+static void rig_hold(void *ctx, bool stop) {
+    ((struct rig *)ctx)->hold = stop;
+}
 
 static void rig_connected(void *ctx, const char *where) {
     (void)where;
@@ -175,13 +173,18 @@ static void rig_lost(void *ctx, const struct q_error *why, uint32_t ms) {
 
 static void rig_log(void *ctx, int level, const char *text) {
     (void)ctx;
-    if (getenv("QUERN_TEST_LOG"))
-        fprintf(stderr, "<%d> %s\n", level, text);
+    if (getenv("QUERN_TEST_LOG")) fprintf(stderr, "<%d> %s\n", level, text);
 }
 
-static void rig_drained(void *ctx) { ((struct rig *)ctx)->drained = true; }
-static void rig_closed(void *ctx) { ((struct rig *)ctx)->closed = true; }
-static void rig_tick(uv_timer_t *t) { (void)t; }
+static void rig_drained(void *ctx) {
+    ((struct rig *)ctx)->drained = true;
+}
+static void rig_closed(void *ctx) {
+    ((struct rig *)ctx)->closed = true;
+}
+static void rig_tick(uv_timer_t *t) {
+    (void)t;
+}
 
 MAYBE_UNUSED static void rig_init(struct rig *r, const char *url) {
     memset(r, 0, sizeof *r);
@@ -191,9 +194,15 @@ MAYBE_UNUSED static void rig_init(struct rig *r, const char *url) {
     r->opt.queues = r->queue;
     r->opt.n_queues = 1;
     r->opt.name = "rig";
-    r->opt.on = (struct q_worker_callbacks){.ctx = r, .jobs = rig_jobs, .cancel = rig_cancel, .fenced = rig_fenced,
-                                            .hold = rig_hold, .connected = rig_connected, .lost = rig_lost,
-                                            .log = rig_log, .drained = rig_drained};
+    r->opt.on = (struct q_worker_callbacks){.ctx = r,
+                                            .jobs = rig_jobs,
+                                            .cancel = rig_cancel,
+                                            .fenced = rig_fenced,
+                                            .hold = rig_hold,
+                                            .connected = rig_connected,
+                                            .lost = rig_lost,
+                                            .log = rig_log,
+                                            .drained = rig_drained};
 }
 
 MAYBE_UNUSED static void rig_start(struct rig *r, uint32_t want) {
@@ -202,8 +211,7 @@ MAYBE_UNUSED static void rig_start(struct rig *r, uint32_t want) {
     uv_timer_init(&r->loop, &r->tick);
     uv_timer_start(&r->tick, rig_tick, 5, 5);
     r->w = q_worker_create(&r->loop, &r->opt, &err);
-    if (!r->w)
-        print_error("%s\n", err.text);
+    if (!r->w) print_error("%s\n", err.text);
     assert_non_null(r->w);
     q_worker_want(r->w, want);
 }
@@ -214,22 +222,28 @@ MAYBE_UNUSED static void rig_until_at(struct rig *r, rig_cond *cond, const char 
     uint64_t end = uv_hrtime() + 20000000000u;
     while (!cond(r)) {
         uv_run(&r->loop, UV_RUN_ONCE);
-        if (uv_hrtime() > end)
-            _fail(file, line);
+        if (uv_hrtime() > end) _fail(file, line);
     }
 }
 #define rig_until(r, cond) rig_until_at(r, cond, __FILE__, __LINE__)
 
 MAYBE_UNUSED static void rig_spin(struct rig *r, unsigned ms) {
     uint64_t end = uv_hrtime() + (uint64_t)ms * 1000000;
-    while (uv_hrtime() < end)
-        uv_run(&r->loop, UV_RUN_ONCE);
+    while (uv_hrtime() < end) uv_run(&r->loop, UV_RUN_ONCE);
 }
 
-MAYBE_UNUSED static bool is_connected(struct rig *r) { return r->n_connected > 0; }
-MAYBE_UNUSED static bool has_one(struct rig *r) { return r->n_held >= 1; }
-MAYBE_UNUSED static bool is_closed(struct rig *r) { return r->closed; }
-MAYBE_UNUSED static bool is_drained(struct rig *r) { return r->drained; }
+MAYBE_UNUSED static bool is_connected(struct rig *r) {
+    return r->n_connected > 0;
+}
+MAYBE_UNUSED static bool has_one(struct rig *r) {
+    return r->n_held >= 1;
+}
+MAYBE_UNUSED static bool is_closed(struct rig *r) {
+    return r->closed;
+}
+MAYBE_UNUSED static bool is_drained(struct rig *r) {
+    return r->drained;
+}
 MAYBE_UNUSED static bool nothing_pending(struct rig *r) {
     struct q_worker_stats s;
     q_worker_stats(r->w, &s);
@@ -239,8 +253,7 @@ MAYBE_UNUSED static bool nothing_pending(struct rig *r) {
 /* The job r->id is final. */
 MAYBE_UNUSED static bool is_final(struct rig *r) {
     char *envelope;
-    if (q_ctl_result(r->ctl, "t", r->id, &envelope, NULL) != Q_OK)
-        return false;
+    if (q_ctl_result(r->ctl, "t", r->id, &envelope, NULL) != Q_OK) return false;
     free(envelope);
     return true;
 }
@@ -258,12 +271,13 @@ MAYBE_UNUSED static void rig_finish(struct rig *r) {
 MAYBE_UNUSED static void envelope_has(struct q_ctl *c, const char *id, const char *text) {
     char *envelope = NULL;
     assert_int_equal(q_ctl_result(c, "t", id, &envelope, NULL), Q_OK);
-    if (!strstr(envelope, text))
-        print_error("%s\nlacks %s\n", envelope, text);
+    if (!strstr(envelope, text)) print_error("%s\nlacks %s\n", envelope, text);
     assert_non_null(strstr(envelope, text));
     free(envelope);
 }
 
-MAYBE_UNUSED static bool have_redis(void) { return system("command -v redis-server >/dev/null 2>&1") == 0; }
+MAYBE_UNUSED static bool have_redis(void) {
+    return system("command -v redis-server >/dev/null 2>&1") == 0;
+}
 
 #endif

@@ -33,10 +33,10 @@ static uint64_t last_ok, last_failed;
 static uint32_t stop_after; /* ranges: then the rig sits on the next one */
 static struct q_bulk_plan plan;
 
-
 static void on_step(void *ctx, struct q_job *job, const struct q_bulk_turn *t);
 
-static void on_ranges(void *ctx, struct q_job *job, const struct q_bulk_range *ranges, size_t n, const struct q_error *err) {
+static void on_ranges(void *ctx, struct q_job *job, const struct q_bulk_range *ranges, size_t n,
+                      const struct q_error *err) {
     struct rig *r = ctx;
     uint32_t next = 0;
     assert_int_equal(err->code, Q_OK);
@@ -55,20 +55,21 @@ static void on_step(void *ctx, struct q_job *job, const struct q_bulk_turn *t) {
     switch (t->step) {
     case Q_BULK_RANGE:
         range_crashes += t->crashes;
-        if (stop_after && n_ranges >= stop_after)
-            return; /* sits on it */
+        if (stop_after && n_ranges >= stop_after) return; /* sits on it */
         n_ranges++;
-        for (uint32_t i = t->first; i < t->first + t->count; i++)
-            scored[i]++;
+        for (uint32_t i = t->first; i < t->first + t->count; i++) scored[i]++;
         uint64_t rows = (uint64_t)(t->first + t->count) * t->plan.grain_rows;
-        rows = (rows > t->plan.n_rows ? t->plan.n_rows : rows) - (uint64_t)t->first * t->plan.grain_rows;
+        rows = (rows > t->plan.n_rows ? t->plan.n_rows : rows) -
+               (uint64_t)t->first * t->plan.grain_rows;
         q_bulk_commit(r->w, job, t->first, t->count, rows - 1, 1, on_step, r);
         break;
     case Q_BULK_FINAL:
         n_finals++;
         q_bulk_ranges(r->w, job, on_ranges, r);
         break;
-    case Q_BULK_CANCEL: q_job_fail(r->w, job, Q_CODE_cancelled, "as asked", -1); break;
+    case Q_BULK_CANCEL:
+        q_job_fail(r->w, job, Q_CODE_cancelled, "as asked", -1);
+        break;
     case Q_BULK_ERROR:
         n_errors++;
         q_job_handback(r->w, job);
@@ -109,7 +110,9 @@ static void reset(uint64_t rows, uint32_t grain_rows, uint32_t tickets) {
     plan = (struct q_bulk_plan){.n_rows = rows, .grain_rows = grain_rows, .n_tickets = tickets};
 }
 
-static uint32_t n_grains(void) { return (uint32_t)((plan.n_rows + plan.grain_rows - 1) / plan.grain_rows); }
+static uint32_t n_grains(void) {
+    return (uint32_t)((plan.n_rows + plan.grain_rows - 1) / plan.grain_rows);
+}
 
 static void until_final(struct rig *r, const char *id) {
     r->id = id;
@@ -132,8 +135,7 @@ static void test_one_worker_many_tickets(void **state) {
     assert_int_equal(r.n_came, 4);
     assert_int_equal(n_finals, 1);
     assert_int_equal(n_leaves, 3);
-    for (uint32_t i = 0; i < n_grains(); i++)
-        assert_int_equal(scored[i], 1);
+    for (uint32_t i = 0; i < n_grains(); i++) assert_int_equal(scored[i], 1);
     assert_int_equal(last_failed, n_ranges);
     assert_int_equal(last_ok + last_failed, 1003);
     envelope_has(ctl, "b1", "\"state\":\"done\"");
@@ -173,14 +175,14 @@ static void test_bad_plans_are_errors(void **state) {
     reset(10, 0, 4);
     bulk_rig(&r, 1);
     PUSH(ctl, "{\"id\":\"b1\",\"op\":\"bulk\"}");
-    while (n_errors == 0)
-        uv_run(&r.loop, UV_RUN_ONCE);
+    while (n_errors == 0) uv_run(&r.loop, UV_RUN_ONCE);
     plan.grain_rows = 1;
     until_final(&r, "b1"); /* handed back, and good now */
     rig_finish(&r);
 }
 
-/* A child opens the job, commits some ranges, and is killed while it holds others; two workers finish. */
+/* A child opens the job, commits some ranges, and is killed while it holds others; two workers
+ * finish. */
 static void test_crash_resumes_what_is_not_done(void **state) {
     static struct rig child, a, b;
     int fd[2];
@@ -193,14 +195,11 @@ static void test_crash_resumes_what_is_not_done(void **state) {
     if (pid == 0) {
         stop_after = 10;
         bulk_rig(&child, 3);
-        while (n_ranges < 10 || child.n_came < 6)
-            uv_run(&child.loop, UV_RUN_ONCE);
+        while (n_ranges < 10 || child.n_came < 6) uv_run(&child.loop, UV_RUN_ONCE);
         for (int i = 0; i < 200; i++) /* the tenth commit arrives, every ticket sits on a range */
             uv_run(&child.loop, UV_RUN_ONCE);
-        if (write(fd[1], "1", 1) != 1)
-            _exit(2);
-        for (;;)
-            uv_run(&child.loop, UV_RUN_ONCE);
+        if (write(fd[1], "1", 1) != 1) _exit(2);
+        for (;;) uv_run(&child.loop, UV_RUN_ONCE);
     }
     assert_int_equal(read(fd[0], &c, 1), 1);
     char *done = command(ctl, "BITCOUNT", "quern:{t}:b:b1:d");
@@ -241,8 +240,7 @@ static void test_cancel_ends_all_tickets(void **state) {
     stop_after = 5;
     bulk_rig(&r, 3);
     PUSH(ctl, "{\"id\":\"b1\",\"op\":\"bulk\"}");
-    while (n_ranges < 5)
-        uv_run(&r.loop, UV_RUN_ONCE);
+    while (n_ranges < 5) uv_run(&r.loop, UV_RUN_ONCE);
     assert_int_equal(q_ctl_cancel(ctl, "t", "b1"), Q_OK);
     rig_finish(&r); /* goes away without a word; another one takes the tickets */
     stop_after = 0;
@@ -274,8 +272,9 @@ int main(void) {
     }
 #define T(name) cmocka_unit_test_setup(name, flush)
     const struct CMUnitTest tests[] = {
-        T(test_one_worker_many_tickets), T(test_ranges_shrink_towards_the_end), T(test_empty_bulk_is_finalised),
-        T(test_bad_plans_are_errors), T(test_crash_resumes_what_is_not_done), T(test_cancel_ends_all_tickets),
+        T(test_one_worker_many_tickets),        T(test_ranges_shrink_towards_the_end),
+        T(test_empty_bulk_is_finalised),        T(test_bad_plans_are_errors),
+        T(test_crash_resumes_what_is_not_done), T(test_cancel_ends_all_tickets),
         T(test_same_id_again_leaves),
     };
     return cmocka_run_group_tests_name("queue_bulk", tests, setup, teardown);

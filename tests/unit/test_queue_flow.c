@@ -36,13 +36,16 @@ static void until_final(struct rig *r, const char *id) {
     rig_until(r, is_final);
 }
 
-static bool is_settled(struct rig *r) { return nothing_pending(r); }
+static bool is_settled(struct rig *r) {
+    return nothing_pending(r);
+}
 
 static void test_done_job_has_envelope_reply_and_wakeup(void **state) {
     struct rig r;
     (void)state;
     start(&r, 8);
-    PUSH(ctl, "{\"id\":\"a1\",\"op\":\"ping\",\"wait\":true,\"reply_to\":\"quern:{t}:rep:x\",\"ttl_ms\":50000,\"meta\":{\"k\":1},\"status\":true}");
+    PUSH(ctl, "{\"id\":\"a1\",\"op\":\"ping\",\"wait\":true,\"reply_to\":\"quern:{t}:rep:x\",\"ttl_"
+              "ms\":50000,\"meta\":{\"k\":1},\"status\":true}");
     rig_until(&r, has_one);
     assert_string_equal(r.held[0]->id, "a1");
     assert_int_equal(r.held[0]->attempt, 1);
@@ -56,12 +59,15 @@ static void test_done_job_has_envelope_reply_and_wakeup(void **state) {
     until_final(&r, "a1");
     envelope_has(ctl, "a1", "\"state\":\"done\"");
     envelope_has(ctl, "a1", "\"result\":{\"y\":[1,2]}");
-    envelope_has(ctl, "a1", "\"batch\":3,\"worker\":\"rig\",\"version\":\"7\",\"manifest\":{\"isa\":\"c\"},\"meta\":{\"k\":1}");
+    envelope_has(ctl, "a1",
+                 "\"batch\":3,\"worker\":\"rig\",\"version\":\"7\",\"manifest\":{\"isa\":\"c\"},"
+                 "\"meta\":{\"k\":1}");
     char *ttl = command(ctl, "PTTL", "quern:{t}:r:a1");
     assert_in_range(atol(ttl), 1, 50000);
     free(ttl);
     command_says(ctl, "1", "LLEN", "quern:{t}:n:a1");
-    char *reply = command(ctl, "RPOP", "quern:{t}:rep:x"), *stored = command(ctl, "GET", "quern:{t}:r:a1");
+    char *reply = command(ctl, "RPOP", "quern:{t}:rep:x"),
+         *stored = command(ctl, "GET", "quern:{t}:r:a1");
     assert_string_equal(reply, stored);
     free(reply);
     free(stored);
@@ -85,7 +91,8 @@ static void test_an_id_seen_again_is_not_run_again(void **state) {
     until_final(&r, "a2");
     rig_until(&r, is_settled);
     assert_int_equal(r.n_came, 2);
-    char *again = command(ctl, "GET", "quern:{t}:r:a1"), *reply = command(ctl, "RPOP", "quern:{t}:rep:x");
+    char *again = command(ctl, "GET", "quern:{t}:r:a1"),
+         *reply = command(ctl, "RPOP", "quern:{t}:rep:x");
     assert_string_equal(again, first);
     assert_string_equal(reply, first);
     struct q_worker_stats s;
@@ -115,10 +122,13 @@ static void test_bad_entries_become_dead_letters(void **state) {
     assert_int_equal(total, 2);
     for (size_t i = 0; i < n; i++) {
         bool json = strstr(dead[i].envelope, "\"code\":\"bad_json\"") != NULL;
-        assert_string_equal(dead[i].entry, json ? "{\"id\":\"x\",\"op\":" : "{\"id\":\"named\",\"op\":\"ping\",\"ttl_ms\":\"soon\"}");
+        assert_string_equal(dead[i].entry,
+                            json ? "{\"id\":\"x\",\"op\":"
+                                 : "{\"id\":\"named\",\"op\":\"ping\",\"ttl_ms\":\"soon\"}");
         if (!json) {
             assert_string_equal(dead[i].id, "named");
-            assert_non_null(strstr(dead[i].envelope, "\"ttl_ms\\\" is a string, must be an integer"));
+            assert_non_null(
+                strstr(dead[i].envelope, "\"ttl_ms\\\" is a string, must be an integer"));
         }
     }
     q_ctl_dead_free(dead, n);
@@ -200,7 +210,9 @@ static void test_a_refusal_fails_at_once(void **state) {
 }
 
 static unsigned n_wanted;
-static bool has_wanted(struct rig *r) { return r->n_held >= n_wanted; }
+static bool has_wanted(struct rig *r) {
+    return r->n_held >= n_wanted;
+}
 
 static void test_inboxes_share_by_weight(void **state) {
     struct rig r;
@@ -216,16 +228,14 @@ static void test_inboxes_share_by_weight(void **state) {
         rig_until(&r, has_wanted);
         q_worker_want(r.w, 1);
     }
-    for (int i = 0; i < 50; i++)
-        n[r.held[i]->op[0] == 'h' ? 0 : r.held[i]->op[0] == 'n' ? 1 : 2]++;
+    for (int i = 0; i < 50; i++) n[r.held[i]->op[0] == 'h' ? 0 : r.held[i]->op[0] == 'n' ? 1 : 2]++;
     assert_int_equal(n[0], 30); /* 6 : 3 : 1 */
     assert_int_equal(n[1], 15);
     assert_int_equal(n[2], 5);
     q_worker_want(r.w, 250);
     n_wanted = 300;
     rig_until(&r, has_wanted); /* nobody starves: all come */
-    for (size_t i = 0; i < r.n_held; i++)
-        q_job_done(r.w, r.held[i], NULL, 0, NULL);
+    for (size_t i = 0; i < r.n_held; i++) q_job_done(r.w, r.held[i], NULL, 0, NULL);
     rig_until(&r, is_settled);
     rig_finish(&r);
 }
@@ -233,8 +243,7 @@ static void test_inboxes_share_by_weight(void **state) {
 static void test_never_more_than_wanted(void **state) {
     struct rig r;
     (void)state;
-    for (int i = 0; i < 200; i++)
-        PUSH(ctl, "{\"op\":\"ping\"}");
+    for (int i = 0; i < 200; i++) PUSH(ctl, "{\"op\":\"ping\"}");
     start(&r, 3);
     n_wanted = 3;
     rig_until(&r, has_wanted);
@@ -242,8 +251,7 @@ static void test_never_more_than_wanted(void **state) {
     assert_int_equal(r.n_held, 3);
     assert_int_equal(q_worker_wanted(r.w), 0);
     command_says(ctl, "197", "LLEN", "quern:{t}:in");
-    for (int i = 0; i < 3; i++)
-        q_job_handback(r.w, r.held[i]);
+    for (int i = 0; i < 3; i++) q_job_handback(r.w, r.held[i]);
     rig_until(&r, is_settled);
     command_says(ctl, "200", "LLEN", "quern:{t}:in");
     rig_finish(&r);
@@ -283,7 +291,8 @@ static void test_pause_and_resume(void **state) {
     assert_true(q->paused);
     assert_int_equal(q->waiting, 1);
     free(q);
-    free(command(ctl, "LPUSH", "quern:{t}:ctlq", "{\"cmd\":\"resume\"}")); /* as an operator without script rights */
+    free(command(ctl, "LPUSH", "quern:{t}:ctlq",
+                 "{\"cmd\":\"resume\"}")); /* as an operator without script rights */
     rig_until(&r, has_one);
     q_job_done(r.w, r.held[0], NULL, 0, NULL);
     until_final(&r, "p");
@@ -338,7 +347,9 @@ static void test_after_waits_for_others(void **state) {
     rig_finish(&r);
 }
 
-static bool was_cancelled(struct rig *r) { return r->n_cancels > 0; }
+static bool was_cancelled(struct rig *r) {
+    return r->n_cancels > 0;
+}
 
 static void test_cancel_waiting_delayed_and_running(void **state) {
     struct rig r;
@@ -351,7 +362,8 @@ static void test_cancel_waiting_delayed_and_running(void **state) {
     q_ctl_status_free(&st);
     assert_int_equal(q_ctl_cancel(ctl, "t", "c1"), Q_OK);
     start(&r, 8);
-    PUSH(ctl, "{\"id\":\"c2\",\"op\":\"ping\",\"delay_ms\":1000000,\"wait\":true,\"reply_to\":\"quern:{t}:rep:c\"}");
+    PUSH(ctl, "{\"id\":\"c2\",\"op\":\"ping\",\"delay_ms\":1000000,\"wait\":true,\"reply_to\":"
+              "\"quern:{t}:rep:c\"}");
     PUSH(ctl, "{\"id\":\"c3\",\"op\":\"ping\"}");
     until_final(&r, "c1");
     envelope_has(ctl, "c1", "\"state\":\"cancelled\"");
@@ -452,8 +464,7 @@ static void test_several_queues_by_weight(void **state) {
     rig_start(&r, 40);
     n_wanted = 40;
     rig_until(&r, has_wanted);
-    for (int i = 0; i < 40; i++)
-        n[r.held[i]->queue[0] == 'v']++;
+    for (int i = 0; i < 40; i++) n[r.held[i]->queue[0] == 'v']++;
     assert_int_equal(n[0], 10); /* 1 : 3 */
     assert_int_equal(n[1], 30);
     assert_int_equal(q_worker_queue_cap(r.w, "v", 35), Q_OK);
@@ -462,11 +473,9 @@ static void test_several_queues_by_weight(void **state) {
     n_wanted = 80;
     rig_until(&r, has_wanted);
     n[0] = n[1] = 0;
-    for (int i = 0; i < 80; i++)
-        n[r.held[i]->queue[0] == 'v']++;
+    for (int i = 0; i < 80; i++) n[r.held[i]->queue[0] == 'v']++;
     assert_int_equal(n[1], 35);
-    for (size_t i = 0; i < r.n_held; i++)
-        q_job_done(r.w, r.held[i], NULL, 0, NULL);
+    for (size_t i = 0; i < r.n_held; i++) q_job_done(r.w, r.held[i], NULL, 0, NULL);
     rig_until(&r, is_settled);
     rig_finish(&r);
 }
@@ -481,7 +490,9 @@ static void on_fetched(void *ctx, char *value, size_t len, const struct q_error 
     *(struct fetched *)ctx = (struct fetched){value, len, err->code, true};
 }
 static struct fetched *fetching;
-static bool fetch_came(struct rig *r) { return (void)r, fetching->came; }
+static bool fetch_came(struct rig *r) {
+    return (void)r, fetching->came;
+}
 
 static void test_fetch_of_references(void **state) {
     struct rig r;
@@ -540,7 +551,8 @@ static void test_large_entry_goes_through(void **state) {
     rig_finish(&r);
 }
 
-/* Results too large for one script call go out in several; one too large for Redis fails its job. */
+/* Results too large for one script call go out in several; one too large for Redis fails its job.
+ */
 static void test_huge_results(void **state) {
     struct rig r;
     (void)state;
@@ -560,7 +572,8 @@ static void test_huge_results(void **state) {
         q_job_done(r.w, r.held[i], big, len, NULL);
     }
     rig_until(&r, is_settled);
-    command_says(ctl, "5", "EXISTS", "quern:{t}:r:h0", "quern:{t}:r:h1", "quern:{t}:r:h2", "quern:{t}:r:h3", "quern:{t}:r:h4");
+    command_says(ctl, "5", "EXISTS", "quern:{t}:r:h0", "quern:{t}:r:h1", "quern:{t}:r:h2",
+                 "quern:{t}:r:h3", "quern:{t}:r:h4");
     int too_large = 0;
     for (int i = 0; i < 5; i++) {
         char key[32];
@@ -580,13 +593,25 @@ int main(void) {
     }
 #define T(name) cmocka_unit_test_setup(name, flush)
     const struct CMUnitTest tests[] = {
-        T(test_done_job_has_envelope_reply_and_wakeup), T(test_an_id_seen_again_is_not_run_again),
-        T(test_bad_entries_become_dead_letters), T(test_delay_and_expiry),
-        T(test_failures_retry_then_die_and_can_be_requeued), T(test_a_refusal_fails_at_once),
-        T(test_inboxes_share_by_weight), T(test_never_more_than_wanted), T(test_drain_hands_back_without_counting),
-        T(test_pause_and_resume), T(test_unique_key), T(test_after_waits_for_others),
-        T(test_cancel_waiting_delayed_and_running), T(test_progress_is_live), T(test_submit_and_wait),
-        T(test_several_queues_by_weight), T(test_fetch_of_references), T(test_large_entry_goes_through), T(test_huge_results),
+        T(test_done_job_has_envelope_reply_and_wakeup),
+        T(test_an_id_seen_again_is_not_run_again),
+        T(test_bad_entries_become_dead_letters),
+        T(test_delay_and_expiry),
+        T(test_failures_retry_then_die_and_can_be_requeued),
+        T(test_a_refusal_fails_at_once),
+        T(test_inboxes_share_by_weight),
+        T(test_never_more_than_wanted),
+        T(test_drain_hands_back_without_counting),
+        T(test_pause_and_resume),
+        T(test_unique_key),
+        T(test_after_waits_for_others),
+        T(test_cancel_waiting_delayed_and_running),
+        T(test_progress_is_live),
+        T(test_submit_and_wait),
+        T(test_several_queues_by_weight),
+        T(test_fetch_of_references),
+        T(test_large_entry_goes_through),
+        T(test_huge_results),
     };
     return cmocka_run_group_tests_name("queue_flow", tests, setup, teardown);
 }

@@ -1,4 +1,5 @@
-/* The scanner against jansson, the fields of a job, URLs, envelopes, backoff, tables: without Redis. */
+/* The scanner against jansson, the fields of a job, URLs, envelopes, backoff, tables: without
+ * Redis. */
 #include "queue_testing.h"
 
 #include "queue/job.h"
@@ -33,25 +34,110 @@ static void same(const char *text, size_t len) {
         return;
     }
     bool a = ours(text, len), b = janssons(text, len);
-    if (a != b)
-        print_error("scanner %d, jansson %d: %.*s\n", a, b, (int)len, text);
+    if (a != b) print_error("scanner %d, jansson %d: %.*s\n", a, b, (int)len, text);
     assert_int_equal(a, b);
 }
 
 static const char *const samples[] = {
-    "{}", " { } ", "{\"a\":1}", "{\"a\":1,}", "{,}", "{\"a\"}", "{\"a\":}", "{a:1}", "{\"a\":1 \"b\":2}", "[]", "1", "",
-    " ", "null", "{\"a\":[]}", "{\"a\":[1]}", "{\"a\":[1,]}", "{\"a\":[,1]}", "{\"a\":[1 2]}", "{\"a\":[[[]]]}", "{\"a\":[[[]]}",
-    "{\"a\":{\"b\":{\"c\":[{}]}}}", "{\"a\":{\"b\"}}", "{\"a\":{\"b\":1,}}", "{\"a\":[}", "{\"a\":{]}", "{\"a\":0}", "{\"a\":-0}",
-    "{\"a\":01}", "{\"a\":-}", "{\"a\":+1}", "{\"a\":1.}", "{\"a\":.5}", "{\"a\":1.5}", "{\"a\":1e5}", "{\"a\":1e}", "{\"a\":1e+}",
-    "{\"a\":1E-2}", "{\"a\":1.5e+3}", "{\"a\":--1}", "{\"a\":0x1}", "{\"a\":true}", "{\"a\":tru}", "{\"a\":truee}", "{\"a\":false}",
-    "{\"a\":nul}", "{\"a\":null}", "{\"a\":True}", "{\"a\":NaN}", "{\"a\":Infinity}", "{\"a\":\"\"}", "{\"a\":\"x}", "{\"a\":\"\\\"}",
-    "{\"a\":\"\\\"\"}", "{\"a\":\"\\n\\t\\r\\b\\f\\/\\\\\"}", "{\"a\":\"\\x\"}", "{\"a\":\"\\u12\"}", "{\"a\":\"\\u0041\"}",
-    "{\"a\":\"\\u00g1\"}", "{\"a\":\"\\ud83d\\ude00\"}", "{\"a\":\"\\ud83d\"}", "{\"a\":\"\\ude00\"}", "{\"a\":\"\\ud83d\\u0041\"}",
-    "{\"a\":\"\\u0000\"}", "{\"a\":\"\x01\"}", "{\"a\":\"\n\"}", "{\"a\":\"\xc3\xa9\"}", "{\"a\":\"\xc3\"}", "{\"a\":\"\xc0\x80\"}",
-    "{\"a\":\"\xe2\x82\xac\"}", "{\"a\":\"\xe2\x82\"}", "{\"a\":\"\xed\xa0\x80\"}", "{\"a\":\"\xf0\x9f\x98\x80\"}",
-    "{\"a\":\"\xf4\x90\x80\x80\"}", "{\"a\":\"\xff\"}", "{\"a\":1}x", "{\"a\":1}{}", "{\"a\":1} \n\t\r", "{\"a\":1}\f", "// c\n{}",
-    "{\"a\":'x'}", "{\"a\":1,\"a\":2}", "{\"\":1}", "{\"a\":{}}", "{\"a\":[{},{}]}", "{\"a\":[{}{}]}", "{\"a\":[\"x\",1,true,null,{\"b\":[]}]}",
-    "{\"a\"::1}", "{\"a\":1,,\"b\":2}", "{{}}", "{\"a\":[[]", "}", "{", "{\"", "{\"a", "{\"a\"", "{\"a\":", "{\"a\":1", "{\"a\":1,",
+    "{}",
+    " { } ",
+    "{\"a\":1}",
+    "{\"a\":1,}",
+    "{,}",
+    "{\"a\"}",
+    "{\"a\":}",
+    "{a:1}",
+    "{\"a\":1 \"b\":2}",
+    "[]",
+    "1",
+    "",
+    " ",
+    "null",
+    "{\"a\":[]}",
+    "{\"a\":[1]}",
+    "{\"a\":[1,]}",
+    "{\"a\":[,1]}",
+    "{\"a\":[1 2]}",
+    "{\"a\":[[[]]]}",
+    "{\"a\":[[[]]}",
+    "{\"a\":{\"b\":{\"c\":[{}]}}}",
+    "{\"a\":{\"b\"}}",
+    "{\"a\":{\"b\":1,}}",
+    "{\"a\":[}",
+    "{\"a\":{]}",
+    "{\"a\":0}",
+    "{\"a\":-0}",
+    "{\"a\":01}",
+    "{\"a\":-}",
+    "{\"a\":+1}",
+    "{\"a\":1.}",
+    "{\"a\":.5}",
+    "{\"a\":1.5}",
+    "{\"a\":1e5}",
+    "{\"a\":1e}",
+    "{\"a\":1e+}",
+    "{\"a\":1E-2}",
+    "{\"a\":1.5e+3}",
+    "{\"a\":--1}",
+    "{\"a\":0x1}",
+    "{\"a\":true}",
+    "{\"a\":tru}",
+    "{\"a\":truee}",
+    "{\"a\":false}",
+    "{\"a\":nul}",
+    "{\"a\":null}",
+    "{\"a\":True}",
+    "{\"a\":NaN}",
+    "{\"a\":Infinity}",
+    "{\"a\":\"\"}",
+    "{\"a\":\"x}",
+    "{\"a\":\"\\\"}",
+    "{\"a\":\"\\\"\"}",
+    "{\"a\":\"\\n\\t\\r\\b\\f\\/\\\\\"}",
+    "{\"a\":\"\\x\"}",
+    "{\"a\":\"\\u12\"}",
+    "{\"a\":\"\\u0041\"}",
+    "{\"a\":\"\\u00g1\"}",
+    "{\"a\":\"\\ud83d\\ude00\"}",
+    "{\"a\":\"\\ud83d\"}",
+    "{\"a\":\"\\ude00\"}",
+    "{\"a\":\"\\ud83d\\u0041\"}",
+    "{\"a\":\"\\u0000\"}",
+    "{\"a\":\"\x01\"}",
+    "{\"a\":\"\n\"}",
+    "{\"a\":\"\xc3\xa9\"}",
+    "{\"a\":\"\xc3\"}",
+    "{\"a\":\"\xc0\x80\"}",
+    "{\"a\":\"\xe2\x82\xac\"}",
+    "{\"a\":\"\xe2\x82\"}",
+    "{\"a\":\"\xed\xa0\x80\"}",
+    "{\"a\":\"\xf0\x9f\x98\x80\"}",
+    "{\"a\":\"\xf4\x90\x80\x80\"}",
+    "{\"a\":\"\xff\"}",
+    "{\"a\":1}x",
+    "{\"a\":1}{}",
+    "{\"a\":1} \n\t\r",
+    "{\"a\":1}\f",
+    "// c\n{}",
+    "{\"a\":'x'}",
+    "{\"a\":1,\"a\":2}",
+    "{\"\":1}",
+    "{\"a\":{}}",
+    "{\"a\":[{},{}]}",
+    "{\"a\":[{}{}]}",
+    "{\"a\":[\"x\",1,true,null,{\"b\":[]}]}",
+    "{\"a\"::1}",
+    "{\"a\":1,,\"b\":2}",
+    "{{}}",
+    "{\"a\":[[]",
+    "}",
+    "{",
+    "{\"",
+    "{\"a",
+    "{\"a\"",
+    "{\"a\":",
+    "{\"a\":1",
+    "{\"a\":1,",
 };
 
 static void test_scanner_agrees_with_jansson(void **state) {
@@ -60,8 +146,8 @@ static void test_scanner_agrees_with_jansson(void **state) {
         same(samples[i], strlen(samples[i]));
 }
 
-/* Every sample with every byte changed to every one of a few interesting ones, and cut everywhere; at
- * several distances from a 16-byte boundary. */
+/* Every sample with every byte changed to every one of a few interesting ones, and cut everywhere;
+ * at several distances from a 16-byte boundary. */
 static void test_scanner_agrees_on_mutations(void **state) {
     static const char bytes[] = "\"\\{}[]:,0-.eEtu \n\x01\x7f\x80\xc3\xe2\xff";
     char text[256];
@@ -91,10 +177,8 @@ static void test_scanner_limits_depth(void **state) {
     for (int depth = 60; depth < 70; depth++) {
         char *p = text;
         p += sprintf(p, "{\"a\":");
-        for (int i = 1; i < depth; i++)
-            *p++ = '[';
-        for (int i = 1; i < depth; i++)
-            *p++ = ']';
+        for (int i = 1; i < depth; i++) *p++ = '[';
+        for (int i = 1; i < depth; i++) *p++ = ']';
         *p++ = '}';
         assert_int_equal(ours(text, (size_t)(p - text)), depth <= 64);
     }
@@ -105,30 +189,40 @@ static void test_scanner_limits_depth(void **state) {
     free(deep);
 }
 
-static bool skim_a(const struct q__json_value *key) { return q__json_key_is(key, "a"); }
+static bool skim_a(const struct q__json_value *key) {
+    return q__json_key_is(key, "a");
+}
 
 static void test_skim_checks_brackets_and_strings(void **state) {
     static const struct {
         const char *text;
         bool ok;
-    } cases[] = {{"{\"a\":[[1,2],[3,4]],\"b\":1}", true},  {"{\"a\":[[1,2],[3,4],\"b\":1}", false},
-                 {"{\"a\":[1,2},\"b\":1}", false},          {"{\"a\":{\"x\":\"]}\"},\"b\":1}", true},
-                 {"{\"a\":[\"\\\"]\"],\"b\":1}", true},      {"{\"a\":[\"\\x\"],\"b\":1}", false},
-                 {"{\"a\":[1 2],\"b\":1}", true /* left to who decodes it */}, {"{\"a\":[1,2],\"b\":[1 2]}", false}};
+    } cases[] = {{"{\"a\":[[1,2],[3,4]],\"b\":1}", true},
+                 {"{\"a\":[[1,2],[3,4],\"b\":1}", false},
+                 {"{\"a\":[1,2},\"b\":1}", false},
+                 {"{\"a\":{\"x\":\"]}\"},\"b\":1}", true},
+                 {"{\"a\":[\"\\\"]\"],\"b\":1}", true},
+                 {"{\"a\":[\"\\x\"],\"b\":1}", false},
+                 {"{\"a\":[1 2],\"b\":1}", true /* left to who decodes it */},
+                 {"{\"a\":[1,2],\"b\":[1 2]}", false}};
     struct q_error err;
     char text[400];
     (void)state;
     for (int pad = 0; pad < 40; pad++) { /* every place in a vector */
-        int n = snprintf(text, sizeof text, "{\"a\":[[%*d],{\"k\":\"[%*s{\"},[]],\"b\":1}", pad, 1, pad, "");
+        int n = snprintf(text, sizeof text, "{\"a\":[[%*d],{\"k\":\"[%*s{\"},[]],\"b\":1}", pad, 1,
+                         pad, "");
         assert_int_equal(q__json_object(text, (size_t)n, 64, skim_a, ignore, NULL, &err), Q_OK);
         for (int cut = 1; cut < n; cut++)
-            assert_int_not_equal(q__json_object(text, (size_t)cut, 64, skim_a, ignore, NULL, &err), Q_OK);
+            assert_int_not_equal(q__json_object(text, (size_t)cut, 64, skim_a, ignore, NULL, &err),
+                                 Q_OK);
         char *p = strstr(text, "}]") ? strstr(text, "}]") : strstr(text, "},[");
         *p = ']';
         assert_int_not_equal(q__json_object(text, (size_t)n, 64, skim_a, ignore, NULL, &err), Q_OK);
     }
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
-        assert_int_equal(q__json_object(cases[i].text, strlen(cases[i].text), 64, skim_a, ignore, NULL, &err) == Q_OK, cases[i].ok);
+        assert_int_equal(q__json_object(cases[i].text, strlen(cases[i].text), 64, skim_a, ignore,
+                                        NULL, &err) == Q_OK,
+                         cases[i].ok);
 }
 
 /* --- jobs */
@@ -155,16 +249,24 @@ static void bad(const char *json, size_t len, enum q_code want, const char *says
     assert_non_null(strstr(err.text, says));
 }
 
-static bool span_is(struct q_span s, const char *text) { return s.len == strlen(text) && memcmp(s.ptr, text, s.len) == 0; }
+static bool span_is(struct q_span s, const char *text) {
+    return s.len == strlen(text) && memcmp(s.ptr, text, s.len) == 0;
+}
 
 static void test_job_fields(void **state) {
     (void)state;
-    struct q_job *j = good("{\"v\":1,\"id\":\"a\\u0031\",\"op\":\"infer\",\"model\":\"d\\u00e9j\\u00e0@2\",\"input\":[[1,2]],"
-                           "\"params\":{\"k\":5},\"input_ref\":\"file:x\",\"output_ref\":{\"a\":1},\"meta\":\"m\",\"tenant\":\"T\","
-                           "\"retry\":{\"max\":7,\"base_ms\":10,\"cap_ms\":20},\"ttl_ms\":5,\"wait\":true,\"status\":false,"
-                           "\"timeout_ms\":9,\"progress_ms\":8,\"unique\":\"u\",\"unique_ttl_ms\":3,\"expire_ms\":4,\"at_ms\":6,"
-                           "\"after\":[\"x\",\"y\"],\"encoding\":\"b64\",\"reply_to\":\"quern:{t}:rep:me\",\"cost\":1.5,"
-                           "\"traceparent\":\"00-ab\",\"queued_ms\":77,\"new_field\":{\"z\":[]},\"delay_ms\":null}");
+    struct q_job *j = good(
+        "{\"v\":1,\"id\":\"a\\u0031\",\"op\":\"infer\",\"model\":\"d\\u00e9j\\u00e0@2\",\"input\":["
+        "[1,2]],"
+        "\"params\":{\"k\":5},\"input_ref\":\"file:x\",\"output_ref\":{\"a\":1},\"meta\":\"m\","
+        "\"tenant\":\"T\","
+        "\"retry\":{\"max\":7,\"base_ms\":10,\"cap_ms\":20},\"ttl_ms\":5,\"wait\":true,\"status\":"
+        "false,"
+        "\"timeout_ms\":9,\"progress_ms\":8,\"unique\":\"u\",\"unique_ttl_ms\":3,\"expire_ms\":4,"
+        "\"at_ms\":6,"
+        "\"after\":[\"x\",\"y\"],\"encoding\":\"b64\",\"reply_to\":\"quern:{t}:rep:me\",\"cost\":1."
+        "5,"
+        "\"traceparent\":\"00-ab\",\"queued_ms\":77,\"new_field\":{\"z\":[]},\"delay_ms\":null}");
     assert_string_equal(j->id, "a1");
     assert_string_equal(j->op, "infer");
     assert_string_equal(j->model, "d\xc3\xa9j\xc3\xa0@2");
@@ -222,10 +324,12 @@ static void test_job_refusals(void **state) {
         {"{\"op\":\"x\",\"ttl_ms\":-1}", Q_CODE_bad_job, "is -1, must be an integer from 0"},
         {"{\"op\":\"x\",\"ttl_ms\":1.5}", Q_CODE_bad_job, "is 1.5, must be an integer"},
         {"{\"op\":\"x\",\"ttl_ms\":1e400}", Q_CODE_bad_job, "must be an integer"},
-        {"{\"op\":\"x\",\"ttl_ms\":123456789012345678901234567890}", Q_CODE_bad_job, "must be an integer"},
+        {"{\"op\":\"x\",\"ttl_ms\":123456789012345678901234567890}", Q_CODE_bad_job,
+         "must be an integer"},
         {"{\"op\":\"x\",\"ttl_ms\":\"5\"}", Q_CODE_bad_job, "is a string, must be an integer"},
         {"{\"op\":\"x\",\"wait\":1}", Q_CODE_bad_job, "must be true or false"},
-        {"{\"op\":\"x\",\"reply_to\":\"quern:{other}:in\"}", Q_CODE_bad_job, "must begin with \"quern:{t}:rep:\""},
+        {"{\"op\":\"x\",\"reply_to\":\"quern:{other}:in\"}", Q_CODE_bad_job,
+         "must begin with \"quern:{t}:rep:\""},
         {"{\"op\":\"x\",\"retry\":\"no\"}", Q_CODE_bad_job, "\"retry\" is a string"},
         {"{\"op\":\"x\",\"retry\":{\"max\":1001}}", Q_CODE_bad_job, "\"max\" is 1001"},
         {"{\"op\":\"x\",\"after\":\"y\"}", Q_CODE_bad_job, "\"after\" is a string"},
@@ -233,7 +337,8 @@ static void test_job_refusals(void **state) {
         {"{\"op\":\"x\",\"v\":2}", Q_CODE_bad_job, "protocol version 1"},
         {"{\"op\":\"x\",\"input_ref\":5}", Q_CODE_bad_job, "must be a string or an object"},
         {"{\"op\":\"x\",\"encoding\":\"hex\"}", Q_CODE_bad_job, "must be json or b64"},
-        {"{\"op\":\"0123456789012345678901234567890123456789\"}", Q_CODE_bad_job, "longer than 32 bytes"},
+        {"{\"op\":\"0123456789012345678901234567890123456789\"}", Q_CODE_bad_job,
+         "longer than 32 bytes"},
         {"{\"op\":\"x\",\"cost\":-1}", Q_CODE_bad_job, "0 or more"},
     };
     (void)state;
@@ -248,14 +353,14 @@ static void test_job_refusals(void **state) {
     strcpy(big + n + 5000, "\"}");
     bad(big, strlen(big), Q_CODE_bad_job, "at most 4096 are allowed");
     n = sprintf(big, "{\"op\":\"x\",\"after\":[\"0\"");
-    for (int i = 1; i < 33; i++)
-        n += sprintf(big + n, ",\"%d\"", i);
+    for (int i = 1; i < 33; i++) n += sprintf(big + n, ",\"%d\"", i);
     strcpy(big + n, "]}");
     bad(big, strlen(big), Q_CODE_bad_job, "more than 32 ids");
     free(big);
 }
 
-/* Large entries go fast: a value of input that is only skimmed may be wrong inside, brackets never. */
+/* Large entries go fast: a value of input that is only skimmed may be wrong inside, brackets never.
+ */
 static void test_job_large_input(void **state) {
     (void)state;
     size_t len = 1 << 20;
@@ -276,8 +381,10 @@ static void test_job_large_input(void **state) {
 }
 
 static void test_header_round_trip(void **state) {
-    static const struct q__header headers[] = {{0, 0, 0, 0, false, -1}, {3, 2, 1700000000000, 'h', true, -1},
-                                               {1, 0, 5, 'l', false, 0}, {0, 9, 1, 0, true, 255}};
+    static const struct q__header headers[] = {{0, 0, 0, 0, false, -1},
+                                               {3, 2, 1700000000000, 'h', true, -1},
+                                               {1, 0, 5, 'l', false, 0},
+                                               {0, 9, 1, 0, true, 255}};
     (void)state;
     for (size_t i = 0; i < sizeof headers / sizeof *headers; i++) {
         char text[Q__HEADER_MAX];
@@ -299,11 +406,22 @@ static void test_header_round_trip(void **state) {
 
 static void test_envelope_is_json(void **state) {
     (void)state;
-    struct q_job *j = good("{\"op\":\"infer\",\"id\":\"e1\",\"model\":\"a\\\"b\",\"meta\":{\"k\":[1]},\"queued_ms\":100}");
+    struct q_job *j = good("{\"op\":\"infer\",\"id\":\"e1\",\"model\":\"a\\\"b\",\"meta\":{\"k\":["
+                           "1]},\"queued_ms\":100}");
     j->token = 42;
     j->priv->started_ms = 150;
-    struct q__envelope e = {.job = j, .state = "done", .worker = "w\x01", .ended_ms = 200, .run_ms = 49.5, .attempts = 1,
-                            .batch = 8, .version = "3", .manifest = "{\"isa\":\"avx2\"}", .result = "{\"x\":1}", .result_len = 7, .code = Q_CODE_N};
+    struct q__envelope e = {.job = j,
+                            .state = "done",
+                            .worker = "w\x01",
+                            .ended_ms = 200,
+                            .run_ms = 49.5,
+                            .attempts = 1,
+                            .batch = 8,
+                            .version = "3",
+                            .manifest = "{\"isa\":\"avx2\"}",
+                            .result = "{\"x\":1}",
+                            .result_len = 7,
+                            .code = Q_CODE_N};
     size_t len;
     char *text = q__envelope_make(&e, &len);
     assert_int_equal(strlen(text), len);
@@ -326,7 +444,8 @@ static void test_envelope_is_json(void **state) {
     assert_non_null(root);
     json_t *error = json_object_get(root, "error");
     assert_string_equal(json_string_value(json_object_get(error, "code")), "bad_shape");
-    assert_string_equal(json_string_value(json_object_get(error, "message")), "say \"what\"\n\xef\xbf\xbd");
+    assert_string_equal(json_string_value(json_object_get(error, "message")),
+                        "say \"what\"\n\xef\xbf\xbd");
     assert_true(json_is_false(json_object_get(error, "retryable")));
     assert_null(json_object_get(root, "result"));
     assert_null(json_object_get(root, "started_ms"));
@@ -348,10 +467,14 @@ static void test_urls(void **state) {
         {"redis://h", Q_OK, Q_SCHEME_TCP, "h", "", "", "redis://h:6379/0", 6379, 0},
         {"redis://", Q_OK, Q_SCHEME_TCP, "127.0.0.1", "", "", "redis://127.0.0.1:6379/0", 6379, 0},
         {"redis://u:p@h:7000/3", Q_OK, Q_SCHEME_TCP, "h", "u", "p", "redis://u@h:7000/3", 7000, 3},
-        {"redis://:p%40ss@w@h/", Q_OK, Q_SCHEME_TCP, "h", "", "p@ss@w", "redis://@h:6379/0", 6379, 0},
-        {"rediss://[::1]:6380", Q_OK, Q_SCHEME_TLS, "::1", "", "", "rediss://[::1]:6380/0", 6380, 0},
-        {"unix:/run/r.sock", Q_OK, Q_SCHEME_UNIX, "/run/r.sock", "", "", "unix:/run/r.sock", 6379, 0},
-        {"unix:///run/r.sock?db=2", Q_OK, Q_SCHEME_UNIX, "/run/r.sock", "", "", "unix:/run/r.sock?db=2", 6379, 2},
+        {"redis://:p%40ss@w@h/", Q_OK, Q_SCHEME_TCP, "h", "", "p@ss@w", "redis://@h:6379/0", 6379,
+         0},
+        {"rediss://[::1]:6380", Q_OK, Q_SCHEME_TLS, "::1", "", "", "rediss://[::1]:6380/0", 6380,
+         0},
+        {"unix:/run/r.sock", Q_OK, Q_SCHEME_UNIX, "/run/r.sock", "", "", "unix:/run/r.sock", 6379,
+         0},
+        {"unix:///run/r.sock?db=2", Q_OK, Q_SCHEME_UNIX, "/run/r.sock", "", "",
+         "unix:/run/r.sock?db=2", 6379, 2},
         {"redis+sentinel://a:1,b:2/m", Q_UNSUPPORTED, 0, NULL, NULL, NULL, NULL, 0, 0},
         {"redis+cluster://a:1", Q_UNSUPPORTED, 0, NULL, NULL, NULL, NULL, 0, 0},
         {"http://h", Q_BAD_URL, 0, NULL, NULL, NULL, NULL, 0, 0},
@@ -406,8 +529,7 @@ static void test_backoff_stays_in_bounds(void **state) {
             assert_in_range(q__backoff_retry(attempt, 1000, 60000), 0, high < 60000 ? high : 60000);
         }
     uint64_t sum = 0;
-    for (int i = 0; i < 4000; i++)
-        sum += q__backoff_retry(3, 1000, 300000);
+    for (int i = 0; i < 4000; i++) sum += q__backoff_retry(3, 1000, 300000);
     assert_in_range(sum / 4000, 1700, 2300); /* full jitter: half of 4000 on average */
 }
 
@@ -428,15 +550,14 @@ static void test_protocol_lists_every_code(void **state) {
     char text[200000], row[400];
     (void)state;
     FILE *f = fopen("queue/PROTOCOL.md", "r");
-    if (!f)
-        skip(); /* run from elsewhere than the repository's root */
+    if (!f) skip(); /* run from elsewhere than the repository's root */
     text[fread(text, 1, sizeof text - 1, f)] = 0;
     fclose(f);
     for (unsigned i = 0; i < Q_CODE_N; i++) {
         enum q_code code = (enum q_code)i;
-        snprintf(row, sizeof row, "| `%s` | %s | %s |", q_code_name(code), q_code_retryable(code) ? "yes" : "no", q_code_meaning(code));
-        if (!strstr(text, row))
-            print_error("queue/PROTOCOL.md lacks the row: %s\n", row);
+        snprintf(row, sizeof row, "| `%s` | %s | %s |", q_code_name(code),
+                 q_code_retryable(code) ? "yes" : "no", q_code_meaning(code));
+        if (!strstr(text, row)) print_error("queue/PROTOCOL.md lacks the row: %s\n", row);
         assert_non_null(strstr(text, row));
     }
 }
@@ -461,13 +582,20 @@ static void test_ids_are_valid_and_differ(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_scanner_agrees_with_jansson), cmocka_unit_test(test_scanner_agrees_on_mutations),
-        cmocka_unit_test(test_scanner_limits_depth),        cmocka_unit_test(test_skim_checks_brackets_and_strings),
-        cmocka_unit_test(test_job_fields),                  cmocka_unit_test(test_job_refusals),
-        cmocka_unit_test(test_job_large_input),             cmocka_unit_test(test_header_round_trip),
-        cmocka_unit_test(test_envelope_is_json),            cmocka_unit_test(test_urls),
-        cmocka_unit_test(test_backoff_stays_in_bounds),     cmocka_unit_test(test_codes_have_names),
-        cmocka_unit_test(test_protocol_lists_every_code),   cmocka_unit_test(test_ids_are_valid_and_differ),
+        cmocka_unit_test(test_scanner_agrees_with_jansson),
+        cmocka_unit_test(test_scanner_agrees_on_mutations),
+        cmocka_unit_test(test_scanner_limits_depth),
+        cmocka_unit_test(test_skim_checks_brackets_and_strings),
+        cmocka_unit_test(test_job_fields),
+        cmocka_unit_test(test_job_refusals),
+        cmocka_unit_test(test_job_large_input),
+        cmocka_unit_test(test_header_round_trip),
+        cmocka_unit_test(test_envelope_is_json),
+        cmocka_unit_test(test_urls),
+        cmocka_unit_test(test_backoff_stays_in_bounds),
+        cmocka_unit_test(test_codes_have_names),
+        cmocka_unit_test(test_protocol_lists_every_code),
+        cmocka_unit_test(test_ids_are_valid_and_differ),
     };
     return cmocka_run_group_tests_name("queue_parse", tests, NULL, NULL);
 }

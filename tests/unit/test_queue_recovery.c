@@ -1,5 +1,6 @@
-/* Death, fencing and recovery on a real redis-server. The doomed workers are child processes: killed,
- * stopped, continued. Leases are shortened; who judges is the code that runs in production. */
+/* Death, fencing and recovery on a real redis-server. The doomed workers are child processes:
+ * killed, stopped, continued. Leases are shortened; who judges is the code that runs in production.
+ */
 #include "queue_testing.h"
 
 #include "queue/lease.h"
@@ -37,10 +38,13 @@ static void quick(struct rig *r) {
 }
 
 static unsigned n_wanted;
-static bool has_wanted(struct rig *r) { return r->n_held >= n_wanted; }
+static bool has_wanted(struct rig *r) {
+    return r->n_held >= n_wanted;
+}
 
-/* A child that claims n jobs, says so through a pipe, and then runs its loop until it is ended. With
- * `finish` it completes what it holds when it hears SIGUSR1 (sets a flag; SA_RESTART not needed). */
+/* A child that claims n jobs, says so through a pipe, and then runs its loop until it is ended.
+ * With `finish` it completes what it holds when it hears SIGUSR1 (sets a flag; SA_RESTART not
+ * needed). */
 static volatile sig_atomic_t told;
 static void on_usr1(int sig) {
     (void)sig;
@@ -63,23 +67,18 @@ static pid_t child_holding(unsigned n, int *said) {
     quick(&r);
     r.ctl = NULL;
     rig_start(&r, n);
-    while (r.n_held < n)
-        uv_run(&r.loop, UV_RUN_ONCE);
-    if (write(fd[1], "1", 1) != 1)
-        _exit(3);
-    while (!told)
-        uv_run(&r.loop, UV_RUN_ONCE);
+    while (r.n_held < n) uv_run(&r.loop, UV_RUN_ONCE);
+    if (write(fd[1], "1", 1) != 1) _exit(3);
+    while (!told) uv_run(&r.loop, UV_RUN_ONCE);
     for (size_t i = 0; i < r.n_held; i++) /* perhaps long after the lease ended */
         q_job_done(r.w, r.held[i], strdup("\"stale\""), 7, NULL);
     r.n_held = 0;
     uint64_t end = uv_hrtime() + 1000000000;
-    while (uv_hrtime() < end)
-        uv_run(&r.loop, UV_RUN_ONCE);
+    while (uv_hrtime() < end) uv_run(&r.loop, UV_RUN_ONCE);
     struct q_worker_stats s;
     q_worker_stats(r.w, &s);
     char c = (char)('0' + s.done);
-    if (write(fd[1], &c, 1) != 1)
-        _exit(4);
+    if (write(fd[1], &c, 1) != 1) _exit(4);
     _exit(0);
 }
 
@@ -99,7 +98,8 @@ static void push_named(unsigned n) {
 
 static bool all_final(struct rig *r) {
     (void)r;
-    char *n = command(ctl, "EXISTS", "quern:{t}:r:j0", "quern:{t}:r:j1", "quern:{t}:r:j2", "quern:{t}:r:j3", "quern:{t}:r:j4");
+    char *n = command(ctl, "EXISTS", "quern:{t}:r:j0", "quern:{t}:r:j1", "quern:{t}:r:j2",
+                      "quern:{t}:r:j3", "quern:{t}:r:j4");
     bool all = strcmp(n, "5") == 0;
     free(n);
     return all;
@@ -113,8 +113,10 @@ static void test_judging_peers(void **state) {
     assert_int_equal(q__peer_judge(&p, 12200, 0, 2000, 15000), Q__SUSPECT);
     assert_int_equal(q__peer_judge(&p, 24999, 0, 2000, 15000), Q__SUSPECT);
     assert_int_equal(q__peer_judge(&p, 25000, 0, 2000, 15000), Q__DEAD);
-    assert_int_equal(q__peer_judge(&p, 25000, 24000, 2000, 15000), Q__ALIVE); /* we were away ourselves */
-    assert_int_equal(q__peer_judge(&p, 9000, 0, 2000, 15000), Q__ALIVE);      /* a clock never runs back, but still */
+    assert_int_equal(q__peer_judge(&p, 25000, 24000, 2000, 15000),
+                     Q__ALIVE); /* we were away ourselves */
+    assert_int_equal(q__peer_judge(&p, 9000, 0, 2000, 15000),
+                     Q__ALIVE); /* a clock never runs back, but still */
 }
 
 static void test_killed_workers_jobs_run_elsewhere(void **state) {
@@ -158,8 +160,7 @@ static void test_stale_commit_is_refused(void **state) {
     q_worker_want(r.w, 10);
     n_wanted = 5;
     rig_until(&r, has_wanted); /* its connections still stand: only the lease tells */
-    for (size_t i = 0; i < 5; i++)
-        q_job_done(r.w, r.held[i], strdup("\"fresh\""), 7, NULL);
+    for (size_t i = 0; i < 5; i++) q_job_done(r.w, r.held[i], strdup("\"fresh\""), 7, NULL);
     rig_until(&r, all_final);
     kill(child, SIGUSR1);
     kill(child, SIGCONT);
@@ -174,7 +175,9 @@ static void test_stale_commit_is_refused(void **state) {
     rig_finish(&r);
 }
 
-static bool was_fenced(struct rig *r) { return r->n_fenced > 0; }
+static bool was_fenced(struct rig *r) {
+    return r->n_fenced > 0;
+}
 
 static void test_fenced_worker_takes_a_new_id_and_goes_on(void **state) {
     struct rig r;
@@ -249,7 +252,8 @@ static void test_reconciliation_adopts_what_redis_says_is_mine(void **state) {
     rig_start(&r, 4);
     rig_until(&r, is_connected);
     snprintf(key, sizeof key, "quern:{t}:a:%s", q_worker_wid(r.w, "t"));
-    free(command(ctl, "HSET", key, "900000", "~1,0,0,5,~{\"id\":\"lost\",\"op\":\"ping\"}")); /* a claim whose reply was lost */
+    free(command(ctl, "HSET", key, "900000",
+                 "~1,0,0,5,~{\"id\":\"lost\",\"op\":\"ping\"}")); /* a claim whose reply was lost */
     rig_until(&r, has_one);
     assert_string_equal(r.held[0]->id, "lost");
     assert_int_equal(r.held[0]->token, 900000);
@@ -262,18 +266,25 @@ static void test_reconciliation_adopts_what_redis_says_is_mine(void **state) {
     char token[24];
     snprintf(token, sizeof token, "%llu", (unsigned long long)r.held[0]->token);
     free(command(ctl, "HDEL", key, token)); /* and one that Redis says is not mine */
-    while (!r.held[0]->fenced)
-        uv_run(&r.loop, UV_RUN_ONCE);
+    while (!r.held[0]->fenced) uv_run(&r.loop, UV_RUN_ONCE);
     assert_int_equal(r.n_cancels, 1);
     q_job_done(r.w, r.held[0], NULL, 0, NULL);
     command_says(ctl, "0", "EXISTS", "quern:{t}:r:gone");
     rig_finish(&r);
 }
 
-static bool is_held(struct rig *r) { return r->hold; }
-static bool is_not_held(struct rig *r) { return !r->hold; }
-static bool was_lost(struct rig *r) { return r->n_lost > 0; }
-static bool reconnected(struct rig *r) { return r->n_connected > 1; }
+static bool is_held(struct rig *r) {
+    return r->hold;
+}
+static bool is_not_held(struct rig *r) {
+    return !r->hold;
+}
+static bool was_lost(struct rig *r) {
+    return r->n_lost > 0;
+}
+static bool reconnected(struct rig *r) {
+    return r->n_connected > 1;
+}
 
 static void test_side_effects_stop_while_redis_is_away(void **state) {
     struct rig r;
@@ -359,7 +370,8 @@ static void test_connections_killed_under_load(void **state) {
     (void)state;
     char json[64];
     for (int i = 0; i < N; i++) {
-        snprintf(json, sizeof json, "{\"id\":\"k%d\",\"op\":\"ping\",\"reply_to\":\"quern:{t}:rep:k\"}", i);
+        snprintf(json, sizeof json,
+                 "{\"id\":\"k%d\",\"op\":\"ping\",\"reply_to\":\"quern:{t}:rep:k\"}", i);
         PUSH(ctl, json);
     }
     quick(&r);
@@ -372,8 +384,7 @@ static void test_connections_killed_under_load(void **state) {
         char *left = command(ctl, "LLEN", "quern:{t}:rep:k");
         int done = atoi(left);
         free(left);
-        if (done >= N)
-            break;
+        if (done >= N) break;
         if (round % 4 == 0 && round < 200)
             free(command(ctl, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"));
         assert_true(round < 20000);
@@ -392,10 +403,17 @@ int main(void) {
     }
 #define T(name) cmocka_unit_test_setup(name, flush)
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_judging_peers), T(test_killed_workers_jobs_run_elsewhere), T(test_stale_commit_is_refused),
-        T(test_fenced_worker_takes_a_new_id_and_goes_on), T(test_third_crash_is_a_dead_letter),
-        T(test_landed_jobs_of_the_dead_come_back), T(test_reconciliation_adopts_what_redis_says_is_mine),
-        T(test_side_effects_stop_while_redis_is_away), T(test_tokens_jump_after_a_change_of_primary), T(test_script_flush_is_healed), T(test_connections_killed_under_load),
+        cmocka_unit_test(test_judging_peers),
+        T(test_killed_workers_jobs_run_elsewhere),
+        T(test_stale_commit_is_refused),
+        T(test_fenced_worker_takes_a_new_id_and_goes_on),
+        T(test_third_crash_is_a_dead_letter),
+        T(test_landed_jobs_of_the_dead_come_back),
+        T(test_reconciliation_adopts_what_redis_says_is_mine),
+        T(test_side_effects_stop_while_redis_is_away),
+        T(test_tokens_jump_after_a_change_of_primary),
+        T(test_script_flush_is_healed),
+        T(test_connections_killed_under_load),
         T(test_a_restarted_server_is_found_again),
     };
     return cmocka_run_group_tests_name("queue_recovery", tests, setup, teardown);

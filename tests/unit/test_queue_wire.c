@@ -1,4 +1,5 @@
-/* What is between us and Redis: TLS, passwords, rights, a full server, a server that evicts, hostile replies. */
+/* What is between us and Redis: TLS, passwords, rights, a full server, a server that evicts,
+ * hostile replies. */
 #include "queue_testing.h"
 
 #include <arpa/inet.h>
@@ -15,8 +16,7 @@ static int setup(void **state) {
 
 static int teardown(void **state) {
     (void)state;
-    if (ctl)
-        q_ctl_close(ctl);
+    if (ctl) q_ctl_close(ctl);
     ctl = NULL;
     server_finish(&server);
     return 0;
@@ -29,7 +29,8 @@ static void serve_one(const struct q_conn_options *conn) {
     r.ctl = ctl;
     r.auto_done = true;
     rig_start(&r, 4);
-    PUSH(ctl, "{\"id\":\"one\",\"op\":\"ping\",\"wait\":true,\"status\":true,\"reply_to\":\"quern:{t}:rep:1\",\"unique\":\"k\"}");
+    PUSH(ctl, "{\"id\":\"one\",\"op\":\"ping\",\"wait\":true,\"status\":true,\"reply_to\":\"quern:{"
+              "t}:rep:1\",\"unique\":\"k\"}");
     r.id = "one";
     rig_until(&r, is_final);
     struct q_worker_stats s;
@@ -52,12 +53,16 @@ static void sh(const char *fmt, ...) {
 }
 
 static void make_certificates(const char *dir) {
-    sh("cd %s && openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.crt -days 2 -subj /CN=quern-test-ca 2>/dev/null", dir);
+    sh("cd %s && openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.crt -days 2 "
+       "-subj /CN=quern-test-ca 2>/dev/null",
+       dir);
     for (int i = 0; i < 2; i++) {
         const char *who = i ? "client" : "server";
-        sh("cd %s && openssl req -newkey rsa:2048 -nodes -keyout %s.key -out %s.csr -subj /CN=%s 2>/dev/null && "
+        sh("cd %s && openssl req -newkey rsa:2048 -nodes -keyout %s.key -out %s.csr -subj /CN=%s "
+           "2>/dev/null && "
            "printf 'subjectAltName=DNS:localhost,IP:127.0.0.1' > ext && "
-           "openssl x509 -req -in %s.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out %s.crt -days 2 -extfile ext 2>/dev/null",
+           "openssl x509 -req -in %s.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out %s.crt "
+           "-days 2 -extfile ext 2>/dev/null",
            dir, who, who, who, who, who);
     }
 }
@@ -83,7 +88,9 @@ static enum q_status try_open(const struct q_conn_options *opt, char text[512]) 
 static void test_tls(void **state) {
     static char ca[128], crt[128], key[128], ccrt[128], ckey[128], port[16], url[64], text[512];
     (void)state;
-    if (system("ldd $(command -v redis-server) | grep -q libssl && command -v openssl >/dev/null") != 0)
+    if (system(
+            "ldd $(command -v redis-server) | grep -q libssl && command -v openssl >/dev/null") !=
+        0)
         skip(); /* this redis-server was built without TLS */
     make_certificates(server.dir);
     snprintf(ca, sizeof ca, "%s/ca.crt", server.dir);
@@ -93,16 +100,24 @@ static void test_tls(void **state) {
     snprintf(ckey, sizeof ckey, "%s/client.key", server.dir);
     int n = free_port();
     snprintf(port, sizeof port, "%d", n);
-    char *args[] = {"--tls-port", port, "--tls-cert-file", crt, "--tls-key-file", key, "--tls-ca-cert-file", ca,
-                    "--requirepass", "s3cret", NULL};
+    char *args[] = {"--tls-port",
+                    port,
+                    "--tls-cert-file",
+                    crt,
+                    "--tls-key-file",
+                    key,
+                    "--tls-ca-cert-file",
+                    ca,
+                    "--requirepass",
+                    "s3cret",
+                    NULL};
     memcpy(server.args, args, sizeof args);
     server_start(&server);
     snprintf(url, sizeof url, "rediss://:s3cret@localhost:%d/2", n);
     struct q_conn_options opt = {.url = url, .tls_ca = ca, .tls_cert = ccrt, .tls_key = ckey};
     struct q_error err = {.code = Q_OK};
     ctl = q_ctl_open(&opt, &err);
-    if (!ctl)
-        print_error("%s\n", err.text);
+    if (!ctl) print_error("%s\n", err.text);
     assert_non_null(ctl);
     serve_one(&opt);
     char *big = malloc(1 << 20); /* many records each way */
@@ -156,8 +171,7 @@ static void acl(const char *user, const char *rules) {
         p += end == ')';
         argv[n] = words[n];
         n++;
-        if (*p)
-            *p++ = 0;
+        if (*p) *p++ = 0;
     }
     argv[n] = NULL;
     if (q_ctl_command(ctl, n, argv, NULL, &reply, &len) != Q_OK)
@@ -171,8 +185,7 @@ static void acl(const char *user, const char *rules) {
 static void acl_from_page(const char *user) {
     char line[2048], prefix[32];
     FILE *f = fopen("queue/PROTOCOL.md", "r");
-    if (!f)
-        skip();
+    if (!f) skip();
     snprintf(prefix, sizeof prefix, "%s ", user);
     while (fgets(line, sizeof line, f))
         if (strncmp(line, prefix, strlen(prefix)) == 0 && strstr(line, "resetkeys")) {
@@ -200,16 +213,14 @@ static void test_least_rights(void **state) {
     char *version = command(ctl, "INFO", "server");
     bool seven = strstr(version, "redis_version:6") == NULL;
     free(version);
-    if (!seven)
-        skip(); /* no selectors */
+    if (!seven) skip(); /* no selectors */
     acl_from_page("worker");
     acl_from_page("producer");
     acl_from_page("viewer");
     struct q_conn_options worker = {.url = server.url, .user = "worker", .password = "pw"};
     serve_one(&worker);
     char *log = command(ctl, "ACL", "LOG");
-    if (log[0])
-        print_error("%s\n", log);
+    if (log[0]) print_error("%s\n", log);
     assert_string_equal(log, ""); /* the worker asked for nothing that it may not have */
     free(log);
 
@@ -250,7 +261,10 @@ static void test_a_full_server_drains(void **state) {
     ctl = ctl_open(server.url);
     char json[300];
     for (int i = 0; i < N; i++) {
-        snprintf(json, sizeof json, "{\"id\":\"f%d\",\"op\":\"ping\",\"retry\":{\"max\":1,\"base_ms\":1},\"params\":\"%0*d\"}", i, 150, 0);
+        snprintf(json, sizeof json,
+                 "{\"id\":\"f%d\",\"op\":\"ping\",\"retry\":{\"max\":1,\"base_ms\":1},\"params\":"
+                 "\"%0*d\"}",
+                 i, 150, 0);
         PUSH(ctl, json);
     }
     char *used = command(ctl, "INFO", "memory");
@@ -277,7 +291,9 @@ static void test_a_full_server_drains(void **state) {
     rig_finish(&r);
 }
 
-static bool was_lost(struct rig *r) { return r->n_lost > 0; }
+static bool was_lost(struct rig *r) {
+    return r->n_lost > 0;
+}
 
 static void test_an_evicting_server_is_refused(void **state) {
     struct rig r;
@@ -321,8 +337,12 @@ static void test_unreachable_is_said_and_tried_again(void **state) {
 }
 
 static void test_garbage_is_a_protocol_error(void **state) {
-    static const char *const says[] = {"HTTP/1.1 400 Bad Request\r\n\r\n", "*1\r\n*-5\r\n", "$99999999999999999999\r\n",
-                                       "*2147483647\r\n*2147483647\r\n", "+OK\r\n+OK\r\n+OK\r\n+OK\r\n+OK\r\n+OK\r\n+OK\r\n", ":x\r\n"};
+    static const char *const says[] = {"HTTP/1.1 400 Bad Request\r\n\r\n",
+                                       "*1\r\n*-5\r\n",
+                                       "$99999999999999999999\r\n",
+                                       "*2147483647\r\n*2147483647\r\n",
+                                       "+OK\r\n+OK\r\n+OK\r\n+OK\r\n+OK\r\n+OK\r\n+OK\r\n",
+                                       ":x\r\n"};
     char text[512];
     (void)state;
     for (size_t i = 0; i < sizeof says / sizeof *says; i++) {
@@ -359,8 +379,12 @@ int main(void) {
     }
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
-        T(test_tls), T(test_least_rights), T(test_a_full_server_drains), T(test_an_evicting_server_is_refused),
-        T(test_unreachable_is_said_and_tried_again), T(test_garbage_is_a_protocol_error),
+        T(test_tls),
+        T(test_least_rights),
+        T(test_a_full_server_drains),
+        T(test_an_evicting_server_is_refused),
+        T(test_unreachable_is_said_and_tried_again),
+        T(test_garbage_is_a_protocol_error),
     };
     return cmocka_run_group_tests_name("queue_wire", tests, NULL, NULL);
 }
