@@ -2,8 +2,8 @@
  * orders.c (all on the caller's loop) and beat.c, reap.c (on the heartbeat's).
  *
  * Who writes what: a job's `hold` is written by admit.c (ADMITTING, HELD), finish.c (ENDING) and
- * turn.c (gone). A queue's wid is written by worker.c alone. What the two threads share is
- * struct q__pulse, under its mutex. */
+ * turn.c (gone). A queue's wid is written by enroll.c alone, after its creation. What the two
+ * threads share is struct q__pulse, under its mutex. */
 #ifndef QUERN_QUEUE_LEASE_H
 #define QUERN_QUEUE_LEASE_H
 
@@ -128,6 +128,13 @@ void q__job_unlink(struct q_job *job); /* and out of the counts; does not free *
 /* Something of w's will call back after a uv_close: w outlives it. */
 void q__worker_keep(struct q_worker *w);
 void q__worker_release(struct q_worker *w);
+
+/* --- enroll.c */
+void q__enroll_ready(void *ctx, struct q__conn *c);
+void q__enroll_lost(void *ctx, struct q__conn *c, const struct q_error *why, uint32_t retry_ms);
+
+/* --- close.c */
+void q__worker_handle_closed(uv_handle_t *h);
 
 /* --- turn.c */
 void q__turn_all(struct q_worker *w); /* at the end of each loop iteration */

@@ -1,23 +1,18 @@
-/* worker.c: the worker's life: create, log in, enroll, lose the connection, come back, drain,
- * close.
+/* worker.c: the worker's life: create, tick, hear the heartbeat, count room. Logging in and fencing
+ * are in enroll.c, the end is in close.c.
  *
  * Connections: `cmd` carries scripts and plain commands; every inbox has one for a blocking read
  * (park.c), opened only while idle; the heartbeat has its own on its own thread (beat.c).
  *
  * Callbacks change state; what has to be said to Redis is decided once an iteration, in the prepare
  * phase, right before the loop sleeps (turn.c, park.c): so everything that one iteration finished
- * goes out as one batch.
- *
- * A worker id (wid) is a name in T:hb. Whoever is not in T:hb owns nothing: then everything in the
- * caller's hands is fenced, a new wid is taken and enrolled. A wid is never enrolled twice. */
+ * goes out as one batch. Thread: the loop's. */
 #include "queue/lease.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-static void setup(struct q_worker *w);
 
 uint64_t q__worker_ms(const struct q_worker *w) {
     return w->opt.clock ? w->opt.clock(w->opt.clock_ctx) : uv_hrtime() / 1000000;
@@ -102,204 +97,6 @@ void q__job_unlink(struct q_job *job) {
     q->n_jobs--;
 }
 
-/* --- wids and fencing */
-
-static void pulse_wid(struct q__queue *q) {
-    struct q__pulse *pulse = &q->w->pulse;
-    pthread_mutex_lock(&pulse->lock);
-    snprintf(pulse->queue[q->index].wid, sizeof pulse->queue[q->index].wid, "%s",
-             q->enrolled ? q->wid : "");
-    pthread_mutex_unlock(&pulse->lock);
-}
-
-static void next_wid(struct q__queue *q) {
-    snprintf(q->wid, sizeof q->wid, "%s.%u", q->w->uuid, ++q->wid_n);
-    q->enrolled = false;
-    pulse_wid(q);
-}
-
-/* Everything owned under the old wid is lost to others. Held jobs stay with the caller until it
- * finishes them; the rest is freed here. */
-void q__queue_fenced(struct q__queue *q, const char *why) {
-    struct q_worker *w = q->w;
-    char old[Q_WID_MAX + 1];
-    snprintf(old, sizeof old, "%s", q->wid);
-    next_wid(q);
-    for (struct q_job_priv *p = q->jobs; p; p = p->next) p->job.fenced = true;
-    while (q->pending) {
-        struct q__item *item = q->pending;
-        q->pending = item->next;
-        q->n_pending--;
-        w->stats.fenced++;
-        free(item->envelope);
-        q__job_unlink(item->job);
-        q__job_free(item->job);
-    }
-    q->pending_end = &q->pending;
-    for (int k = 0; k < 3;
-         k++) /* they land for the old wid; what lands all the same is found through T:gone */
-        if (q->park[k].parked) q__conn_drop(q->park[k].conn, Q_FENCED, "the lease was lost");
-    q__worker_log(w, 4, "fenced queue=%s wid=%s why=\"%s\"", q->name, old, why);
-    if (w->opt.on.fenced) w->opt.on.fenced(w->opt.on.ctx, q->name, why);
-    if (q__conn_ready(w->cmd)) setup(w); /* enrolls the new wid */
-    q__worker_check_drained(w);
-}
-
-/* --- logging in: INFO, TIME, then enroll every queue */
-
-static void settled(struct q_worker *w) {
-    if (--w->setup_left || !q__conn_ready(w->cmd)) return;
-    for (size_t i = 0; i < w->n_queues; i++)
-        if (!w->queue[i].enrolled) return;
-    bool first = !w->connected;
-    w->connected = true;
-    char clients[160] = "";
-    snprintf(clients, sizeof clients, "%lld", (long long)q__conn_client_id(w->cmd));
-    pthread_mutex_lock(&w->pulse.lock);
-    strcpy(w->pulse.clients, clients);
-    pthread_mutex_unlock(&w->pulse.lock);
-    for (size_t i = 0; i < w->n_queues; i++) {
-        struct q__queue *q = &w->queue[i];
-        q->maybe_more = q->land_dirty = true;
-        pulse_wid(q);
-        if (first && q->n_jobs)
-            q__turn_reconcile(q); /* replies may have been lost */
-        else if (first)
-            q->mismatches = 0;
-    }
-    q__beat_wake(w);
-    q__admit_stalled(w);
-    if (first && w->opt.on.connected) w->opt.on.connected(w->opt.on.ctx, w->endpoint.where);
-}
-
-static void on_enrolled(void *ctx, redisReply *r, const struct q_error *err) {
-    struct q__queue *q = ctx;
-    struct q_worker *w = q->w;
-    bool fresh = !q->enrolled;
-    q->enrolling = false;
-    if (!r || err->code != Q_OK) {
-        if (r && !w->closing) q__conn_drop(w->cmd, err->code, err->text);
-        return;
-    }
-    if (q__reply_int(r, 0) == 0 && !fresh) {
-        q__queue_fenced(q, "another worker took over while this one was away");
-        return;
-    }
-    q->enrolled = true;
-    settled(w);
-}
-
-static void enroll(struct q__queue *q) {
-    struct q_worker *w = q->w;
-    struct q__args *a = &w->args;
-    const char *const card[][2] = {
-        {"name", w->name}, {"host", w->host}, {"version", QUERN_VERSION}};
-    q__args_reset(a);
-    q__args_key(a, q->name, "hb", NULL);
-    q__args_key(a, q->name, "w:", q->wid);
-    q__args_key(a, q->name, "cfg", NULL);
-    q__args_key(a, q->name, "fence", NULL);
-    q__args_text(a, q->wid);
-    q__args_text(a, q->enrolled ? "0" : "1");
-    q__args_text(a, w->replid);
-    for (size_t i = 0; i < Q__COUNT(card); i++) {
-        q__args_text(a, card[i][0]);
-        q__args_text(a, card[i][1]);
-    }
-    q__args_text(a, "pid");
-    q__args_int(a, (int64_t)getpid());
-    q__args_text(a, "lanes");
-    q__args_int(a, w->opt.lanes);
-    q__args_text(a, "started_ms");
-    q__args_int(a, w->started_ms);
-    q->enrolling = q__conn_script(w->cmd, Q__SCRIPT_enroll, 4, a, on_enrolled, q);
-    const char *argv[] = {"SADD", "quern:queues", q->name};
-    const size_t len[] = {4, 12, strlen(q->name)};
-    q__conn_send(w->cmd, 3, argv, len, 0, NULL, NULL);
-}
-
-static void setup(struct q_worker *w) {
-    w->setup_left = 0;
-    for (size_t i = 0; i < w->n_queues; i++)
-        if (!w->queue[i].enrolling) enroll(&w->queue[i]);
-    for (size_t i = 0; i < w->n_queues; i++) w->setup_left += w->queue[i].enrolling;
-}
-
-static bool info_field(const char *info, const char *name, char *out, size_t out_len) {
-    size_t len = strlen(name);
-    out[0] = 0;
-    for (const char *p = info; p && *p; p = strchr(p, '\n'), p += p != NULL) {
-        if (strncmp(p, name, len) != 0 || p[len] != ':') continue;
-        size_t n = strcspn(p + len + 1, "\r\n");
-        snprintf(out, out_len, "%.*s", (int)n, p + len + 1);
-        return true;
-    }
-    return false;
-}
-
-static void on_info(void *ctx, redisReply *r, const struct q_error *err) {
-    struct q_worker *w = ctx;
-    char policy[32], role[16], max[24], aof[8], version[32];
-    if (!r || w->closing) return;
-    if (err->code == Q_OK && q__reply_text(r)) {
-        info_field(r->str, "master_replid", w->replid, sizeof w->replid);
-        info_field(r->str, "maxmemory_policy", policy, sizeof policy);
-        info_field(r->str, "maxmemory", max, sizeof max);
-        info_field(r->str, "role", role, sizeof role);
-        info_field(r->str, "aof_enabled", aof, sizeof aof);
-        info_field(r->str, "redis_version", version, sizeof version);
-        if (strcmp(role, "slave") == 0) {
-            q__conn_drop(w->cmd, Q_UNREACHABLE, "this Redis is a replica; jobs need the primary");
-            return;
-        }
-        w->refused = policy[0] && strcmp(policy, "noeviction") != 0 && strcmp(max, "0") != 0 &&
-                     !w->opt.allow_eviction;
-        if (w->refused) {
-            char text[256];
-            snprintf(text, sizeof text,
-                     "this Redis evicts keys when it is full (maxmemory-policy is %s, expected "
-                     "noeviction): "
-                     "jobs would vanish; change it, or allow eviction in the worker's options",
-                     policy);
-            q__conn_drop(w->cmd, Q_BAD_OPTION, text);
-            return;
-        }
-        if (!w->stats.reconnects)
-            q__worker_log(w, 6, "redis version=%s persistence=\"%s\"", version,
-                          strcmp(aof, "1") == 0
-                              ? "AOF: a crash loses what was not synced yet"
-                              : "no AOF: a crash loses everything since the last snapshot");
-    }
-    setup(w);
-}
-
-static void on_time(void *ctx, redisReply *r, const struct q_error *err) {
-    struct q_worker *w = ctx;
-    int64_t s = q__reply_int(q__reply_at(r, 0), 0);
-    if (err->code != Q_OK || s == 0) return;
-    int64_t ms = s * 1000 + q__reply_int(q__reply_at(r, 1), 0) / 1000;
-    atomic_store(&w->clock_offset_ms, ms - (int64_t)q__worker_ms(w));
-    atomic_store(&w->clock_known, true);
-    if (!w->started_ms) w->started_ms = ms;
-}
-
-static void on_ready(void *ctx, struct q__conn *c) {
-    struct q_worker *w = ctx;
-    w->setup_left = 0;
-    for (size_t i = 0; i < w->n_queues; i++) w->queue[i].enrolling = false;
-    q__conn_words(c, "TIME", on_time, w);
-    q__conn_words(c, "INFO", on_info, w);
-}
-
-static void on_lost(void *ctx, struct q__conn *c, const struct q_error *why, uint32_t retry_ms) {
-    struct q_worker *w = ctx;
-    (void)c;
-    w->connected = false;
-    w->stats.reconnects++;
-    for (size_t i = 0; i < w->n_queues; i++) w->queue[i].land_dirty = true;
-    if (w->opt.on.lost && !w->closing) w->opt.on.lost(w->opt.on.ctx, why, retry_ms);
-}
-
 /* --- every so often */
 
 static void poll_now(struct q_worker *w) {
@@ -366,8 +163,6 @@ static void hear(struct q__queue *q, struct q__pulse_queue *news) {
     free(news->orders);
 }
 
-static void on_handle_closed(uv_handle_t *h);
-
 static void on_async(uv_async_t *async) {
     struct q_worker *w = async->data;
     struct q__pulse *pulse = &w->pulse;
@@ -401,7 +196,7 @@ static void on_async(uv_async_t *async) {
         free(log[i]);
     }
     if (poll) poll_now(w);
-    if (w->closing && q__beat_ended(w)) uv_close((uv_handle_t *)&w->async, on_handle_closed);
+    if (w->closing && q__beat_ended(w)) uv_close((uv_handle_t *)&w->async, q__worker_handle_closed);
 }
 
 /* --- creation */
@@ -489,7 +284,7 @@ struct q_worker *q_worker_create(uv_loop_t *loop, const struct q_worker_options 
     char name[128];
     snprintf(name, sizeof name, "%s:%d", w->host, (int)getpid());
     w->name = strdup(opt->name ? opt->name : name);
-    struct q__conn_events on = {w, on_ready, on_lost};
+    struct q__conn_events on = {w, q__enroll_ready, q__enroll_lost};
     if (!w->name || !init_queues(w, opt) ||
         !(w->cmd = q__conn_create(loop, &w->endpoint, "cmd", &on))) {
         q__error(err, Q_NO_MEMORY, "no memory for a worker");
@@ -519,143 +314,6 @@ fail:
     free(w->name);
     free(w);
     return NULL;
-}
-
-/* --- the end */
-
-void q_worker_drain(struct q_worker *w) {
-    w->draining = true;
-    q__worker_check_drained(w);
-}
-
-static void on_drained_tick(uv_timer_t *t) {
-    struct q_worker *w = t->data;
-    uv_timer_start(&w->due, on_due, Q__POLL_MS, 0);
-    if (w->opt.on.drained && !w->closing) w->opt.on.drained(w->opt.on.ctx);
-}
-
-void q__worker_check_drained(struct q_worker *w) {
-    if (!w->draining || w->drained_said || w->closing) return;
-    for (size_t i = 0; i < w->n_queues; i++)
-        if (w->queue[i].n_jobs || w->queue[i].turns || w->queue[i].asked) return;
-    w->drained_said = true;
-    uv_timer_start(&w->due, on_drained_tick, 0, 0); /* never inside a call of the caller's */
-}
-
-static void free_worker(struct q_worker *w) {
-    void (*closed)(void *) = w->closed;
-    void *ctx = w->closed_ctx;
-    for (size_t i = 0; i < w->n_queues; i++) {
-        struct q__queue *q = &w->queue[i];
-        while (q->jobs) {
-            struct q_job *job = &q->jobs->job;
-            free(q->jobs->item.envelope);
-            q__job_unlink(job);
-            q__job_free(job);
-        }
-        for (size_t k = 0; k < w->pulse.queue[i].n_orders; k++) free(w->pulse.queue[i].orders[k]);
-        free(w->pulse.queue[i].orders);
-    }
-    for (unsigned i = 0; i < w->pulse.n_log; i++) free(w->pulse.log[i]);
-    free(w->pulse.card);
-    q__admit_drop(w);
-    q__endpoint_finish(&w->endpoint);
-    q__args_finish(&w->args);
-    pthread_mutex_destroy(&w->pulse.lock);
-    free(w->queue);
-    free(w->name);
-    free(w);
-    if (closed) closed(ctx);
-}
-
-void q__worker_keep(struct q_worker *w) {
-    w->closing_left++;
-}
-
-void q__worker_release(struct q_worker *w) {
-    if (--w->closing_left == 0 && w->closing) free_worker(w);
-}
-
-static void on_part_closed(void *ctx) {
-    q__worker_release(ctx);
-}
-
-static void on_handle_closed(uv_handle_t *h) {
-    on_part_closed(h->data);
-}
-
-static void close_connections(struct q_worker *w) {
-    w->closing_left++;
-    q__conn_close(w->cmd, on_part_closed, w);
-    w->cmd = NULL;
-}
-
-/* Last words to Redis; the command connection goes when the last one is answered, or at once. */
-struct farewell {
-    struct q_worker *w;
-    unsigned left;
-};
-
-static void on_retired(void *ctx, redisReply *r, const struct q_error *err) {
-    struct farewell *f = ctx;
-    (void)r;
-    (void)err;
-    if (--f->left) return;
-    struct q_worker *w = f->w;
-    free(f);
-    close_connections(w);
-    on_part_closed(w);
-}
-
-static bool retire(struct q__queue *q, struct farewell *f) {
-    struct q__args *a = &q->w->args;
-    static const char *const lists[] = {"land:", "landh:", "landl:"};
-    q__args_reset(a);
-    q__args_key(a, q->name, "hb", NULL);
-    q__args_key(a, q->name, "a:", q->wid);
-    for (int i = 0; i < 3; i++) q__args_key(a, q->name, lists[i], q->wid);
-    q__args_key(a, q->name, "in", NULL);
-    q__args_key(a, q->name, "in:hi", NULL);
-    q__args_key(a, q->name, "in:lo", NULL);
-    q__args_key(a, q->name, "w:", q->wid);
-    q__args_key(a, q->name, "gone", NULL);
-    q__args_text(a, q->wid);
-    q__args_int(a, q_worker_now_ms(q->w));
-    return q__conn_script(q->w->cmd, Q__SCRIPT_retire, 10, a, on_retired, f);
-}
-
-/* closing_left counts what still has to end: late answers (q__worker_keep), three handles, the
- * farewell, the heartbeat, and what these close in turn. */
-void q_worker_close(struct q_worker *w, void (*done)(void *ctx), void *ctx) {
-    q__assert(!w->closing);
-    w->closing = true;
-    w->closed = done;
-    w->closed_ctx = ctx;
-    w->closing_left += 5;
-    uv_close((uv_handle_t *)&w->prepare, on_handle_closed);
-    uv_close((uv_handle_t *)&w->tick, on_handle_closed);
-    uv_close((uv_handle_t *)&w->due, on_handle_closed);
-    for (size_t i = 0; i < w->n_queues; i++)
-        for (int k = 0; k < 3; k++)
-            if (w->queue[i].park[k].conn) {
-                w->closing_left++;
-                q__conn_close(w->queue[i].park[k].conn, on_part_closed, w);
-                w->queue[i].park[k].conn = NULL;
-            }
-    if (w->beat)
-        q__beat_stop(w);
-    else
-        uv_close((uv_handle_t *)&w->async, on_handle_closed); /* stands for the heartbeat */
-    struct farewell *f = calloc(1, sizeof *f);
-    if (!f) {
-        close_connections(w);
-        w->closing_left--;
-        return;
-    }
-    f->w = w;
-    f->left = 1;
-    for (size_t i = 0; i < w->n_queues && w->connected; i++) f->left += retire(&w->queue[i], f);
-    on_retired(f, NULL, NULL);
 }
 
 void q_worker_stats(const struct q_worker *w, struct q_worker_stats *out) {
