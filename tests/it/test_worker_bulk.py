@@ -183,6 +183,7 @@ def test_cancelling_a_bulk_job():
         assert jobs.wait(s, job)["state"] == "cancelled"
         assert not os.path.exists(os.path.join(s.folder, "out.npy"))
         jobs.until(lambda: not s.client.keys("quern:{default}:a:*"), "all tickets gone")
+        jobs.until(lambda: not os.path.exists(os.path.join(s.folder, "out.npy.parts")), "the parts to go")
         assert jobs.run(s, {"op": "ping"})["state"] == "done"
 
 

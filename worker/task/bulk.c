@@ -68,11 +68,31 @@ static bool param(struct w_task *t, const char *name, uint64_t min, uint64_t max
 
 static void turned(void *ctx, struct q_job *job, const struct q_bulk_turn *turn);
 
+static void cancelled(struct w_task *t) {
+    struct w_bulk *b = bulk_of(t);
+    if (b->over)
+        w_task_leave(t);
+    else
+        w_task_fail(t, "cancelled", "cancelled by request after %ju of %ju rows",
+                    (uintmax_t)(b->total_ok + b->total_failed), (uintmax_t)b->plan.n_rows);
+}
+
+/* A cancelled job leaves no parts behind: each ticket clears up after its last write. */
+static void clean(struct w_task *t) {
+    w_task_on_lane(t, w__bulk_lane_clean, cancelled, 0, false);
+}
+
+static bool is_cancelled(struct w_task *t) {
+    return atomic_load(&t->stop) == W_STOP_CANCELLED;
+}
+
 static void range_done(struct w_task *t) {
     struct w_bulk *b = bulk_of(t);
     if (!b->part_done) { /* what is in place may be committed, whatever was asked meanwhile */
-        if (w_task_stopped(t)) return;
-        w_task_finish(t);
+        if (is_cancelled(t))
+            clean(t);
+        else if (!w_task_stopped(t))
+            w_task_finish(t);
         return;
     }
     w_task_at_queue(t);
@@ -142,17 +162,27 @@ static void turned(void *ctx, struct q_job *job, const struct q_bulk_turn *turn)
     struct w_bulk *b = bulk_of(t);
     (void)job;
     w_task_back(t);
-    if (turn->step == Q_BULK_LEAVE ||
-        turn->step == Q_BULK_LOST) { /* also when something else was asked: nothing is left here */
-        w_task_leave(t);
+    if (turn->step == Q_BULK_LEAVE || turn->step == Q_BULK_LOST) {
+        b->over = true; /* whatever else was asked: nothing is left here */
+        if (is_cancelled(t) && turn->step == Q_BULK_LEAVE)
+            clean(t);
+        else
+            w_task_leave(t);
         return;
     }
-    if (w_task_stopped(t)) return;
+    if (!is_cancelled(t) && w_task_stopped(t)) return;
     if (turn->step != Q_BULK_ERROR) {
         b->plan = turn->plan;
         b->total_ok = turn->rows_ok;
         b->total_failed = turn->rows_failed;
         b->opened_ms = turn->started_ms;
+    }
+    if (is_cancelled(t) && turn->step != Q_BULK_CANCEL) {
+        if (turn->step == Q_BULK_RANGE)
+            clean(t);
+        else
+            w_task_stopped(t);
+        return;
     }
     if (turn->step == Q_BULK_RANGE || turn->step == Q_BULK_FINAL) tell(t, turn);
     switch (turn->step) {
@@ -164,8 +194,10 @@ static void turned(void *ctx, struct q_job *job, const struct q_bulk_turn *turn)
         q_bulk_ranges(w_daemon_queue(t->daemon), t->job, got_ranges, t);
         return;
     case Q_BULK_CANCEL:
-        w_task_fail(t, "cancelled", "cancelled by request after %ju rows",
-                    (uintmax_t)(turn->rows_ok + turn->rows_failed));
+        if (turn->grains_done < turn->grains)
+            clean(t);
+        else
+            cancelled(t); /* somebody may be joining the parts already */
         return;
     case Q_BULK_LEAVE:
     case Q_BULK_LOST:

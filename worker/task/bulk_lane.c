@@ -500,17 +500,33 @@ static bool ends_with(const char *text, const char *end) {
 }
 
 /* Our own files of the parts' folder, and what writers that died left half done: all that is needed
- * is in place. */
-static void remove_notes(const struct w_dataset *s) {
+ * is in place. parts: these too. */
+static void remove_notes(const struct w_dataset *s, bool parts) {
     char path[700];
     snprintf(path, sizeof path, "%s.parts", s->output_path);
     DIR *d = opendir(path);
     for (struct dirent *e; d && (e = readdir(d)) != NULL;) {
         bool half = strstr(e->d_name, ".part.") || strstr(e->d_name, ".errors.");
-        if (half || strncmp(e->d_name, "job.json", 8) == 0 || ends_with(e->d_name, ".at"))
+        bool part = ends_with(e->d_name, ".part") || ends_with(e->d_name, ".errors");
+        if (half || (part && parts) || strncmp(e->d_name, "job.json", 8) == 0 ||
+            ends_with(e->d_name, ".at"))
             unlinkat(dirfd(d), e->d_name, 0);
     }
     if (d) closedir(d);
+    if (parts) rmdir(path);
+}
+
+void w__bulk_lane_clean(struct w_lane *lane, struct w_task **tasks, size_t n) {
+    struct w_dataset *s = bulk_of(tasks[0])->set;
+    char path[400];
+    (void)lane, (void)n;
+    if (!s->opened) return;
+    job_file(s, path, sizeof path);
+    json_t *o = json_load_file(path, 0, NULL);
+    const char *id = json_string_value(json_object_get(o, "id"));
+    if (!id || strcmp(id, s->id) == 0)
+        remove_notes(s, true); /* else another job writes there now */
+    json_decref(o);
 }
 
 void w__bulk_lane_assemble(struct w_lane *lane, struct w_task **tasks, size_t n) {
@@ -521,7 +537,7 @@ void w__bulk_lane_assemble(struct w_lane *lane, struct w_task **tasks, size_t n)
     struct w_error err = {0};
     (void)n;
     w_lane_beat(lane);
-    remove_notes(s);
+    remove_notes(s, false);
     if (!w_sink_assemble(s->output_path, s->format, b->firsts, b->n_firsts, &sum, &err)) {
         speak_plainly(s, &err);
         w_task_lane_fail(t, &err);
