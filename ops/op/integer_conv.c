@@ -246,7 +246,7 @@ static void unroll_row(void *arg, int64_t row) {
     const int inner = f->rank - 1;
     const int64_t channel = (u->k0 + row) / s->taps, width = f->out[inner],
                   stride = f->stride[inner];
-    int64_t tap[NN_SPATIAL_MAX], rest = (u->k0 + row) % s->taps;
+    int64_t tap[NN_SPATIAL_MAX] = {0}, rest = (u->k0 + row) % s->taps;
     float *dst = u->lines + row * u->n;
     for (int i = inner; i >= 0; rest /= f->kernel[i], i--) tap[i] = rest % f->kernel[i];
     const int64_t shift = tap[inner] * f->dilation[inner] - f->begin[inner];

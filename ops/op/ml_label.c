@@ -249,7 +249,7 @@ static enum op_status one_hot_run(struct op_ctx *ctx) {
     memset(y, 0, (size_t)op_tensor_bytes(ctx->out[0]));
     for (int64_t i = 0; i < count; i++) {
         const double v = x->dtype == OP_STRING || x->dtype == OP_I64 ? 0 : nn_load(x, i);
-        const int64_t whole = v > -0x1p63 && v < 0x1p63 ? (int64_t)v : INT64_MIN;
+        const int64_t whole = v > -9.2e18 && v < 9.2e18 ? (int64_t)v : INT64_MIN;
         const bool direct = x->dtype == OP_STRING || x->dtype == OP_I64;
         const int64_t at = direct ? find_key(m, x->data, i) : find_key(m, &whole, 0);
         if (at < 0 && !zeros)

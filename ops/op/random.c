@@ -65,7 +65,7 @@ void op__random_init(struct op_random *r, const struct op_ctx *ctx) {
     if (a && a->kind == OP_ATTR_INT) {
         seed_with(r, (uint32_t)a->i);
     } else if (a && a->kind == OP_ATTR_FLOAT) {
-        seed_with(r, a->f > -0x1p62f && a->f < 0x1p62f ? (uint32_t)(int64_t)a->f : 0);
+        seed_with(r, a->f > -4e18f && a->f < 4e18f ? (uint32_t)(int64_t)a->f : 0);
     } else { /* 64 bits: the second half goes over the whole state */
         const uint64_t bits = op__random(ctx);
         seed_with(r, (uint32_t)bits);

@@ -91,7 +91,7 @@ static void shape_of(const struct op_ctx *ctx, struct softmax_job *job) {
             }                                                                                      \
         if (form != HARDMAX)                                                                       \
             for (int64_t i = 0; i < n; i++) sum += exp((double)x[i * step] - (double)top);         \
-        const double log_sum = log(sum);                                                           \
+        const double log_sum = sum > 0 ? log(sum) : sum; /* NaN stays */                           \
         for (int64_t i = 0; i < n; i++) {                                                          \
             const double d = (double)x[i * step] - (double)top;                                    \
             y[i * step] = (T)(form == HARDMAX   ? i == at                                          \
@@ -117,7 +117,7 @@ static void row_f32(const struct softmax_job *job, const float *x, float *y) {
 static void columns_f32(const struct softmax_job *job, const float *x, float *y, int64_t m,
                         int64_t step) {
     const struct k_vmath *k = job->math;
-    float top[TILE], sum[TILE], line[TILE];
+    float top[TILE], sum[TILE], line[TILE] = {0};
     for (int64_t j = 0; j < m; j++) top[j] = -INFINITY, sum[j] = 0;
     for (int64_t i = 0; i < job->n; i++) k->binary[K_MAX](m, top, false, x + i * step, false, top);
     for (int64_t i = 0; i < job->n; i++) {
