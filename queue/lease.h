@@ -181,6 +181,7 @@ struct q__peer {
     char wid[Q_WID_MAX + 1];
     int64_t counter;
     uint64_t since_ms, seen_ms;
+    bool moved;  /* seen beating since we connected: its card is of this server */
     bool asking; /* CLIENT LIST or reap is under way */
 };
 struct q__reaper {

@@ -5,8 +5,8 @@
  * dead. One that stands still for a good beat may mean dead: then the server is asked whether any
  * connection of that worker is left (CLIENT LIST ID over the ids on its card). None: dead, found in
  * little over a beat. After a start of the server nobody's connections are there, so that shortcut
- * waits until the server has been up for a while; where an ACL refuses the command, only the lease
- * counts.
+ * is for those that were seen beating on this server, or once it has been up for a while; where an
+ * ACL refuses the command, only the lease counts.
  *
  * Judging and taking are two steps apart in time, so taking is a compare-and-swap on the counter
  * (reap.lua): whoever beats in between keeps its work. A wid that was taken out stays in T:gone for
@@ -193,14 +193,15 @@ static void on_look(void *ctx, redisReply *r, const struct q_error *err) {
         if (!p) break;
         int64_t counter = q__reply_int(r->element[i + 1], 0);
         if (counter != p->counter) {
+            p->moved = p->counter >= 0;
             p->counter = counter;
             p->since_ms = now;
         }
         p->seen_ms = now;
         enum q__verdict v =
             q__peer_judge(p, now, reaper->connected_ms, opt->beat_ms, opt->lease_ms);
-        if (!p->asking && (v == Q__DEAD ||
-                           (v == Q__SUSPECT && !reaper->no_client_list && now >= reaper->trust_ms)))
+        if (!p->asking && (v == Q__DEAD || (v == Q__SUSPECT && !reaper->no_client_list &&
+                                            (p->moved || now >= reaper->trust_ms))))
             question(reaper, p, v);
     }
     for (size_t i = 0; i < reaper->n_peers;) { /* those that left in peace */

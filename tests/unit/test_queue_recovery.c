@@ -128,7 +128,7 @@ static void test_killed_workers_jobs_run_elsewhere(void **state) {
     quick(&r);
     rig_start(&r, 0);
     rig_until(&r, is_connected);
-    rig_spin(&r, 250);
+    rig_spin(&r, 900); /* sees it beating */
     end_child(child, said);
     q_worker_want(r.w, 10);
     n_wanted = 5;
