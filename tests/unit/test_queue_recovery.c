@@ -5,6 +5,8 @@
 
 #include "queue/lease.h"
 
+#include <stdatomic.h>
+
 static struct server server;
 static struct q_ctl *ctl;
 
@@ -45,10 +47,10 @@ static bool has_wanted(struct rig *r) {
 /* A child that claims n jobs, says so through a pipe, and then runs its loop until it is ended.
  * With `finish` it completes what it holds when it hears SIGUSR1 (sets a flag; SA_RESTART not
  * needed). */
-static volatile sig_atomic_t told;
+static atomic_bool told; /* the signal may come on the heartbeat's thread */
 static void on_usr1(int sig) {
     (void)sig;
-    told = 1;
+    told = true;
 }
 
 static pid_t child_holding(unsigned n, int *said) {
