@@ -7,6 +7,7 @@
 #include <time.h>
 
 #define GRAPH_DEPTH_MAX OP__DEPTH_MAX
+#define STEPS_OF_A_CALL 4 /* what calling a subgraph costs, in steps of the budget */
 
 static uint64_t now_ns(void) {
     struct timespec t;
@@ -194,7 +195,9 @@ enum op_status op__run_graph(const struct op_ctx *ctx, const struct op_graph *g,
                              int n_outputs) {
     struct op_exec *x = ctx->exec;
     if (!x || !x->session) return OP_UNSUPPORTED;
-    if (++x->steps > OP__STEPS_MAX) return op__fail(ctx, OP_LIMIT, "the run has taken %d steps without coming to an end", OP__STEPS_MAX); /* a body may be empty */
+    x->steps += STEPS_OF_A_CALL; /* a body may be empty, a call is not free */
+    if (x->steps > OP__STEPS_MAX) return op__fail(ctx, OP_LIMIT, "the run has taken %d steps without coming to an end", OP__STEPS_MAX);
+    if (x->cancel && __atomic_load_n(x->cancel, __ATOMIC_RELAXED)) return op__fail(ctx, OP_CANCELLED, "the run was cancelled");
     if (x->depth >= GRAPH_DEPTH_MAX) return op__fail(ctx, OP_LIMIT, "graphs run nested deeper than %d", GRAPH_DEPTH_MAX);
     if (n_inputs != g->n_inputs || n_outputs != g->n_outputs)
         return op__fail(ctx, OP_BAD_MODEL, "its graph has %d inputs and %d outputs, the operator gives %d and takes %d", g->n_inputs, g->n_outputs, n_inputs, n_outputs);
