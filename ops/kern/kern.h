@@ -200,8 +200,8 @@ size_t k_depthwise_floats(const struct k_geometry *g);
 /* --- 3 x 3 convolution by Winograd's F(2, 3) and F(4, 3) -------------------------------------------------------
  *
  * m x m outputs (m 2 or 4) from (m + 2)^2 products in place of 9 m^2: 2.25 or 4 times fewer. Stride and dilation 1, one group. The
- * error beside that of a chain of 9 x 64 fused multiply-adds, root mean square over random data: 0.6 times (F(2, 3), whose sums
- * are shorter) and 4 times (F(4, 3)); test_kern_winograd.c holds them below 3 and 9. The weights grow to 16/9 and 36/9. */
+ * error beside that of a chain of 9 x 64 fused multiply-adds, root mean square over random data: 0.7 times (F(2, 3), whose sums
+ * are shorter) and 4 times (F(4, 3)); test_kern_winograd.c holds them below 3 and 9. */
 
 struct k_tile_run { /* neighbouring tiles in one row of tiles of one image */
     int64_t image, row, left; /* input position of the first tile, may lie in the padding */
@@ -212,7 +212,10 @@ struct k_tile_run { /* neighbouring tiles in one row of tiles of one image */
 
 struct k_winograd {
     int run_max; /* tiles of a run: one less than a vector */
-    /* For m = 2 [0] and 4 [1]. Input of one channel (its plane in x): element (i, j) of the transformed tile goes to
+    /* For m = 2 [0] and 4 [1]. n kernels: element (i, j) of each lies at w[(i * 3 + j) * n], of the transformed ones at
+     * u[(i * (m + 2) + j) * xi]. */
+    void (*weights[2])(int64_t n, const float *w, float *u, int64_t xi);
+    /* Input of one channel (its plane in x): element (i, j) of the transformed tile goes to
      * v[(i * (m + 2) + j) * xi + run's col]. */
     void (*input[2])(const struct k_geometry *g, const struct k_tile_run *run, const float *x, float *v, int64_t xi);
     /* The way back for one output channel: y = clip(transformed + bias + addend), planes of the channel; addend may be NULL. */
@@ -224,19 +227,20 @@ struct k_winograd_job {
     const struct k_geometry *g; /* kernel 3 x 3, at most K_GEMM_BLOCK channels */
     int m;
     int64_t images, oc;
-    const float *x, *u; /* (images, channels, in), weights from k_winograd_pack */
+    const float *x, *w; /* (images, channels, in), weights from k_winograd_pack */
     float *y;           /* (images, oc, out) */
     const float *bias, *addend; /* of oc, of y's shape; NULL: none */
     enum k_unary act;
     float act_a, act_b;
 };
 
-size_t k_winograd_floats(const struct k_kernels *k, int m, int64_t oc, int64_t channels); /* of the weights */
-void k_winograd_pack(const struct k_kernels *k, int m, int64_t oc, int64_t channels, const float *w, float *dst);
-size_t k_winograd_scratch_floats(const struct k_kernels *k, int m, int64_t channels);
+/* The weights: for each mr output channels nine planes of channels x mr, zeros beyond oc. As many floats as k_pack_a's form. */
+void k_winograd_pack(const struct k_kernels *k, int64_t oc, int64_t channels, const float *w, float *dst);
 int64_t k_winograd_blocks(const struct k_kernels *k, const struct k_winograd_job *job);
-/* One block of tiles and output channels [oc0, oc1), oc0 a multiple of the GEMM's mr. Any division gives the same bits. */
-void k_winograd_block(const struct k_kernels *k, const struct k_winograd_job *job, int64_t block, int64_t oc0, int64_t oc1, float *scratch);
+size_t k_winograd_scratch_floats(const struct k_kernels *k, const struct k_winograd_job *job);
+/* Blocks first, first + step, … of tiles, and output channels [oc0, oc1), oc0 a multiple of the GEMM's mr. Any division gives the
+ * same bits. */
+void k_winograd_run(const struct k_kernels *k, const struct k_winograd_job *job, int64_t first, int64_t step, int64_t oc0, int64_t oc1, float *scratch);
 
 struct k_kernels {
     enum k_level level;

@@ -2,13 +2,16 @@
  *
  * A block is as many tiles as the matrix product's tile has columns, taken in their order through all images, so that small
  * images of a batch share one. Its input is transformed for all channels (V: (m + 2)^2 matrices of channels x tiles); then, for
- * CHUNK output channels at a time so that everything stays in L2, (m + 2)^2 products U V and the way back with bias,
- * addend and activation. A tile is a column of its own all the way: its bits do not depend on its neighbours. */
+ * CHUNK output channels at a time so that everything stays in L2, their weights (U), (m + 2)^2 products U V and the way back
+ * with bias, addend and activation. Where there are several blocks and U is small it is made once for all of them. A tile is a
+ * column of its own all the way: its bits do not depend on its neighbours. */
 #include "ops/kern/kern.h"
 
 #include <math.h>
 
-enum { CHUNK = 48, RUNS_MAX = 64 };
+/* SKEW: a cache line more from one of the (m + 2)^2 matrices to the next. The transforms write to (and read from) all of them at
+ * once, and with sizes that are multiples of a page they would all fight for the same lines of L1. */
+enum { CHUNK = 48, RUNS_MAX = 64, WHOLE_FLOATS_MAX = 1 << 19, SKEW = 16 };
 
 static int64_t min64(int64_t a, int64_t b) {
     return a < b ? a : b;
@@ -18,38 +21,11 @@ static int64_t round_up(int64_t n, int64_t to) {
     return (n + to - 1) / to * to;
 }
 
-/* U = G w G' for one 3 x 3 kernel, in double precision. */
-static void transform_weights(int m, const float *w, double *u) {
-    static const double g2[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
-    static const double g4[6][3] = {{1.0 / 4, 0, 0},           {-1.0 / 6, -1.0 / 6, -1.0 / 6}, {-1.0 / 6, 1.0 / 6, -1.0 / 6},
-                                    {1.0 / 24, 1.0 / 12, 1.0 / 6}, {1.0 / 24, -1.0 / 12, 1.0 / 6}, {0, 0, 1}};
-    const double(*g)[3] = m == 2 ? g2 : g4;
-    const int t = m + 2;
-    double left[6][3]; /* G w */
-    for (int i = 0; i < t; i++)
-        for (int j = 0; j < 3; j++) left[i][j] = g[i][0] * (double)w[j] + g[i][1] * (double)w[3 + j] + g[i][2] * (double)w[6 + j];
-    for (int i = 0; i < t; i++)
-        for (int j = 0; j < t; j++) u[i * t + j] = left[i][0] * g[j][0] + left[i][1] * g[j][1] + left[i][2] * g[j][2];
-}
-
-size_t k_winograd_floats(const struct k_kernels *k, int m, int64_t oc, int64_t channels) {
-    return (size_t)((m + 2) * (m + 2)) * k_pack_a_floats(k->gemm, oc, channels);
-}
-
-void k_winograd_pack(const struct k_kernels *k, int m, int64_t oc, int64_t channels, const float *w, float *dst) {
-    const int64_t mr = k->gemm->mr, xi = (int64_t)k_pack_a_floats(k->gemm, oc, channels);
-    const int t2 = (m + 2) * (m + 2);
-    double u[36];
+void k_winograd_pack(const struct k_kernels *k, int64_t oc, int64_t channels, const float *w, float *dst) {
+    const int64_t mr = k->gemm->mr, plane = channels * mr;
     for (int64_t o = 0; o < round_up(oc, mr); o++)
-        for (int64_t c = 0; c < channels; c++) {
-            if (o < oc) transform_weights(m, w + (o * channels + c) * 9, u);
-            float *to = dst + o / mr * mr * channels + c * mr + o % mr; /* k_pack_a's form of one block of k */
-            for (int i = 0; i < t2; i++) to[i * xi] = o < oc ? (float)u[i] : 0.0f;
-        }
-}
-
-size_t k_winograd_scratch_floats(const struct k_kernels *k, int m, int64_t channels) {
-    return (size_t)((m + 2) * (m + 2)) * (size_t)(channels + CHUNK) * (size_t)k->gemm->nr;
+        for (int64_t c = 0; c < channels; c++)
+            for (int64_t i = 0; i < 9; i++) dst[o / mr * 9 * plane + i * plane + c * mr + o % mr] = o < oc ? w[(o * channels + c) * 9 + i] : 0.0f;
 }
 
 static int64_t tiles_of(int64_t out, int m) {
@@ -59,6 +35,26 @@ static int64_t tiles_of(int64_t out, int m) {
 int64_t k_winograd_blocks(const struct k_kernels *k, const struct k_winograd_job *job) {
     const int64_t tiles = job->images * tiles_of(job->g->out[1], job->m) * tiles_of(job->g->out[2], job->m);
     return (tiles + k->gemm->nr - 1) / k->gemm->nr;
+}
+
+/* Whether U is made once for all blocks, and its size: of all output channels or of a chunk. */
+static bool whole(const struct k_kernels *k, const struct k_winograd_job *job, int64_t *u_rows) {
+    const int64_t all = round_up(job->oc, k->gemm->mr), t2 = (job->m + 2) * (job->m + 2);
+    const bool once = k_winograd_blocks(k, job) > 1 && t2 * all * job->g->channels <= WHOLE_FLOATS_MAX;
+    *u_rows = once ? all : CHUNK;
+    return once;
+}
+
+size_t k_winograd_scratch_floats(const struct k_kernels *k, const struct k_winograd_job *job) {
+    int64_t u_rows;
+    whole(k, job, &u_rows);
+    return (size_t)((job->m + 2) * (job->m + 2)) * (size_t)(job->g->channels * u_rows + (job->g->channels + CHUNK) * k->gemm->nr + 3 * SKEW);
+}
+
+/* U of output channels [o, o1) in k_pack_a's form of one block of k, xi floats from one matrix to the next. */
+static void make_u(const struct k_kernels *k, const struct k_winograd_job *job, int64_t o, int64_t o1, float *u, int64_t xi) {
+    const int64_t mr = k->gemm->mr, plane = job->g->channels * mr;
+    for (; o < o1; o += mr, u += plane) k->winograd->weights[job->m / 4](plane, job->w + o / mr * 9 * plane, u, xi);
 }
 
 static int find_runs(const struct k_winograd_job *job, int64_t first, int64_t n, int run_max, struct k_tile_run *runs) {
@@ -97,12 +93,14 @@ static void finish(const struct k_kernels *k, const struct k_winograd_job *job, 
         }
 }
 
-void k_winograd_block(const struct k_kernels *k, const struct k_winograd_job *job, int64_t block, int64_t oc0, int64_t oc1, float *scratch) {
+/* One block of tiles. U is of all channels if u_whole, else made here chunk by chunk. */
+static void run_block(const struct k_kernels *k, const struct k_winograd_job *job, int64_t block, int64_t oc0, int64_t oc1, float *u, bool u_whole,
+                      int64_t u_xi, float *v) {
     const struct k_geometry *g = job->g;
     const int64_t nr = k->gemm->nr, channels = g->channels, t2 = (job->m + 2) * (job->m + 2);
     const int64_t tiles = job->images * tiles_of(g->out[1], job->m) * tiles_of(g->out[2], job->m), first = block * nr, n = min64(nr, tiles - first);
-    const int64_t v_xi = channels * nr, p_xi = CHUNK * nr, u_xi = (int64_t)k_pack_a_floats(k->gemm, job->oc, channels);
-    float *v = scratch, *p = scratch + t2 * v_xi;
+    const int64_t v_xi = channels * nr + SKEW, p_xi = CHUNK * nr + SKEW;
+    float *p = v + t2 * v_xi;
     struct k_tile_run runs[RUNS_MAX];
     const int n_runs = find_runs(job, first, n, k->winograd->run_max, runs);
 
@@ -111,11 +109,21 @@ void k_winograd_block(const struct k_kernels *k, const struct k_winograd_job *jo
             k->winograd->input[job->m / 4](g, &runs[r], job->x + (runs[r].image * channels + c) * g->in[1] * g->in[2], v + c * nr, v_xi);
     for (int64_t o = oc0; o < oc1; o += CHUNK) {
         const int64_t rows = min64(CHUNK, oc1 - o);
+        if (!u_whole) make_u(k, job, o, o + rows, u, u_xi);
         for (int64_t i = 0; i < t2; i++) {
-            const struct k_product product = {.m = rows, .n = n, .k = channels, .a = job->u + i * u_xi + o * channels, .a_packed = true,
+            const struct k_product product = {.m = rows, .n = n, .k = channels, .a = u + i * u_xi + (u_whole ? (o - oc0) * channels : 0), .a_packed = true,
                                               .c = p + i * p_xi, .c_row = nr};
             k_gemm_panel(k, &product, 0, rows, 0, n, 0, channels, v + i * v_xi, nr);
         }
         finish(k, job, runs, n_runs, o, rows, p, p_xi);
     }
+}
+
+void k_winograd_run(const struct k_kernels *k, const struct k_winograd_job *job, int64_t first, int64_t step, int64_t oc0, int64_t oc1, float *scratch) {
+    int64_t u_rows;
+    const bool u_whole = whole(k, job, &u_rows);
+    const int64_t u_xi = u_rows * job->g->channels + SKEW;
+    float *v = scratch + (job->m + 2) * (job->m + 2) * u_xi;
+    if (u_whole) make_u(k, job, oc0, oc1, scratch, u_xi);
+    for (int64_t block = first, n = k_winograd_blocks(k, job); block < n; block += step) run_block(k, job, block, oc0, oc1, scratch, u_whole, u_xi, v);
 }

@@ -7,7 +7,9 @@
  *
  * V = B' d B, Y = A' M A with (Lavin and Gray 2015; points 0, 1, -1, 2, -2 for m = 4)
  *     m = 2   B': d0 - d2, d1 + d2, d2 - d1, d1 - d3                A': m0 + m1 + m2, m1 - m2 - m3
- *     m = 4   B' and A' as in the functions below */
+ *     m = 4   B' and A' as in the functions below
+ * The weights, U = G w G', are transformed while the layer runs: their nine planes are as small as they were, and reading four times as
+ * much from memory would take longer than this does. */
 #include "ops/kern/lanes.h"
 
 /* One row or column of a tile: d[k * step] for k = 0 … m + 1. */
@@ -44,6 +46,41 @@ K_INLINE void output_line(const int m, const int step, vf *t) {
     t[step] = v_fma(v_set(2), d2, d);
     t[2 * step] = v_fma(v_set(4), s2, s);
     t[3 * step] = v_fma(v_set(8), d2, d) + t5;
+}
+
+/* In: u[0], u[step], u[2 * step]; out: m + 2 of them. */
+K_INLINE void weight_line(const int m, const int step, vf *u) {
+    const vf a = u[0], b = u[step], c = u[2 * step];
+    if (m == 2) {
+        const vf s = v_set(0.5f) * (a + c), q = v_set(0.5f) * b;
+        u[step] = s + q;
+        u[2 * step] = s - q;
+        u[3 * step] = c;
+        return;
+    }
+    const vf s = a + c, sixth = v_set(-1.0f / 6), p = v_fma(v_set(1.0f / 24), a, v_set(1.0f / 6) * c), q = v_set(1.0f / 12) * b;
+    u[0] = v_set(0.25f) * a;
+    u[step] = sixth * (s + b);
+    u[2 * step] = sixth * (s - b);
+    u[3 * step] = p + q;
+    u[4 * step] = p - q;
+    u[5 * step] = c;
+}
+
+K_INLINE void weights(const int m, int64_t n, const float *w, float *dst, int64_t xi) {
+    const int t = m + 2;
+    for (int64_t at = 0; at < n; at += VW) {
+        const vp part = v_part(n - at);
+        vf u[36];
+        K_UNROLL for (int j = 0; j < 3; j++) {
+            K_UNROLL for (int i = 0; i < 3; i++) u[i * t + j] = v_loadp(w + (i * 3 + j) * n + at, part);
+            weight_line(m, t, u + j);
+        }
+        K_UNROLL for (int i = 0; i < t; i++) {
+            weight_line(m, 1, u + i * t);
+            K_UNROLL for (int j = 0; j < t; j++) v_storep(dst + (i * t + j) * xi + at, u[i * t + j], part);
+        }
+    }
 }
 
 /* Elements 0 … m + 1 of the tiles whose rows start at x. */
@@ -125,6 +162,7 @@ K_INLINE void output(const int m, const struct k_geometry *g, const struct k_til
 }
 
 #define K_WINOGRAD(m)                                                                              \
+    static void weights_##m(int64_t n, const float *w, float *u, int64_t xi) { weights(m, n, w, u, xi); } \
     static void input_##m(const struct k_geometry *g, const struct k_tile_run *run, const float *x, float *v, int64_t xi) { \
         input(m, g, run, x, v, xi);                                                                \
     }                                                                                              \
@@ -135,4 +173,4 @@ K_INLINE void output(const int m, const struct k_geometry *g, const struct k_til
 K_WINOGRAD(2)
 K_WINOGRAD(4)
 
-#define K_WINOGRAD_TABLE {.run_max = VW - 1, .input = {input_2, input_4}, .output = {output_2, output_4}}
+#define K_WINOGRAD_TABLE {.run_max = VW - 1, .weights = {weights_2, weights_4}, .input = {input_2, input_4}, .output = {output_2, output_4}}

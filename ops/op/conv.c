@@ -33,9 +33,9 @@ struct conv_state {
     struct op__activation act;
 };
 
-/* Which of Winograd's forms a constant kernel takes, by its size alone, as shapes are not known at load: the transformed weights of
- * F(4, 3) are 4 times as large, of F(2, 3) 1.8 times. Beyond these limits, reading them costs more than the products saved (one
- * image: 512 x 512 channels would be 17 MB), and a model must not outgrow its file by much. */
+/* Which of Winograd's forms a constant kernel takes, by its size alone, as shapes are not known at load. Many channels go with small
+ * images, where the larger tile of F(4, 3) is mostly padding; beyond the second limit a layer of one image is bound by reading its weights
+ * and gains nothing. */
 static int winograd_m(const struct conv_state *s, const struct op_tensor *w) {
     enum { CHANNELS_MIN = 16, F4_MAX = 20000, F2_MAX = 70000 }; /* F4: 128 x 128 channels, F2: 256 x 256 */
     const int64_t *d = w->dims;
@@ -64,12 +64,12 @@ static enum op_status conv_prepare(struct op_prepare *p) {
     s->packed_oc = w->dims[0] / s->group;
     s->packed_k = op_tensor_count(w) / w->dims[0];
     s->winograd_m = winograd_m(s, w);
-    const size_t floats = s->winograd_m ? k_winograd_floats(kern, s->winograd_m, w->dims[0], w->dims[1]) : k_pack_a_floats(kern->gemm, s->packed_oc, s->packed_k);
+    const size_t floats = k_pack_a_floats(kern->gemm, s->packed_oc, s->packed_k);
     int64_t bytes;
     if (!op__mul(s->group, (int64_t)(floats * sizeof(float)), &bytes)) return op__node_fail(p->err, p->node, OP_LIMIT, "the weights are too large");
     s->packed = aligned_alloc(64, ((size_t)bytes + 63) / 64 * 64);
     if (!s->packed) return op__node_fail(p->err, p->node, OP_NOMEM, "no memory to pack weights of %lld bytes", (long long)bytes);
-    if (s->winograd_m) k_winograd_pack(kern, s->winograd_m, w->dims[0], w->dims[1], w->data, s->packed);
+    if (s->winograd_m) k_winograd_pack(kern, w->dims[0], w->dims[1], w->data, s->packed);
     for (int64_t i = 0; i < s->group && !s->winograd_m; i++)
         k_pack_a(kern->gemm, s->packed_oc, s->packed_k, (const float *)w->data + i * s->packed_oc * s->packed_k, s->packed_k, 1, s->packed + (size_t)i * floats);
     p->packed_bytes += (size_t)bytes;
@@ -211,7 +211,7 @@ static bool packs_weights_at_run(const struct op_ctx *ctx, const struct plan *p)
 
 static struct k_winograd_job winograd_job(const struct op_ctx *ctx, const struct plan *p) {
     const struct conv_state *s = ctx->state;
-    return (struct k_winograd_job){.g = &p->g, .m = s->winograd_m, .images = p->images, .oc = p->oc, .x = ctx->in[0]->data, .u = s->packed, .y = p->y.data,
+    return (struct k_winograd_job){.g = &p->g, .m = s->winograd_m, .images = p->images, .oc = p->oc, .x = ctx->in[0]->data, .w = s->packed, .y = p->y.data,
                                    .bias = nn_in(ctx, 2) ? ctx->in[2]->data : NULL, .addend = p->addend, .act = p->act.fn, .act_a = p->act.a,
                                    .act_b = p->act.b};
 }
@@ -251,7 +251,10 @@ static void make_plan(const struct op_ctx *ctx, struct plan *p) {
 }
 
 static size_t panel_floats(const struct op_ctx *ctx, const struct plan *p) {
-    if (p->way == WAY_WINOGRAD) return k_winograd_scratch_floats(op__kern(ctx), ((const struct conv_state *)ctx->state)->winograd_m, p->g.channels);
+    if (p->way == WAY_WINOGRAD) {
+        const struct k_winograd_job job = winograd_job(ctx, p);
+        return k_winograd_scratch_floats(op__kern(ctx), &job);
+    }
     const int64_t rows = p->k < K_GEMM_BLOCK ? p->k : K_GEMM_BLOCK;
     return p->way == WAY_PRODUCT ? (size_t)(rows * op__kern(ctx)->gemm->nr + VECTOR_SLACK) : 0;
 }
@@ -323,9 +326,13 @@ static void winograd_task(void *arg, int64_t task) {
     const struct plan *p = job->plan;
     const struct k_winograd_job w = winograd_job(job->ctx, p);
     float *scratch = job->scratch + (size_t)task * panel_floats(job->ctx, p);
-    for (int64_t unit = task; unit < job->n_units; unit += job->n_tasks) {
+    if (p->parts == 1) {
+        k_winograd_run(op__kern(job->ctx), &w, task, job->n_tasks, 0, p->oc, scratch);
+        return;
+    }
+    for (int64_t unit = task; unit < job->n_units; unit += job->n_tasks) { /* few blocks: each is divided */
         const int64_t m0 = unit % p->parts * p->part_rows, m1 = m0 + p->part_rows < p->oc ? m0 + p->part_rows : p->oc;
-        if (m0 < m1) k_winograd_block(op__kern(job->ctx), &w, unit / p->parts, m0, m1, scratch);
+        if (m0 < m1) k_winograd_run(op__kern(job->ctx), &w, unit / p->parts, p->panels, m0, m1, scratch);
     }
 }
 

@@ -41,13 +41,13 @@ static double exact(const float *x, const float *w, int o, int y, int z, float *
 
 static float *convolve(const struct k_kernels *k, int m, const float *x, const float *w) {
     const struct k_geometry g = {.channels = C, .in = {1, H, W}, .out = {1, H, W}, .kernel = {1, 3, 3}, .stride = {1, 1, 1}, .dilation = {1, 1, 1}, .begin = {0, 1, 1}};
-    float *u = malloc(k_winograd_floats(k, m, OC, C) * sizeof *u), *scratch = malloc(k_winograd_scratch_floats(k, m, C) * sizeof *scratch);
-    float *y = malloc(OC * SIZE * sizeof *y);
-    assert_true(u && scratch && y);
-    k_winograd_pack(k, m, OC, C, w, u);
-    const struct k_winograd_job job = {.g = &g, .m = m, .images = 1, .oc = OC, .x = x, .u = u, .y = y};
-    for (int64_t b = k_winograd_blocks(k, &job) - 1; b >= 0; b--) k_winograd_block(k, &job, b, 0, OC, scratch);
-    free(u), free(scratch);
+    float *packed = malloc(k_pack_a_floats(k->gemm, OC, 9 * C) * sizeof *packed), *y = malloc(OC * SIZE * sizeof *y);
+    const struct k_winograd_job job = {.g = &g, .m = m, .images = 1, .oc = OC, .x = x, .w = packed, .y = y};
+    float *scratch = malloc(k_winograd_scratch_floats(k, &job) * sizeof *scratch);
+    assert_true(packed && scratch && y);
+    k_winograd_pack(k, OC, C, w, packed);
+    for (int64_t b = k_winograd_blocks(k, &job) - 1; b >= 0; b--) k_winograd_run(k, &job, b, 1000, 0, OC, scratch);
+    free(packed), free(scratch);
     return y;
 }
 
