@@ -106,6 +106,17 @@ enum op_status op__attr_set_ints(struct op_graph *g, struct op_node *n, const ch
     return OP_OK;
 }
 
+enum op_status op__attr_set_floats(struct op_graph *g, struct op_node *n, const char *name, const float *values, int64_t count) {
+    float *copy = count >= 0 ? op__arena_array(g->arena, (size_t)count, sizeof *copy) : NULL;
+    if (!copy) return OP_NOMEM;
+    if (count) memcpy(copy, values, (size_t)count * sizeof *copy);
+    struct op_attr *a = attr_make(g, n, name, OP_ATTR_FLOATS);
+    if (!a) return OP_NOMEM;
+    a->floats = copy;
+    a->n = count;
+    return OP_OK;
+}
+
 /* Puts constant v at input `index`, which must be absent or beyond the inputs that there are. */
 static enum op_status put_input(struct op_node *n, const char *name, int index, int v, struct op_error *err) {
     if (v < 0) return op__node_fail(err, n, OP_NOMEM, "no memory for attribute \"%s\"", name);

@@ -151,6 +151,20 @@ void op_builder_destroy(struct op_builder *b) {
 
 /* --- putting together --------------------------------------------------------------------------- */
 
+struct op_model *op__model_from_bytes(const void *bytes, size_t n, struct op_error *err) {
+    int fd = memfd_create("quern-model", MFD_CLOEXEC);
+    void *map = MAP_FAILED;
+    if (fd >= 0 && ftruncate(fd, (off_t)n) == 0) map = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (fd >= 0) close(fd);
+    if (map == MAP_FAILED) {
+        err->code = OP_NOMEM;
+        snprintf(err->text, sizeof err->text, "out of memory for a model of %zu bytes", n);
+        return NULL;
+    }
+    memcpy(map, bytes, n);
+    return op__model_load_mapping(map, n, err);
+}
+
 /* The model with these outputs; infos holds their ValueInfoProtos where they are known, else they get their names only. */
 static struct op_model *assemble(struct op_builder *b, char *const *outputs, int n_outputs, const struct op_out *infos) {
     struct op_out graph = {0}, model = {0};
@@ -165,15 +179,10 @@ static struct op_model *assemble(struct op_builder *b, char *const *outputs, int
     op__out_raw(&model, b->head.data, b->head.n);
     op__out_message(&model, MODEL_GRAPH, &graph);
     struct op_model *m = NULL;
-    int fd = model.failed || b->head.failed || b->nodes.failed || b->others.failed ? -1 : memfd_create("quern-model", MFD_CLOEXEC);
-    void *map = MAP_FAILED;
-    if (fd >= 0 && ftruncate(fd, (off_t)model.n) == 0) map = mmap(NULL, model.n, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (fd >= 0) close(fd);
-    if (map == MAP_FAILED) fail(b, OP_NOMEM, "out of memory for a model of %zu bytes", model.n);
+    if (model.failed || b->head.failed || b->nodes.failed || b->others.failed) fail(b, OP_NOMEM, "out of memory for the model");
     else {
-        memcpy(map, model.data, model.n);
         struct op_error err;
-        m = op__model_load_mapping(map, model.n, &err);
+        m = op__model_from_bytes(model.data, model.n, &err);
         if (!m) fail(b, err.code, "%s", err.text);
     }
     op__out_finish(&model);

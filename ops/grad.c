@@ -79,6 +79,7 @@ void op__attr_copy(struct op_grad *g, struct op_node *n, const char *name) {
     else if (a->kind == OP_ATTR_FLOAT) st = op__attr_set_float(g->graph, n, name, a->f);
     else if (a->kind == OP_ATTR_STRING) st = op__attr_set_string(g->graph, n, name, a->s.data);
     else if (a->kind == OP_ATTR_INTS) st = op__attr_set_ints(g->graph, n, name, a->ints, a->n);
+    else if (a->kind == OP_ATTR_FLOATS) st = op__attr_set_floats(g->graph, n, name, a->floats, a->n);
     if (st != OP_OK) g->failed = true;
 }
 

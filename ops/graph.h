@@ -120,6 +120,7 @@ struct op_pass {
 #define OP_PASS_REGISTER(pass)                                                                     \
     __attribute__((used, section("quern_passes"))) static const struct op_pass *const op__registered_##pass = &pass
 
+enum { OP_PASS_FUSIONS = 500, OP_PASS_FUSIONS_END = 900 };
 enum op_status op__passes_run(struct op_graph *g, struct op_error *err);
 
 #endif

@@ -262,6 +262,7 @@ static enum op_status describe_ios(struct op_model *m, struct op_error *err) {
 
 static enum op_status build(struct op_model *m, struct op_error *err) {
     enum op_status st = op__onnx_read(m, m->bytes, m->n_bytes, err);
+    if (st == OP_OK && m->transform) st = m->transform(m, m->transform_user, err);
     if (st != OP_OK) return st;
     st = describe_ios(m, err);
     if (st == OP_OK && !m->options.reference) st = op__passes_run(m->graph, err);
@@ -323,6 +324,20 @@ struct op_model *op__model_load_mapping(void *map, size_t n_bytes, struct op_err
     return finish_load(m, err);
 }
 
+struct op_model *op__model_transformed(struct op_model *m, enum op_status (*transform)(struct op_model *m, void *user, struct op_error *err), void *user,
+                                       struct op_error *err) {
+    struct op_model *t = model_new(m->path, &m->options, err);
+    if (!t) return NULL;
+    t->source = op_model_retain(m);
+    t->folder = m->folder >= 0 ? fcntl(m->folder, F_DUPFD_CLOEXEC, 0) : -1;
+    t->bytes = m->bytes;
+    t->n_bytes = m->n_bytes;
+    t->transform = transform;
+    t->transform_user = user;
+    t->options.reference = false;
+    return finish_load(t, err);
+}
+
 struct op_model *op__model_open(struct op_model *m, struct op_error *err) {
     pthread_mutex_lock(&m->lock);
     if (!m->open) {
@@ -348,6 +363,7 @@ struct op_model *op_model_retain(struct op_model *m) {
 void op_model_release(struct op_model *m) {
     if (!m || atomic_fetch_sub(&m->refs, 1) != 1) return;
     op_model_release(m->open);
+    struct op_model *source = m->source; /* its bytes are read to the end */
     if (m->graph) op__graph_each(m->graph, release_graph, NULL);
     for (struct op_const *c = m->constants; c; c = c->next) free(c->owned);
     while (m->mappings) {
@@ -362,6 +378,7 @@ void op_model_release(struct op_model *m) {
     pthread_mutex_destroy(&m->lock);
     free(m->path);
     free(m);
+    op_model_release(source);
 }
 
 /* --- what it says about itself ----------------------------------------------------------------- */

@@ -65,6 +65,9 @@ struct op_model {
     int n_opsets;
     struct op_meta *meta;
     int n_meta;
+    enum op_status (*transform)(struct op_model *m, void *user, struct op_error *err); /* after reading, before the passes; NULL: none */
+    void *transform_user;
+    struct op_model *source; /* whose bytes it was read from, kept alive; NULL: its own */
     int n_nodes;
     int n_inputs_required; /* of graph->inputs, those without an initializer */
     size_t weight_bytes, packed_bytes;
@@ -73,6 +76,12 @@ struct op_model {
     int batchable; /* -2: not yet asked */
 };
 
+/* builder.c: a model from ONNX bytes in memory, which are copied. */
+struct op_model *op__model_from_bytes(const void *bytes, size_t n, struct op_error *err);
+/* model.c: the same file read again, with the graph changed by `transform` before the passes run, and without the fusions, which
+ * have no gradients. */
+struct op_model *op__model_transformed(struct op_model *m, enum op_status (*transform)(struct op_model *m, void *user, struct op_error *err), void *user,
+                                       struct op_error *err);
 /* model.c: a model whose bytes lie in a mapping of a file or memfd, which it takes over (unmapped, also on error). */
 struct op_model *op__model_load_mapping(void *map, size_t n_bytes, struct op_error *err);
 /* batch.c: the outputs' types and shapes, -1 where they follow the batch or another symbol; false where they depend on data. */

@@ -201,6 +201,7 @@ enum op_status op__attr_set_int(struct op_graph *g, struct op_node *n, const cha
 enum op_status op__attr_set_float(struct op_graph *g, struct op_node *n, const char *name, float value);
 enum op_status op__attr_set_string(struct op_graph *g, struct op_node *n, const char *name, const char *value);
 enum op_status op__attr_set_ints(struct op_graph *g, struct op_node *n, const char *name, const int64_t *values, int64_t count);
+enum op_status op__attr_set_floats(struct op_graph *g, struct op_node *n, const char *name, const float *values, int64_t count);
 void op__attr_remove(struct op_node *n, const char *name);
 
 /* --- arithmetic that cannot overflow unseen ---------------------------------------------------- */

@@ -81,6 +81,11 @@ struct op_loss {
     int n_classes;
 };
 
+/* Names of losses and optimisers, NULL past the last: for messages. Whether a loss's targets are class numbers (i64). */
+OP_API const char *op_loss_name(size_t i);
+OP_API const char *op_optimizer_name(size_t i);
+OP_API bool op_loss_is_sparse(const char *name);
+
 struct op_optimizer {
     const char *name; /* sgd, rmsprop, adagrad, adam, adamw, nadam, lion, lamb, adafactor */
     /* Defaults as in Keras, where a field is NaN. */

@@ -32,6 +32,7 @@ enum op_status op__passes_run(struct op_graph *g, struct op_error *err) {
     qsort(all, n, sizeof *all, by_order);
     enum op_status st = OP_OK;
     for (size_t i = 0; i < n && st == OP_OK; i++) {
+        if (g->model->transform && all[i]->order >= OP_PASS_FUSIONS && all[i]->order < OP_PASS_FUSIONS_END) continue; /* no gradients */
         struct turn t = {all[i], err, 0};
         st = op__graph_each(g, run_one, &t);
     }
