@@ -22,6 +22,7 @@ static uint32_t hash_of(const char *domain, const char *name) {
 }
 
 static void fill(void) {
+    // cppcheck-suppress comparePointers ; both ends of one section
     for (const struct op_desc *const *d = __start_quern_ops; d < __stop_quern_ops; d++) {
         uint32_t at = hash_of((*d)->domain ? (*d)->domain : "", (*d)->name);
         while (slots[at & (SLOTS - 1)]) at++;
@@ -48,6 +49,7 @@ static int by_name(const void *a, const void *b) {
 }
 
 void op_each_operator(void (*fn)(void *user, const char *domain, const char *name, int since), void *user) {
+    // cppcheck-suppress comparePointers ; both ends of one section
     size_t n = (size_t)(__stop_quern_ops - __start_quern_ops);
     const struct op_desc **all = malloc((n ? n : 1) * sizeof *all);
     if (!all) return;

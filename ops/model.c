@@ -275,7 +275,7 @@ static enum op_status build(struct op_model *m, struct op_error *err) {
 }
 
 static struct op_model *finish_load(struct op_model *m, struct op_error *err) {
-    struct op_error own;
+    struct op_error own = {0};
     struct op_error *e = err ? err : &own;
     *e = (struct op_error){0};
     enum op_status st = build(m, e);

@@ -639,7 +639,7 @@ static enum op_status bind_outputs(struct reader *r, const struct function *fn, 
         do
             if (!wire_next(&formal, &f)) return op__node_fail(r->err, call_node, OP_BAD_MODEL, "the call has more outputs than the function");
         while (f.number != 5);
-        const char *inside, *outside;
+        const char *inside = "", *outside = "";
         enum op_status st = take_name(r, &f, &inside);
         if (st == OP_OK) st = take_name(r, &a, &outside);
         if (st != OP_OK || !outside[0]) {

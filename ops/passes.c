@@ -25,6 +25,7 @@ static int by_order(const void *a, const void *b) {
 }
 
 enum op_status op__passes_run(struct op_graph *g, struct op_error *err) {
+    // cppcheck-suppress comparePointers ; both ends of one section
     size_t n = (size_t)(__stop_quern_passes - __start_quern_passes);
     const struct op_pass **all = malloc((n + 1) * sizeof *all);
     if (!all) return op__model_fail(g->model, err, OP_NOMEM, "out of memory");

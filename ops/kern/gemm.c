@@ -68,6 +68,7 @@ struct ahead {
 static void fetch_part(struct ahead *ahead) {
     enum { LINE = 64 };
     const int64_t n = min64(ahead->part, ahead->bytes);
+    if (n <= 0) return; /* there may be no address either */
     for (int64_t i = 0; i < n; i += LINE) __builtin_prefetch(ahead->at + i, 0, 2);
     ahead->at += n;
     ahead->bytes -= n;
