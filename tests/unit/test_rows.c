@@ -25,7 +25,6 @@ static char path[64];
 /* y[N,3] = x[N,WIDTH] · w; `first` the batch dimension */
 static struct w_model *load(int64_t first) {
     struct ot m;
-    struct op_error oe;
     struct w_error err = {0};
     float w[WIDTH * 3];
     for (int i = 0; i < WIDTH * 3; i++) w[i] = (float)(i % 7) - 2.5f;
@@ -34,7 +33,7 @@ static struct w_model *load(int64_t first) {
     ot_constant(&m, "w", OP_F32, 2, (int64_t[]){WIDTH, 3}, w);
     ot_node(&m, "MatMul", "x w", "y");
     ot_output(&m, "y", OP_F32, 2, (int64_t[]){first, 3});
-    assert_non_null(ot_load(&m, NULL, &oe));
+    ot_finish(&m);
     FILE *f = fopen(path, "w");
     assert_non_null(f);
     assert_int_equal(fwrite(m.file.data, 1, m.file.len, f), m.file.len);
