@@ -102,6 +102,7 @@ static void constants_free_unused(struct op_model *m) {
             continue;
         }
         *at = c->next;
+        if (c->mapped) op__mapped_give_back(m, c->mapped, c->mapped_bytes); /* what a pass has replaced */
         free(c->owned);
         c->owned = NULL;
     }
