@@ -2,6 +2,7 @@
  * weights and the bias: BatchNormalization in inference form, Mul and Add by a constant a channel. For channel m with factor s
  * and offset t: (W x + b) s + t = (s W) x + (s b + t), worked out in double precision and rounded once. Repeats along a
  * chain. The output of each but the last must have no other use. */
+#include "ops/model.h"
 #include "ops/pass/match.h"
 
 #include <math.h>
@@ -94,6 +95,8 @@ static enum op_status rewrite(struct op_graph *g, struct op_node *n, const struc
             }
         }
     for (int64_t c = 0; c < w->channels; c++) bias[c] = (float)((b ? element(b, c) : 0) * factor[c] + offset[c]);
+    const struct op_const *old = g->values[n->in[1]].constant; /* its pages come back by themselves if somebody still reads them */
+    if (old->mapped) op__mapped_give_back(g->model, old->mapped, old->mapped_bytes);
     n->in[1] = new_w;
     n->in[2] = new_b;
     return OP_OK;
