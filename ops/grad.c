@@ -8,6 +8,17 @@
 
 #include "ops/model.h"
 
+extern const struct op_grad_rows *const __start_quern_grads[] __attribute__((weak, visibility("hidden")));
+extern const struct op_grad_rows *const __stop_quern_grads[] __attribute__((weak, visibility("hidden")));
+
+op_grad_fn *op__grad_find(const struct op_desc *desc) {
+    if (desc->grad) return desc->grad;
+    for (const struct op_grad_rows *const *t = __start_quern_grads; t < __stop_quern_grads; t++)
+        for (int i = 0; i < (*t)->n; i++)
+            if (!strcmp((*t)->rows[i].name, desc->name) && !strcmp((*t)->rows[i].domain, desc->domain ? desc->domain : "")) return (*t)->rows[i].grad;
+    return NULL;
+}
+
 /* --- emitting ---------------------------------------------------------------------------------- */
 
 struct op_node *op__emit(struct op_grad *g, const char *domain, const char *op_type, int n_in, const int *in, int n_out, int *out) {
@@ -146,8 +157,9 @@ static enum op_status back_node(struct back *b, const struct op_node *n) {
             dx[i] = -1;
         }
         for (int i = 0; i < n->n_out; i++) dy[i] = gather(b, &g, n->out[i]);
-        if (!n->desc->grad) st = op__node_fail(b->err, n, OP_UNSUPPORTED, "the operator has no gradient: freeze what lies before it, or take another");
-        else st = n->desc->grad(&g);
+        op_grad_fn *grad = op__grad_find(n->desc);
+        if (!grad) st = op__node_fail(b->err, n, OP_UNSUPPORTED, "the operator has no gradient: freeze what lies before it, or take another");
+        else st = grad(&g);
         if (st == OP_OK && g.failed) st = out_of_memory(b);
         for (int i = 0; i < n->n_in && st == OP_OK; i++)
             if (wants[i] && dx[i] >= 0 && !add_part(b, n->in[i], dx[i])) st = out_of_memory(b);

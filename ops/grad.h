@@ -16,6 +16,12 @@
  * Where the ordinary operators are too slow or cannot say it, a backward kernel is an operator of the domain "quern" with a file of
  * its own (ConvGradX, MaxPoolGrad, …); it too may have a `grad`.
  *
+ * Families keep their gradients in files of their own (op/<family>_grad.c): a table of struct op_grad_row there does what the field of
+ * the descriptor does, without a line in the forward file:
+ *
+ *   static const struct op_grad_row rows[] = {{"", "Mul", mul_grad}, {"", "Div", div_grad}};
+ *   OP_GRADS_REGISTER(rows);
+ *
  * Every `grad` is checked against finite differences in double precision (tests/unit/test_grad.c finds them by descriptor). */
 #ifndef QUERN_OPS_GRAD_H
 #define QUERN_OPS_GRAD_H
@@ -61,6 +67,22 @@ int op__reshape_like(struct op_grad *g, int v, int like);
 void op__attr_copy(struct op_grad *g, struct op_node *n, const char *name);
 /* The forward node's attributes, all of them. */
 void op__attrs_copy(struct op_grad *g, struct op_node *n);
+
+/* The gradient of an operator: its descriptor's field, else the row that is registered for it; NULL: none. */
+typedef enum op_status op_grad_fn(struct op_grad *g);
+op_grad_fn *op__grad_find(const struct op_desc *desc);
+
+struct op_grad_row {
+    const char *domain, *name;
+    op_grad_fn *grad;
+};
+struct op_grad_rows {
+    const struct op_grad_row *rows;
+    int n;
+};
+#define OP_GRADS_REGISTER(table)                                                                   \
+    static const struct op_grad_rows op__grads_##table = {table, (int)(sizeof table / sizeof *table)}; \
+    __attribute__((used, section("quern_grads"))) static const struct op_grad_rows *const op__registered_##table = &op__grads_##table
 
 /* Appends the backward pass of `loss` (a scalar) with respect to wrt[0..n): dw[i] gets the value of the gradient, -1 where the loss does
  * not depend on it. OP_UNSUPPORTED names the first operator on the way that has no gradient, and its node. */

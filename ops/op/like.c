@@ -5,10 +5,12 @@
  *   Fill(like), value     a scalar of like's type
  *   ExpandLike(x, like)   x broadcast to like's shape
  *
- * SumTo adds in the order of x's elements, one chain for each result: its bits depend on the shapes only. */
+ * SumTo adds in the order of x's elements (a contiguous run by the sum of kern.h): its bits depend on the shapes only. */
 #include "ops/grad.h"
 
 #include <string.h>
+
+#include "ops/kern/kern.h"
 
 /* --- SumTo --------------------------------------------------------------------------------------- */
 
@@ -43,40 +45,63 @@ static int runs_of(const struct op_tensor *x, const struct op_tensor *like, int6
     return n;
 }
 
-#define SUM_TO(T)                                                                                  \
-    static void sum_to_##T(const T *x, T *y, const int64_t *sizes, const bool *kept, int n, int level, int64_t *at_x, int64_t at_y, const int64_t *stride) { \
-        if (level == n - 1) {                                                                      \
-            const T *from = x + *at_x;                                                             \
-            *at_x += sizes[level];                                                                 \
-            if (kept[level])                                                                       \
-                for (int64_t i = 0; i < sizes[level]; i++) y[at_y + i] += from[i];                 \
-            else {                                                                                 \
-                T sum = y[at_y];                                                                   \
-                for (int64_t i = 0; i < sizes[level]; i++) sum += from[i];                         \
-                y[at_y] = sum;                                                                     \
-            }                                                                                      \
-            return;                                                                                \
+/* The runs of the two innermost levels, and one level of the walk above them. */
+static void add_rows_f64(const struct k_vmath *math, int64_t n, const double *x, double *y) {
+    (void)math;
+    for (int64_t i = 0; i < n; i++) y[i] += x[i];
+}
+static double sum_row_f64(const struct k_vmath *math, int64_t n, const double *x) {
+    double sum = 0;
+    (void)math;
+    for (int64_t i = 0; i < n; i++) sum += x[i];
+    return sum;
+}
+static void add_rows_f32(const struct k_vmath *math, int64_t n, const float *x, float *y) {
+    math->binary[K_ADD](n, y, false, x, false, y);
+}
+static float sum_row_f32(const struct k_vmath *math, int64_t n, const float *x) {
+    return math->sum(n, x);
+}
+
+struct sum_walk {
+    const struct k_vmath *math;
+    int64_t sizes[OP_RANK_MAX], stride[OP_RANK_MAX];
+    bool kept[OP_RANK_MAX];
+    int n;
+};
+
+#define SUM_TO(T, S)                                                                               \
+    static const T *sum_to_##S(const struct sum_walk *w, int level, const T *x, T *y) {            \
+        const int64_t size = w->sizes[level];                                                      \
+        if (level == w->n - 1) {                                                                   \
+            if (w->kept[level]) add_rows_##S(w->math, size, x, y);                                 \
+            else *y += sum_row_##S(w->math, size, x);                                              \
+            return x + size;                                                                       \
         }                                                                                          \
-        for (int64_t i = 0; i < sizes[level]; i++)                                                 \
-            sum_to_##T(x, y, sizes, kept, n, level + 1, at_x, at_y + (kept[level] ? i * stride[level] : 0), stride); \
+        for (int64_t i = 0; i < size; i++) x = sum_to_##S(w, level + 1, x, y + (w->kept[level] ? i * w->stride[level] : 0)); \
+        return x;                                                                                  \
     }
-SUM_TO(float)
-SUM_TO(double)
+SUM_TO(float, f32)
+SUM_TO(double, f64)
 
 static enum op_status sum_to_run(struct op_ctx *ctx) {
     const struct op_tensor *x = ctx->in[0];
     struct op_tensor *y = ctx->out[0];
-    int64_t sizes[OP_RANK_MAX], stride[OP_RANK_MAX], at = 0, step = 1;
-    bool kept[OP_RANK_MAX];
-    memset(y->data, 0, (size_t)op_tensor_bytes(y));
-    if (op_tensor_count(x) == 0) return OP_OK;
-    int n = runs_of(x, ctx->in[1], sizes, kept);
-    for (int i = n - 1; i >= 0; i--) {
-        stride[i] = step;
-        if (kept[i]) step *= sizes[i];
+    struct sum_walk w = {.math = op__kern(ctx)->math};
+    if (op_tensor_count(x) == op_tensor_count(y)) { /* nothing is repeated */
+        if (op_tensor_count(x) && y->data != x->data) memcpy(y->data, x->data, (size_t)op_tensor_bytes(x));
+        return OP_OK;
     }
-    if (x->dtype == OP_F32) sum_to_float(x->data, y->data, sizes, kept, n, 0, &at, 0, stride);
-    else sum_to_double(x->data, y->data, sizes, kept, n, 0, &at, 0, stride);
+    if (op_tensor_count(y)) memset(y->data, 0, (size_t)op_tensor_bytes(y));
+    if (op_tensor_count(x) == 0) return OP_OK;
+    w.n = runs_of(x, ctx->in[1], w.sizes, w.kept);
+    int64_t step = 1;
+    for (int i = w.n - 1; i >= 0; i--) {
+        w.stride[i] = step;
+        if (w.kept[i]) step *= w.sizes[i];
+    }
+    if (x->dtype == OP_F32) sum_to_f32(&w, 0, x->data, y->data);
+    else sum_to_f64(&w, 0, x->data, y->data);
     return OP_OK;
 }
 
@@ -89,7 +114,7 @@ static enum op_status sum_to_grad(struct op_grad *g) {
     return OP_OK;
 }
 
-static const struct op_desc sum_to = {.name = "SumTo", .domain = "quern", .since = 1, .in_min = 2, .in_max = 2, .out_min = 1, .out_max = 1,
+static const struct op_desc sum_to = {.name = "SumTo", .domain = "quern", .since = 1, .in_min = 2, .in_max = 2, .out_min = 1, .out_max = 1, .inplace = 1,
                                       .infer = sum_to_infer, .run = sum_to_run, .grad = sum_to_grad};
 OP_REGISTER(sum_to);
 

@@ -1,0 +1,441 @@
+/* Gradients against finite differences. A case is one line: an operator, its inputs and attributes in a small language.
+ *
+ *   inputs      separated by blanks: f2x3 a float tensor whose gradient is checked, with numbers of [-1, 1]; p2x3 the same with
+ *               numbers of [0.5, 1.5]; u2x3 of (0.2, 0.8); k2x3 without a gradient; i[1,2] an i64 vector; j2x2:5 an i64 tensor of
+ *               numbers below 5; b[1,0] a bool vector; b an i32 one is h[...]; s0.5 a float scalar constant; "." absent. A shape of
+ *               "0" is a scalar.
+ *   attributes  name=1 int, name=0.5 float (with a point), name=[1,2] ints, name='text'
+ *   outputs     names that the loss looks at; "." is one that is not asked for
+ *
+ * The loss is the sum of all float outputs, each element times a fixed random weight. First in double precision: the gradient
+ * that op__grad_build makes is compared with central differences of the loss. Then the same in single precision, where the fast
+ * kernels are: the two gradients must agree. Operators without double precision kernels say so (F32_ONLY). */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "ops/grad.h"
+#include "ops/model.h"
+#include "tests/unit/op_testing.h"
+
+#define INPUTS_MAX 12
+#define OUTPUTS_MAX 4
+enum { F32_ONLY = 1 };
+
+struct gcase {
+    const char *op, *inputs, *attrs, *outputs;
+    int flags;
+};
+
+struct input {
+    struct op_tensor t; /* f64 data of floats */
+    double *data;
+    bool wanted;
+};
+
+static uint64_t seed;
+static double uniform(void) { /* [0, 1) */
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    return (double)(seed >> 11) / 9007199254740992.0;
+}
+
+/* --- reading a case --------------------------------------------------------------------------------- */
+
+static void read_dims(struct op_tensor *t, const char **at) {
+    t->rank = 0;
+    if (**at == '0' && (*at)[1] != 'x') {
+        (*at)++;
+        return;
+    }
+    while (**at >= '0' && **at <= '9') {
+        t->dims[t->rank++] = strtol(*at, (char **)(uintptr_t)at, 10);
+        if (**at == 'x') (*at)++;
+    }
+}
+
+static int64_t *read_list(const char **at, int64_t *n) {
+    static int64_t list[64];
+    *n = 0;
+    (*at)++;
+    while (**at && **at != ']') {
+        list[(*n)++] = strtol(*at, (char **)(uintptr_t)at, 10);
+        if (**at == ',') (*at)++;
+    }
+    if (**at) (*at)++;
+    return list;
+}
+
+/* One input: what a caller gives is a tensor in `in`, what is constant goes into the model. Returns whether it is given. */
+static bool read_input(struct ot *m, const char **at, enum op_type type, const char *name, struct input *in) {
+    char kind = *(*at)++;
+    *in = (struct input){.t = {.dtype = type}};
+    if (kind == 'i' || kind == 'b' || kind == 'h') {
+        int64_t n, *list = read_list(at, &n);
+        unsigned char bools[64];
+        int32_t ints[64];
+        for (int64_t i = 0; i < n; i++) bools[i] = list[i] != 0, ints[i] = (int32_t)list[i];
+        if (kind == 'i') ot_constant(m, name, OP_I64, 1, &n, list);
+        else if (kind == 'h') ot_constant(m, name, OP_I32, 1, &n, ints);
+        else if (n == 1) ot_constant(m, name, OP_BOOL, 0, NULL, bools);
+        else ot_constant(m, name, OP_BOOL, 1, &n, bools);
+        return false;
+    }
+    if (kind == 's') {
+        double d = strtod(*at, (char **)(uintptr_t)at);
+        float f = (float)d;
+        ot_constant(m, name, type, 0, NULL, type == OP_F32 ? (void *)&f : (void *)&d);
+        return false;
+    }
+    read_dims(&in->t, at);
+    int64_t n = op_tensor_count(&in->t);
+    if (kind == 'j') {
+        int64_t below = 0, numbers[64];
+        if (**at == ':') (*at)++, below = strtol(*at, (char **)(uintptr_t)at, 10);
+        for (int64_t i = 0; i < n; i++) numbers[i] = (int64_t)(uniform() * (double)below);
+        ot_constant(m, name, OP_I64, in->t.rank, in->t.dims, numbers);
+        return false;
+    }
+    in->data = calloc((size_t)n + 1, sizeof *in->data);
+    assert_non_null(in->data);
+    for (int64_t i = 0; i < n; i++) {
+        double u = uniform();
+        in->data[i] = (double)(float)(kind == 'p' ? 0.5 + u : kind == 'u' ? 0.2 + 0.6 * u : 2 * u - 1);
+    }
+    in->wanted = kind != 'k';
+    ot_input(m, name, type, in->t.rank, in->t.dims);
+    return true;
+}
+
+static void read_attrs(struct ot *m, const char *at) {
+    while (*at) {
+        char name[40];
+        size_t len = strcspn(at, "=");
+        snprintf(name, sizeof name, "%.*s", (int)len, at);
+        at += len + 1;
+        if (*at == '[') {
+            int64_t n, *list = read_list(&at, &n);
+            ot_ints(m, name, n, list);
+        } else if (*at == '\'') {
+            char text[80];
+            size_t n = strcspn(at + 1, "'");
+            snprintf(text, sizeof text, "%.*s", (int)n, at + 1);
+            ot_string(m, name, text);
+            at += n + 2;
+        } else {
+            size_t n = strcspn(at, " ");
+            if (memchr(at, '.', n)) ot_float(m, name, strtof(at, NULL));
+            else ot_int(m, name, strtol(at, NULL, 10));
+            at += n;
+        }
+        while (*at == ' ') at++;
+    }
+}
+
+/* --- building --------------------------------------------------------------------------------------- */
+
+struct built {
+    struct ot m;
+    struct op_session *session;
+    struct input in[INPUTS_MAX];
+    int n_given, given[INPUTS_MAX]; /* the inputs that a caller gives */
+    int dw[INPUTS_MAX];             /* position of each one's gradient among the outputs, -1: zero */
+    enum op_type type;
+};
+
+/* The forward graph; opset and domain are in the operator's name: "Gelu@20", "quern:Fill". */
+static void forward(struct built *b, const struct gcase *c, char *outputs, size_t room) {
+    char op[64], domain[32] = "", names[256] = "", one[16];
+    const char *colon = strchr(c->op, ':'), *opset = strchr(c->op, '@');
+    snprintf(op, sizeof op, "%s", colon ? colon + 1 : c->op);
+    op[strcspn(op, "@")] = 0;
+    if (colon) snprintf(domain, sizeof domain, "%.*s", (int)(colon - c->op), c->op);
+    ot_begin(&b->m, opset ? atoi(opset + 1) : 17);
+    seed = 12345;
+    int k = 0;
+    for (const char *at = c->inputs; *at; k++) {
+        assert_true(k < INPUTS_MAX);
+        if (*at == '.') {
+            strcat(names, ". ");
+            at++;
+        } else {
+            snprintf(one, sizeof one, "x%d", k);
+            strcat(strcat(names, one), " ");
+            if (read_input(&b->m, &at, b->type, one, &b->in[k])) b->given[b->n_given++] = k;
+        }
+        while (*at == ' ') at++;
+    }
+    snprintf(outputs, room, "%s", c->outputs ? c->outputs : "y0");
+    ot_node_of(&b->m, domain, op, names, outputs);
+    read_attrs(&b->m, c->attrs ? c->attrs : "");
+    ot_close_node(&b->m);
+}
+
+/* Adds what prepare does for nodes that came after loading. */
+static void prepare_from(struct op_graph *g, int first) {
+    for (int i = first; i < g->n_nodes; i++) {
+        struct op_node *n = g->nodes[i];
+        struct op_error err = {0};
+        const struct op_tensor *in[64] = {0};
+        if (!n->desc->prepare) continue;
+        for (int k = 0; k < n->n_in && k < 64; k++) in[k] = op__graph_constant(g, n->in[k]);
+        struct op_prepare p = {.node = n, .n_in = n->n_in, .in = in, .cpu = g->model->cpu, .err = &err};
+        if (n->desc->prepare(&p) != OP_OK) fail_msg("%s", err.text);
+    }
+}
+
+static void add_outputs(struct op_graph *g, const int *v, int n) {
+    int *outputs = op__arena_array(g->arena, (size_t)(g->n_outputs + n), sizeof *outputs);
+    struct op_value *declared = op__arena_array(g->arena, (size_t)(g->n_outputs + n), sizeof *declared);
+    struct op_io *ios = op__arena_array(g->arena, (size_t)(g->n_outputs + n), sizeof *ios);
+    assert_true(outputs && declared && ios);
+    memcpy(outputs, g->outputs, (size_t)g->n_outputs * sizeof *outputs);
+    memcpy(declared, g->declared, (size_t)g->n_outputs * sizeof *declared);
+    memcpy(ios, g->model->outputs, (size_t)g->n_outputs * sizeof *ios);
+    for (int i = 0; i < n; i++) {
+        outputs[g->n_outputs + i] = v[i];
+        declared[g->n_outputs + i] = (struct op_value){.rank = -1};
+        ios[g->n_outputs + i] = (struct op_io){.name = "gradient", .rank = -1};
+    }
+    g->outputs = outputs;
+    g->declared = declared;
+    g->model->outputs = ios;
+    g->n_outputs += n;
+}
+
+static const struct op_tensor *run(struct built *b, struct op_error *err) {
+    struct op_tensor in[INPUTS_MAX];
+    const struct op_tensor *out = NULL;
+    for (int i = 0; i < b->n_given; i++) {
+        const struct input *x = &b->in[b->given[i]];
+        int64_t n = op_tensor_count(&x->t);
+        in[i] = x->t;
+        in[i].data = x->data;
+        if (b->type != OP_F32) continue;
+        float *f = malloc((size_t)(n + 1) * sizeof *f);
+        for (int64_t k = 0; k < n; k++) f[k] = (float)x->data[k];
+        in[i].data = f;
+    }
+    enum op_status st = op_session_run(b->session, in, b->n_given, &out, err);
+    for (int i = 0; i < b->n_given && b->type == OP_F32; i++) free(in[i].data);
+    return st == OP_OK ? out : NULL;
+}
+
+static double at(const struct op_tensor *t, int64_t i) {
+    return t->dtype == OP_F32 ? (double)((const float *)t->data)[i] : ((const double *)t->data)[i];
+}
+
+static void done(struct built *b) {
+    op_session_destroy(b->session);
+    for (int i = 0; i < INPUTS_MAX; i++) free(b->in[i].data);
+    ot_end(&b->m);
+    *b = (struct built){0};
+}
+
+#define CHECK(condition, ...)                                                                      \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            print_error("%s(%s; %s): ", c->op, c->inputs, c->attrs ? c->attrs : "");               \
+            print_error(__VA_ARGS__);                                                              \
+            print_error("\n");                                                                     \
+            fail();                                                                                \
+        }                                                                                          \
+    } while (0)
+
+/* The model with its loss as output 0 and the gradients after it. */
+static void build(struct built *b, const struct gcase *c, enum op_type type) {
+    char outputs[64], name[80], parts[160] = "";
+    const struct op_load_options plain = {.reference = true};
+    struct op_error err = {0};
+    *b = (struct built){.type = type};
+    forward(b, c, outputs, sizeof outputs);
+    for (char *o = strtok(outputs, " "); o; o = strtok(NULL, " ")) /* a run of the forward graph tells the outputs' shapes */
+        if (*o != '.') ot_output(&b->m, o, OP_UNDEFINED, -1, NULL);
+    struct op_model *m = ot_load(&b->m, NULL, &err);
+    CHECK(m, "%s", err.text);
+    b->session = op_session_create(m, NULL, &err);
+    const struct op_tensor *out = run(b, &err);
+    CHECK(out, "%s", err.text);
+    struct op_tensor shape[OUTPUTS_MAX];
+    int n_out = op_model_n_outputs(m);
+    for (int i = 0; i < n_out; i++) shape[i] = out[i];
+    done(b);
+    op_model_release(m);
+
+    b->type = type;
+    forward(b, c, outputs, sizeof outputs);
+    int i = 0;
+    for (char *o = strtok(outputs, " "); o; o = strtok(NULL, " ")) {
+        if (*o == '.') continue;
+        struct op_tensor *t = &shape[i++];
+        int64_t n = op_tensor_count(t);
+        if (t->dtype != type) continue;
+        void *w = calloc((size_t)n + 1, sizeof(double));
+        for (int64_t k = 0; k < n; k++) {
+            double u = (double)(float)(2 * uniform() - 1);
+            if (type == OP_F32) ((float *)w)[k] = (float)u;
+            else ((double *)w)[k] = u;
+        }
+        snprintf(name, sizeof name, "w_%s", o);
+        ot_constant(&b->m, name, type, t->rank, t->dims, w);
+        free(w);
+        char in[100], part[80];
+        snprintf(in, sizeof in, "%s %s", o, name);
+        snprintf(name, sizeof name, "m_%s", o);
+        ot_node(&b->m, "Mul", in, name);
+        snprintf(part, sizeof part, "l_%s", o);
+        ot_node(&b->m, "ReduceSum", name, part);
+        ot_int(&b->m, "keepdims", 0);
+        strcat(strcat(parts, part), " ");
+    }
+    ot_node(&b->m, "Sum", parts, "loss");
+    ot_output(&b->m, "loss", type, 0, NULL);
+    b->m.model = ot_load(&b->m, &plain, &err);
+    CHECK(b->m.model, "%s", err.text);
+    struct op_graph *g = b->m.model->graph;
+    int wrt[INPUTS_MAX], dw[INPUTS_MAX], n_wrt = 0, n_nodes = g->n_nodes, add[INPUTS_MAX], n_add = 0;
+    for (int k = 0; k < b->n_given; k++)
+        if (b->in[b->given[k]].wanted) wrt[n_wrt++] = g->inputs[k];
+    enum op_status st = op__grad_build(g, g->outputs[0], wrt, n_wrt, dw, &err);
+    CHECK(st == OP_OK, "%s", err.text);
+    for (int k = 0, j = 0; k < b->n_given; k++) {
+        b->dw[k] = -1;
+        if (!b->in[b->given[k]].wanted) continue;
+        if (dw[j] >= 0) {
+            add[n_add] = dw[j];
+            b->dw[k] = ++n_add;
+        }
+        j++;
+    }
+    add_outputs(g, add, n_add);
+    prepare_from(g, n_nodes);
+    b->m.model->options.reference = false; /* from here on the fast kernels, in place where that is possible */
+    b->session = op_session_create(b->m.model, NULL, &err);
+    CHECK(b->session, "%s", err.text);
+}
+
+/* --- checking --------------------------------------------------------------------------------------- */
+
+static void check_differences(struct built *b, const struct gcase *c, double *const *gradient) {
+    const bool f32 = b->type == OP_F32;
+    const double h = f32 ? 0.0078125 : 1e-5, tolerance = f32 ? 2e-2 : 2e-7;
+    struct op_error err;
+    for (int i = 0; i < b->n_given; i++) {
+        struct input *x = &b->in[b->given[i]];
+        int64_t n = op_tensor_count(&x->t), step = n > 60 ? n / 60 : 1;
+        for (int64_t k = 0; k < n && x->wanted; k += step) {
+            double was = x->data[k];
+            x->data[k] = was + h;
+            double up = at(run(b, &err), 0);
+            x->data[k] = was - h;
+            double down = at(run(b, &err), 0);
+            x->data[k] = was;
+            double numeric = (up - down) / (2 * h), analytic = gradient[i][k];
+            CHECK(fabs(numeric - analytic) <= tolerance * (1 + fabs(numeric)), "input %d, element %lld: the gradient is %.9g, differences give %.9g",
+                  b->given[i], (long long)k, analytic, numeric);
+        }
+    }
+}
+
+/* The gradients as doubles; checks their shapes. */
+static void gradients(struct built *b, const struct gcase *c, double **to) {
+    struct op_error err;
+    const struct op_tensor *out = run(b, &err);
+    CHECK(out, "%s", err.text);
+    for (int i = 0; i < b->n_given; i++) {
+        const struct input *x = &b->in[b->given[i]];
+        int64_t n = op_tensor_count(&x->t);
+        to[i] = calloc((size_t)n + 1, sizeof *to[i]);
+        if (b->dw[i] < 0) continue;
+        const struct op_tensor *d = &out[b->dw[i]];
+        char td[160], tx[160];
+        CHECK(d->dtype == b->type && d->rank == x->t.rank && !memcmp(d->dims, x->t.dims, (size_t)d->rank * sizeof *d->dims),
+              "the gradient of input %d is %s for %s", b->given[i], op_tensor_describe(d, td, sizeof td), op_tensor_describe(&x->t, tx, sizeof tx));
+        for (int64_t k = 0; k < n; k++) to[i][k] = at(d, k);
+    }
+}
+
+static void check(const struct gcase *c) {
+    struct built b;
+    double *wide[INPUTS_MAX] = {0}, *fast[INPUTS_MAX] = {0};
+    const bool f32_only = c->flags & F32_ONLY;
+    build(&b, c, f32_only ? OP_F32 : OP_F64);
+    gradients(&b, c, wide);
+    check_differences(&b, c, wide);
+    done(&b);
+    if (!f32_only) {
+        build(&b, c, OP_F32);
+        gradients(&b, c, fast);
+        for (int i = 0; i < b.n_given; i++) {
+            int64_t n = op_tensor_count(&b.in[b.given[i]].t);
+            double scale = 1e-3;
+            for (int64_t k = 0; k < n; k++) scale = fmax(scale, fabs(wide[i][k]));
+            for (int64_t k = 0; k < n && b.in[b.given[i]].wanted; k++)
+                CHECK(fabs(fast[i][k] - wide[i][k]) <= 2e-5 * scale, "input %d, element %lld: %.9g in single precision, %.9g in double", b.given[i],
+                      (long long)k, fast[i][k], wide[i][k]);
+        }
+        done(&b);
+    }
+    for (int i = 0; i < INPUTS_MAX; i++) free(wide[i]), free(fast[i]);
+}
+
+static void check_all(const struct gcase *c, size_t n) {
+    for (size_t i = 0; i < n; i++) check(&c[i]);
+}
+#define CHECK_ALL(table) check_all(table, sizeof table / sizeof *table)
+
+/* What a case does not say is zero. */
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers"
+
+/* --- the cases -------------------------------------------------------------------------------------- */
+
+static void test_functions_of_one_element(void **state) {
+    (void)state;
+    static const struct gcase cases[] = {
+        {"Relu", "f3x5"}, {"Sigmoid", "f3x300"}, {"Tanh", "f7"}, {"Exp", "f7"}, {"Sqrt", "p7"}, {"Reciprocal", "p7"}, {"Tan", "f7"}, {"Log", "p7"},
+        {"Abs", "f7"}, {"Sin", "f7"}, {"Cos", "f7"}, {"Asin", "u7"}, {"Acos", "u7"}, {"Atan", "f7"}, {"Sinh", "f7"}, {"Cosh", "f7"}, {"Asinh", "f7"},
+        {"Atanh", "u7"}, {"Erf", "f7"}, {"LeakyRelu", "f7", "alpha=0.2"}, {"LeakyRelu", "f7"}, {"Elu", "f7", "alpha=1.5"}, {"Elu", "f7"}, {"Selu", "f7"},
+        {"Celu", "f7", "alpha=0.7"}, {"ThresholdedRelu", "f7", "alpha=0.3"}, {"Shrink", "f7", "lambd=0.3 bias=0.1"}, {"HardSigmoid", "f9"},
+        {"HardSigmoid", "f9", "alpha=0.9"}, {"HardSwish", "f7"}, {"Softplus", "f3x300"}, {"Softsign", "f7"}, {"Mish@18", "f300"}, {"Gelu@20", "f300"},
+        {"Gelu@20", "f300", "approximate='tanh'"}, {"Swish@24", "f300", "alpha=1.3"}, {"com.microsoft:QuickGelu", "f9"}, {"Neg", "f2x3"},
+        {"Floor", "f5"}, {"Relu", "f0"}, {"Tanh", "f2x0x3"},
+    };
+    CHECK_ALL(cases);
+}
+
+static void test_arithmetic_and_selection(void **state) {
+    (void)state;
+    static const struct gcase cases[] = {
+        {"Add", "f2x3 f2x3"}, {"Add", "f2x3 f3"}, {"Add", "f2x1x4 f3x1"}, {"Add", "f0 f3x4"}, {"Sub", "f2x3 f2x1"}, {"Sub", "f3 f2x3"}, {"Mul", "f2x3 f2x3"},
+        {"Mul", "f2x3x4 f1x3x1"}, {"Mul", "f4 f2x3x4"}, {"Div", "f2x3 p3"}, {"Div", "f3 p2x3"}, {"Pow", "p2x3 s2.0"}, {"Pow", "p2x3 f3"}, {"Pow", "f2x3 i[3]"},
+        {"Pow", "f2x3 s2.0"}, {"Sum", "f2x3 f3 f2x1"}, {"Mean", "f2x3 f3"}, {"Mean", "f2x3"}, {"Max", "f2x3 f3 f0"}, {"Min", "f2x3 f2x3"}, {"Max", "f4"},
+        {"Where", "b[1,0,1] f2x3 f3"}, {"Clip", "f9 s-0.4 s0.3"}, {"Clip", "f9 . s0.3"}, {"Clip", "f9"}, {"PRelu", "f2x3x4 f3x1"}, {"Identity", "f3"},
+        {"Cast", "f3", "to=1", NULL, F32_ONLY}, {"CastLike", "f3 k1"},
+    };
+    CHECK_ALL(cases);
+}
+
+static void test_reductions(void **state) {
+    (void)state;
+    static const struct gcase cases[] = {
+        {"ReduceSum", "f2x3x4"}, {"ReduceSum", "f2x3x4 i[1]", "keepdims=0"}, {"ReduceSum", "f2x3x4 i[0,-1]"}, {"ReduceMean", "f2x3x4", "axes=[0,2] keepdims=0"},
+        {"ReduceMean@18", "f2x3x4 i[2]"}, {"ReduceSum", "f2x3 i[]", "noop_with_empty_axes=1"}, {"ReduceL1", "f2x3x4", "axes=[1]"}, {"ReduceL2", "f2x3x4", "axes=[1]"},
+        {"ReduceSumSquare", "f2x3x4", "axes=[2]"}, {"ReduceLogSum", "p2x3x4", "axes=[2]"}, {"ReduceLogSumExp", "f2x3x4", "axes=[1] keepdims=0"},
+        {"ReduceProd", "p2x3x4", "axes=[1]"}, {"ReduceMax", "f2x3x4", "axes=[1]"}, {"ReduceMin", "f2x3x4", "keepdims=0"}, {"GlobalAveragePool", "f2x3x4x5"},
+        {"GlobalMaxPool", "f2x3x4x5"}, {"Softmax", "f3x7"}, {"Softmax", "f2x5x3", "axis=1"}, {"Softmax@11", "f2x5x3", "axis=1"}, {"LogSoftmax", "f3x300"},
+        {"LogSoftmax", "f2x5x3", "axis=1"}, {"Softmax", "f2x3x4x4"},
+    };
+    CHECK_ALL(cases);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_functions_of_one_element),
+        cmocka_unit_test(test_arithmetic_and_selection),
+        cmocka_unit_test(test_reductions),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
