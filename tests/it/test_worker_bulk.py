@@ -131,7 +131,7 @@ def test_a_row_that_kills_its_worker_is_found_and_written_off():
             f.writelines(f"[[{v}]]\n" for v in values)
         job = jobs.push(s, bulk("stall", "x.jsonl", "out.jsonl", grain_rows=4))
         for ends in range(6):
-            p = s.worker(*QUICK, "--models", store, "--files", s.folder, "--lanes", "2", "--lane-limit-ms", "200")
+            p = s.worker(*QUICK, "--models", store, "--files", s.folder, "--lanes", "2", "--lane-limit-ms", "1000")
             jobs.until(lambda: p.poll() is not None or s.client.exists("quern:{default}:r:" + job), "the end of the job or of the worker", 60)
             if p.poll() is None:
                 break
