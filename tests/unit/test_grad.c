@@ -431,11 +431,40 @@ static void test_reductions(void **state) {
     CHECK_ALL(cases);
 }
 
+static void test_movement(void **state) {
+    (void)state;
+    static const struct gcase cases[] = {
+        {"Reshape", "f2x3x4 i[4,-1]"}, {"Flatten", "f2x3x4"}, {"Squeeze", "f2x1x3 i[1]"}, {"Unsqueeze", "f2x3 i[0,2]"}, {"Transpose", "f2x3x4"},
+        {"Transpose", "f2x3x4x5", "perm=[2,0,3,1]"}, {"Concat", "f2x3 f2x1 k2x2", "axis=1"}, {"Concat", "f2x3 f1x3", "axis=-2"},
+        {"Split", "f2x6 i[1,2,3]", "axis=1", "y0 y1 y2"}, {"Split", "f2x6 i[1,2,3]", "axis=1", "y0 . y2"}, {"Slice", "f5x6 i[1,0] i[4,6] . i[1,2]"},
+        {"Slice", "f5x6 i[-1] i[-6] i[0] i[-2]"}, {"Gather", "f5x3 j2x4:5"}, {"Gather", "f2x5x3 i[4,0,-1,4]", "axis=1"}, {"Expand", "f3x1 i[2,3,4]"},
+        {"Tile", "f2x3 i[2,3]"}, {"Pad", "f2x3 i[0,1,1,2]"}, {"Pad", "f2x3 i[0,1,1,2] s0.5"}, {"Pad", "f2x4 i[0,1,0,2]", "mode='reflect'"},
+        {"Pad", "f4x4 i[0,-1,1,-2]"}, {"GatherElements", "f3x4 j2x4:3"}, {"GatherND", "f3x4x2 j3x2:3"}, {"DepthToSpace", "f1x8x2x3", "blocksize=2"},
+        {"SpaceToDepth", "f1x2x4x6", "blocksize=2"}, {"Trilu", "f2x4x4", "upper=0"}, {"ReverseSequence", "f4x3x2 i[1,4,2]"},
+    };
+    CHECK_ALL(cases);
+}
+
+static void test_products(void **state) {
+    (void)state;
+    static const struct gcase cases[] = {
+        {"MatMul", "f3x4 f4x5"}, {"MatMul", "f2x3x4 f4x5"}, {"MatMul", "f2x3x4 f2x4x5"}, {"MatMul", "f2x1x3x4 f3x4x5"}, {"MatMul", "f3x4 f2x4x5"},
+        {"MatMul", "f4 f4x5"}, {"MatMul", "f3x4 f4"}, {"MatMul", "f4 f4"}, {"MatMul", "f2x3x4 f4"}, {"MatMul", "f70x33 f33x90"}, {"MatMul", "f2x600x3 f3x5"},
+        {"MatMul", "f0x4 f4x5"}, {"MatMul", "f3x0 f0x5"}, {"Gemm", "f3x4 f4x5 f5"}, {"Gemm", "f3x4 f5x4 f3x5", "transB=1 alpha=0.5 beta=2.0"},
+        {"Gemm", "f4x3 f4x5 f0", "transA=1"}, {"Gemm", "f4x3 f5x4 f3x1", "transA=1 transB=1"}, {"Gemm", "f40x30 f30x70"},
+        {"Einsum", "f2x3 f3x4", "equation='ij,jk->ik'"}, {"Einsum", "f2x3x4 f2x4x5", "equation='bij, bjk'"}, {"Einsum", "f2x3x4 f4x5", "equation='...ij,jk->...ik'"},
+        {"Einsum", "f2x3 f2x3", "equation='ij,ij->i'"}, {"Einsum", "f2x3x4x5 f2x6x4x5", "equation='bqhd,bkhd->bhqk'"},
+    };
+    CHECK_ALL(cases);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_functions_of_one_element),
         cmocka_unit_test(test_arithmetic_and_selection),
         cmocka_unit_test(test_reductions),
+        cmocka_unit_test(test_movement),
+        cmocka_unit_test(test_products),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
