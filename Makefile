@@ -167,17 +167,22 @@ $(O)/libquern-ops.so: $(call obj,$(SRC_OPS))
 
 $(O)/quern-ops.pc: Makefile
 	@mkdir -p $(@D)
-	@printf 'prefix=%s\nlibdir=$${prefix}/lib\nincludedir=$${prefix}/include\n\nName: quern-ops\nDescription: loads and runs ONNX graphs\nVersion: %s\nRequires.private: %s\nLibs: -L$${libdir} -lquern-ops\nLibs.private: -lm -pthread\nCflags: -I$${includedir}\n' \
+	@printf 'prefix=%s\nlibdir=$${prefix}/lib\nincludedir=$${prefix}/include\n\nName: quern-ops\nDescription: loads and runs ONNX graphs\nVersion: %s\nRequires.private: %s\nLibs: -L$${libdir} -lquern-ops\nLibs.private: -lm -pthread\nCflags: -I$${includedir}/quern\n' \
 	  '$(PREFIX)' '$(VERSION)' '$(PKGS_OPS)' > $@
 
 # --- installing ----------------------------------------------------------------------------------
-MAN_DATE = $(shell date -u -d @$${SOURCE_DATE_EPOCH:-$$(stat -c %Y CHANGELOG.md)} +%Y-%m-%d)
 SYSTEMD_UNITS = systemd/quern-worker@.service systemd/quern.target
 
 .PHONY: install docs
-install: all $(O)/quern.1 ## install: program, library, header, man page, units into DESTDIR/PREFIX (/usr/local)
+install: all lib $(O)/quern.1 ## install: program, library, header, man page, units into DESTDIR/PREFIX (/usr/local)
 	install -Dm755 $(O)/quern $(DESTDIR)$(PREFIX)/bin/quern
 	install -Dm644 $(O)/quern.1 $(DESTDIR)$(PREFIX)/share/man/man1/quern.1
+	for h in $(wildcard ops/ops*.h); do install -Dm644 $$h $(DESTDIR)$(PREFIX)/include/quern/$$h; done
+	install -Dm644 $(O)/libquern-ops.a $(DESTDIR)$(PREFIX)/lib/libquern-ops.a
+	install -Dm755 $(O)/libquern-ops.so $(DESTDIR)$(PREFIX)/lib/libquern-ops.so.$(VERSION)
+	ln -sf libquern-ops.so.$(VERSION) $(DESTDIR)$(PREFIX)/lib/libquern-ops.so.$(SO_VERSION)
+	ln -sf libquern-ops.so.$(SO_VERSION) $(DESTDIR)$(PREFIX)/lib/libquern-ops.so
+	install -Dm644 $(O)/quern-ops.pc $(DESTDIR)$(PREFIX)/lib/pkgconfig/quern-ops.pc
 	install -Dm644 configs/worker.json $(DESTDIR)$(PREFIX)/share/quern/worker.json
 	install -Dm644 systemd/quern.env $(DESTDIR)$(PREFIX)/share/quern/quern.env
 	for u in $(SYSTEMD_UNITS); do sed 's|/usr/bin/quern|$(PREFIX)/bin/quern|' $$u | \

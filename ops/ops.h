@@ -29,22 +29,22 @@
 
 /* --- errors ------------------------------------------------------------------------------------ */
 
-/* name, what it means */
+/* name, what it is called in messages and JSON, what it means */
 #define OP_STATUS_MAP(X)                                                                           \
-    X(OK, "done")                                                                                  \
-    X(NEED_DATA, "a shape depends on data that is not known yet (internal to planning)")           \
-    X(NOMEM, "out of memory, or beyond the memory cap")                                            \
-    X(IO, "a file cannot be read or written")                                                      \
-    X(BAD_MODEL, "the file is not a well-formed ONNX model")                                       \
-    X(UNSUPPORTED, "well-formed, but an operator, opset, type or form is not supported")           \
-    X(BAD_SHAPE, "shapes do not fit")                                                              \
-    X(BAD_TYPE, "element types do not fit")                                                        \
-    X(BAD_VALUE, "a value or an attribute is out of its range")                                    \
-    X(LIMIT, "a limit on size, depth, steps or time is exceeded")                                  \
-    X(CANCELLED, "the caller asked to stop")
+    X(OK, "ok", "done")                                                                            \
+    X(NEED_DATA, "need_data", "a shape depends on data that is not known yet (internal to planning)")\
+    X(NOMEM, "no_memory", "out of memory, or beyond the memory cap")                               \
+    X(IO, "io", "a file cannot be read or written")                                                \
+    X(BAD_MODEL, "bad_model", "the file is not a well-formed ONNX model")                          \
+    X(UNSUPPORTED, "unsupported", "well-formed, but an operator, opset, type or form is not supported")\
+    X(BAD_SHAPE, "bad_shape", "shapes do not fit")                                                 \
+    X(BAD_TYPE, "bad_dtype", "element types do not fit")                                           \
+    X(BAD_VALUE, "bad_value", "a value or an attribute is out of its range")                       \
+    X(LIMIT, "too_large", "a limit on size, depth, steps or time is exceeded")                     \
+    X(CANCELLED, "cancelled", "the caller asked to stop")
 
 enum op_status {
-#define X(name, text) OP_##name,
+#define X(name, code, text) OP_##name,
     OP_STATUS_MAP(X)
 #undef X
 };
@@ -54,6 +54,7 @@ struct op_error {
     char text[OP_ERROR_TEXT_MAX];
 };
 
+/* "bad_shape", … Never NULL. */
 OP_API const char *op_status_name(enum op_status status);
 
 /* --- tensors ----------------------------------------------------------------------------------- */

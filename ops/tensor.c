@@ -7,8 +7,8 @@
 
 const char *op_status_name(enum op_status status) {
     switch (status) {
-#define X(name, text)                                                                              \
-    case OP_##name: return #name;
+#define X(name, code, text)                                                                        \
+    case OP_##name: return code;
         OP_STATUS_MAP(X)
 #undef X
     }

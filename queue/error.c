@@ -5,9 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define TEXT(name, text) [Q_##name] = text,
+#define TEXT(name, code, text) [Q_##name] = text,
 static const char *const status_texts[] = {Q_STATUS_MAP(TEXT)};
-#define NAME(name, text) [Q_##name] = #name,
+#define NAME(name, code, text) [Q_##name] = code,
 static const char *const status_names[] = {Q_STATUS_MAP(NAME)};
 
 #define CODE_NAME(name, retryable, meaning) [Q_CODE_##name] = #name,
@@ -22,7 +22,7 @@ const char *q_status_text(enum q_status s) {
 }
 
 const char *q_status_name(enum q_status s) {
-    return (unsigned)s < Q_STATUS_N ? status_names[s] : "UNKNOWN";
+    return (unsigned)s < Q_STATUS_N ? status_names[s] : "unknown";
 }
 
 const char *q_code_name(enum q_code code) {

@@ -39,28 +39,28 @@
 /* --- errors ------------------------------------------------------------------------------------
  */
 
-/* What can go wrong with the world or with a call. X(name, text) */
+/* What can go wrong with the world or with a call. X(name, code, text) */
 #define Q_STATUS_MAP(X)                                                                            \
-    X(OK, "ok")                                                                                    \
-    X(BAD_URL, "bad Redis URL")                                                                    \
-    X(UNSUPPORTED, "not supported")                                                                \
-    X(BAD_OPTION, "bad option")                                                                    \
-    X(NO_MEMORY, "out of memory")                                                                  \
-    X(UNREACHABLE, "Redis cannot be reached")                                                      \
-    X(TLS, "TLS failed")                                                                           \
-    X(AUTH, "Redis refused the user or password")                                                  \
-    X(DENIED, "Redis refused a command to this user")                                              \
-    X(REDIS, "Redis answered with an error")                                                       \
-    X(FULL, "Redis is full (maxmemory)")                                                           \
-    X(PROTOCOL, "the answer was not understood")                                                   \
-    X(TIMEOUT, "timed out")                                                                        \
-    X(NOT_FOUND, "not found")                                                                      \
-    X(FINAL, "the job is already in a final state")                                                \
-    X(BAD_JOB, "the job is malformed")                                                             \
-    X(FENCED, "the lease was lost")                                                                \
-    X(CLOSED, "closed")
+    X(OK, "ok", "ok")                                                                              \
+    X(BAD_URL, "bad_url", "bad Redis URL")                                                         \
+    X(UNSUPPORTED, "unsupported", "not supported")                                                 \
+    X(BAD_OPTION, "bad_option", "bad option")                                                      \
+    X(NO_MEMORY, "no_memory", "out of memory")                                                     \
+    X(UNREACHABLE, "unreachable", "Redis cannot be reached")                                       \
+    X(TLS, "tls", "TLS failed")                                                                    \
+    X(AUTH, "auth", "Redis refused the user or password")                                          \
+    X(DENIED, "denied", "Redis refused a command to this user")                                    \
+    X(REDIS, "redis", "Redis answered with an error")                                              \
+    X(FULL, "full", "Redis is full (maxmemory)")                                                   \
+    X(PROTOCOL, "protocol", "the answer was not understood")                                       \
+    X(TIMEOUT, "timeout", "timed out")                                                             \
+    X(NOT_FOUND, "not_found", "not found")                                                         \
+    X(FINAL, "final", "the job is already in a final state")                                       \
+    X(BAD_JOB, "bad_job", "the job is malformed")                                                  \
+    X(FENCED, "fenced", "the lease was lost")                                                      \
+    X(CLOSED, "closed", "closed")
 
-#define Q_STATUS_ENUM(name, text) Q_##name,
+#define Q_STATUS_ENUM(name, code, text) Q_##name,
 enum q_status { Q_STATUS_MAP(Q_STATUS_ENUM) Q_STATUS_N };
 
 /* One error slot: text is a whole sentence that names the thing, the found and the expected. */
@@ -71,7 +71,7 @@ struct q_error {
 
 /* "ok", "bad Redis URL", … Never NULL. */
 const char *q_status_text(enum q_status s);
-/* "OK", "BAD_URL", … for logs and JSON. Never NULL. */
+/* "ok", "bad_url", … for logs and JSON. Never NULL. */
 const char *q_status_name(enum q_status s);
 
 /* Job error codes: what an envelope's error.code can be. X(name, retryable by default, meaning).

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "queue/queue.h"
 #include "worker/cli/cli.h"
 #include "worker/daemon/config.h"
 #include "worker/nearest.h"
@@ -61,13 +62,22 @@ static size_t list_commands(const char *prefix, FILE *to) {
 }
 
 static void help_all(FILE *to) {
-    fputs("usage: quern COMMAND [options]\n\nA job-queue worker for asynchronous batch inference and training.\n\ncommands:\n", to);
+    fputs("usage: quern COMMAND [options]\n\nA job-queue worker for asynchronous batch inference.\n\ncommands:\n", to);
     list_commands("", to);
     fputs("\noptions of every command:\n  --json\n        machine output, one object a line\n  --config FILE\n        settings as JSON (quern config reference)\n"
           "  --help, --version\n", to);
     w_config_help(false, to);
     fputs("\nexit codes: 0 done; 1 the job, model or check failed; 2 usage; 3 Redis cannot be reached; 4 not found; 5 timed out waiting;\n"
-          "6 refused; 7 done, but rows failed; 78 bad configuration; 130 interrupted.   `quern help COMMAND` tells more.\n", to);
+          "6 refused; 7 done, but rows failed; 78 bad configuration; 130 interrupted.   `quern help COMMAND` tells more,\n`quern help errors` explains the codes of errors.\n", to);
+}
+
+/* The codes of jobs' errors, from the queue's own table. */
+static void help_errors(FILE *to) {
+    fputs("codes of a job's error (in its envelope, and in brackets after a message):\n\n", to);
+    for (int i = 0; i < Q_CODE_N; i++)
+        fprintf(to, "  %-14s %s%s\n", q_code_name(i), q_code_meaning(i), q_code_retryable(i) ? " (tried again)" : "");
+    fputs("\ncodes of a command itself: usage, config (what was given is wrong), redis (it cannot be reached or refuses), not_found, confirm (--yes is\n"
+          "missing), interrupted, io (a local file cannot be read or written).\n", to);
 }
 
 static void help_command(const struct w_command *c, FILE *to) {
@@ -94,7 +104,7 @@ static void put_troff(const char *text, FILE *to) {
 
 /* quern.1, made from the same descriptors as the help. */
 static void help_man(FILE *to) {
-    fputs(".TH QUERN 1 \"\" \"quern " QUERN_VERSION "\" \"User Commands\"\n.SH NAME\nquern \\- job\\-queue worker for asynchronous batch inference and training\n"
+    fputs(".TH QUERN 1 \"\" \"quern " QUERN_VERSION "\" \"User Commands\"\n.SH NAME\nquern \\- job\\-queue worker for asynchronous batch inference\n"
           ".SH SYNOPSIS\n.B quern\n.I COMMAND\n[options]\n.SH DESCRIPTION\nProducers push a JSON job onto a Redis list with any client; workers pull jobs, run them\n"
           "through one compute engine for ONNX models, and write progress and results back to Redis, where producers poll.\n.SH COMMANDS\n", to);
     const struct w_command **sorted = malloc((n_commands() + 1) * sizeof *sorted);
@@ -123,6 +133,9 @@ static void help_man(FILE *to) {
     free(sorted);
     fputs(".SH SETTINGS\nAs options of the worker, as QUERN_* in the environment, as keys of a configuration file.\n", to);
     w_config_man(to);
+    fputs(".SH ERROR CODES\nOf jobs, in the envelope and in brackets after a message.\n", to);
+    for (int i = 0; i < Q_CODE_N; i++)
+        fprintf(to, ".TP\n\\fB%s\\fR\n%s%s\n", q_code_name(i), q_code_meaning(i), q_code_retryable(i) ? " (tried again)" : "");
     fputs(".SH EXIT STATUS\n0 done; 1 the job, model or check failed; 2 usage; 3 Redis cannot be reached; 4 not found; 5 timed out waiting;\n"
           "6 refused; 7 done, but rows failed; 78 bad configuration; 130 interrupted.\n.SH FILES\n/etc/quern/worker.json, $XDG_CONFIG_HOME/quern/worker.json\n", to);
 }
@@ -259,6 +272,7 @@ int w_main(int argc, char **argv) {
     if (strcmp(argv[0], "--version") == 0) return puts("quern " QUERN_VERSION) < 0;
     if (strcmp(argv[0], "--help") == 0 || (strcmp(argv[0], "help") == 0 && argc == 1)) return help_all(stdout), W_EXIT_OK;
     if (strcmp(argv[0], "help") == 0 && strcmp(argv[1], "--man") == 0) return help_man(stdout), W_EXIT_OK;
+    if (strcmp(argv[0], "help") == 0 && strcmp(argv[1], "errors") == 0) return help_errors(stdout), W_EXIT_OK;
     bool help = strcmp(argv[0], "help") == 0 && find(1, argv, &n_words) == NULL;
     if (help) argc--, argv++;
 

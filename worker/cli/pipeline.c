@@ -125,7 +125,7 @@ static int run(int argc, char **argv) {
 static const struct w_command command = {
     .name = "pipeline apply",
     .args = "MODEL.json | '[STEPS]' --input FILE [--output FILE]",
-    .summary = "apply a pipeline's steps to one file, without a model",
+    .summary = "Apply a pipeline's steps to one file, without a model",
     .options = options,
     .run = run};
 W_COMMAND(command);

@@ -389,6 +389,14 @@ void w_config_show_origin(const struct w_config *c, FILE *to) {
     }
 }
 
+/* The word after an option in its help: the unit (THREADS, MS) in capitals, an enumeration's choices as they are. */
+static void print_option_value(const struct row *r, FILE *to) {
+    if (r->type == BOOL) return;
+    if (r->type == ENUM) fputs(r->unit, to);
+    else
+        for (const char *u = *r->unit ? r->unit : "TEXT"; *u; u++) fputc(*u >= 'a' && *u <= 'z' ? *u - 32 : *u, to);
+}
+
 static void print_option_name(const char *key, FILE *to) {
     for (; *key; key++) fputc(*key == '_' ? '-' : *key, to);
 }
@@ -399,7 +407,9 @@ void w_config_help(bool all, FILE *to) {
         if (!all && !(r->flags & W_CONFIG_G)) continue;
         fputs("  --", to);
         print_option_name(r->key, to);
-        fprintf(to, " %s\n        %s", r->type == BOOL ? "" : r->type == ENUM ? r->unit : *r->unit ? r->unit : "TEXT", r->help);
+        fputc(' ', to);
+        print_option_value(r, to);
+        fprintf(to, "\n        %s", r->help);
         if (*r->dflt) fprintf(to, " [%s]", r->dflt);
         fputc('\n', to);
     }
@@ -409,7 +419,9 @@ void w_config_man(FILE *to) {
     for (size_t i = 0; i < W_N_KEYS; i++) {
         fputs(".TP\n\\fB\\-\\-", to);
         for (const char *k = rows[i].key; *k; k++) *k == '_' ? fputs("\\-", to) : fputc(*k, to);
-        fprintf(to, "\\fR %s\n%s", rows[i].unit, rows[i].help);
+        fputs("\\fR ", to);
+        print_option_value(&rows[i], to);
+        fprintf(to, "\n%s", rows[i].help);
         if (*rows[i].dflt) fprintf(to, " [%s]", rows[i].dflt);
         fputc('\n', to);
     }
