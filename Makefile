@@ -149,7 +149,7 @@ bench-e2e: all ## bench-e2e: images/s through the queue beside BullMQ with ONNX 
 SO_VERSION := $(word 1,$(subst ., ,$(VERSION)))
 OPS_LIBS   := $(shell pkg-config --libs $(PKGS_OPS) 2>/dev/null) -lm -pthread
 
-.PHONY: lib
+.PHONY: lib always
 lib: $(O)/libquern-ops.a $(O)/libquern-ops.so $(O)/quern-ops.pc ## lib: build the engine alone, static and shared, with its pkg-config file
 
 $(call obj,$(SRC_OPS)): SANFLAGS += -fPIC
@@ -165,7 +165,8 @@ $(O)/libquern-ops.a: $(O)/libquern-ops.o
 $(O)/libquern-ops.so: $(call obj,$(SRC_OPS))
 	$(CC) $(ALL_CFLAGS) -shared -Wl,-soname,libquern-ops.so.$(SO_VERSION) -o $@ $^ $(LDFLAGS) $(OPS_LIBS)
 
-$(O)/quern-ops.pc: Makefile
+# Made anew each time: it holds the prefix.
+$(O)/quern-ops.pc: always
 	@mkdir -p $(@D)
 	@printf 'prefix=%s\nlibdir=$${prefix}/lib\nincludedir=$${prefix}/include\n\nName: quern-ops\nDescription: loads and runs ONNX graphs\nVersion: %s\nRequires.private: %s\nLibs: -L$${libdir} -lquern-ops\nLibs.private: -lm -pthread\nCflags: -I$${includedir}/quern\n' \
 	  '$(PREFIX)' '$(VERSION)' '$(PKGS_OPS)' > $@
