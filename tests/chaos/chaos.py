@@ -71,6 +71,13 @@ class Lab:
             pipe.lpush(QUEUE + "in", json.dumps(dict(job, reply_to=REPLIES)))
         pipe.execute()
 
+    def in_hand(self, worker):
+        """Jobs that the process owns now."""
+        for wid in self.client.hkeys(QUEUE + "hb"):
+            if self.client.hget(QUEUE + "w:" + wid.decode(), "pid") == str(worker.pid).encode():
+                return self.client.hlen(QUEUE + "a:" + wid.decode())
+        return 0
+
     def replies(self):
         out = []
         while True:
@@ -115,14 +122,14 @@ def kill(jobs=50000, kills=30, n_workers=3):
         while len(envelopes) < jobs or len(kill_ms) < kills:
             room = 2000 - (pushed - len(envelopes))
             if pushed < jobs and room > 0:
-                # Slow enough that every kill meets jobs in hand, and that jobs remain for every kill.
+                # Slow enough that jobs remain for every kill.
                 n = min(200, jobs - pushed, room)
                 if pushed - len(envelopes) < 400 or len(kill_ms) >= kills:
                     lab.push({"id": i, "op": "ping", "params": {"sleep_ms": rng.randint(1, 40)}} for i in ids[pushed:pushed + n])
                     pushed += n
             envelopes += lab.replies()
-            if len(kill_ms) < kills and time.monotonic() >= next_kill:
-                victim = rng.randrange(n_workers)
+            victim = rng.randrange(n_workers)
+            if len(kill_ms) < kills and time.monotonic() >= next_kill and lab.in_hand(crew[victim]) > 0:
                 crew[victim].kill()
                 kill_ms.append(time.time() * 1000)
                 crew[victim].wait()
