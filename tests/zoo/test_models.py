@@ -173,6 +173,12 @@ def test_model_run_writes_what_the_library_gives():
         assert p.returncode == 1 and "Input3" in p.stdout, p.stdout
 
 
+def test_a_model_whose_weights_are_inputs_is_served():
+    path = os.path.join(tap.need_data(), "models", "ultraface-rfb-320.onnx")  # 1 input, 244 more that may be left out
+    p = subprocess.run([tap.QUERN, "model", "show", path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert p.returncode == 0 and "f32[1,3,240,320]" in p.stdout, p.stdout
+
+
 def test_model_bench_prints_its_object():
     path = os.path.join(tap.need_data(), "models", "mnist-cntk.onnx")
     p = subprocess.run([tap.QUERN, "model", "bench", path, "--seconds", "0.2", "--lanes", "2", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

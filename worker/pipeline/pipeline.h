@@ -58,7 +58,8 @@ struct w_signature {
         *outputs[W_INPUTS_MAX]; /* borrowed: they live as long as the model */
 };
 
-/* Of a loaded model. bad_model where there are more inputs or outputs than W_INPUTS_MAX. */
+/* Of a loaded model. bad_model where more than W_INPUTS_MAX inputs must be given, or there are more
+ * outputs; optional inputs beyond that number cannot be given. */
 bool w_signature_of(struct op_model *m, const char *name, struct w_signature *dst,
                     struct w_error *err);
 
