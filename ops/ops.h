@@ -127,6 +127,7 @@ struct op_load_options {
     bool reference;            /* every operator's plain-C reference and no passes: the oracle of the tests */
     uint64_t memory_bytes_max; /* cap on the memory of one plan or one run; 0: 8 GiB */
     uint64_t model_bytes_max;  /* cap on the file; 0: 16 GiB */
+    const char *passes;        /* only these rewriting passes, by name with commas between ("" for none); NULL: all. For finding which one is at fault */
 };
 
 /* A dimension of -1 is symbolic: symbols[i] is its name or NULL. Rank -1: the model does not say. */

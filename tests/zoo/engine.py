@@ -20,7 +20,7 @@ class Tensor(c.Structure):
 
 
 class LoadOptions(c.Structure):
-    _fields_ = [("cpu", c.c_char_p), ("reference", c.c_bool), ("memory_bytes_max", c.c_uint64), ("model_bytes_max", c.c_uint64)]
+    _fields_ = [("cpu", c.c_char_p), ("reference", c.c_bool), ("memory_bytes_max", c.c_uint64), ("model_bytes_max", c.c_uint64), ("passes", c.c_char_p)]
 
 
 class SessionOptions(c.Structure):
@@ -54,7 +54,7 @@ class Model:
     def __init__(self, path, n_threads=1, reference=False, cpu=None):
         self.lib, err = _library(), Error()
         self.session = None
-        load = LoadOptions(cpu.encode() if cpu else None, reference, 0, 0)
+        load = LoadOptions(cpu.encode() if cpu else None, reference, 0, 0, None)
         self.model = self.lib.op_model_load(os.fsencode(path), c.byref(load), c.byref(err))
         if not self.model:
             raise ValueError(err.text.decode())
