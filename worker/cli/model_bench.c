@@ -21,7 +21,7 @@
 static struct w_list inputs_given, shapes_given;
 static int64_t batch = 1, n_threads = 1, n_lanes = 1;
 static double seconds = 5;
-static const char *cpu, *precision = "fp32";
+static const char *cpu, *models, *precision = "fp32";
 static bool want_profile;
 static struct w_option options[] = {
     {"batch", W_OPT_INT, &batch, "B", "rows of one run (1)", 1, 1 << 20},
@@ -31,6 +31,7 @@ static struct w_option options[] = {
     {"input", W_OPT_LIST, &inputs_given, "NAME=FILE.npy", "an input; random values of the model's types otherwise", 0, 0},
     {"shape", W_OPT_LIST, &shapes_given, "NAME=1x3x224x224", "the shape of a random input", 0, 0},
     {"precision", W_OPT_STRING, &precision, "P", "fp32 or auto", 0, 0},
+    {"models", W_OPT_STRING, &models, "DIR", "the model store (the configured one)", 0, 0},
     {"cpu", W_OPT_STRING, &cpu, "LEVEL", "generic, avx2, avx512 or vnni", 0, 0},
     {"profile", W_OPT_FLAG, &want_profile, NULL, "a table of the nodes: time, GFLOP/s, share", 0, 0},
     {0}};
@@ -275,7 +276,8 @@ static int run(int argc, char **argv) {
     if (argc != 1) return w_report(W_EXIT_USAGE, "usage", "quern model bench M --batch B --threads T --seconds S", "one model is expected");
     if (strcmp(precision, "fp32") != 0 && strcmp(precision, "auto") != 0)
         return w_report(W_EXIT_USAGE, "unsupported", NULL, "precision \"%.40s\" is not supported: fp32 and auto are", precision);
-    if (!w__model_file(argv[0], path, sizeof path)) return W_EXIT_FAILED;
+    int found = w__model_file(argv[0], models, path, sizeof path);
+    if (found != W_EXIT_OK) return found;
     const struct op_load_options load = {.cpu = cpu};
     uint64_t start = now_ns();
     struct op_model *m = op_model_load(path, &load, &err);

@@ -5,21 +5,18 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
+#include "worker/daemon/config.h"
 #include "worker/data/data.h"
+#include "worker/store/store.h"
 
-bool w__model_file(const char *m, char *dst, size_t dst_bytes) {
-    struct stat info;
-    int w = snprintf(dst, dst_bytes, "%s", m);
-    bool found = w > 0 && (size_t)w < dst_bytes && stat(dst, &info) == 0;
-    if (found && S_ISDIR(info.st_mode)) {
-        w = snprintf(dst, dst_bytes, "%s/model.onnx", m);
-        found = w > 0 && (size_t)w < dst_bytes && stat(dst, &info) == 0;
-    }
-    if (found && S_ISREG(info.st_mode)) return true;
-    w_report(W_EXIT_FAILED, "unknown_model", "give an .onnx file or a folder that holds a model.onnx", "there is no model \"%.200s\"", m);
-    return false;
+int w__model_file(const char *m, const char *store, char *dst, size_t dst_bytes) {
+    struct w_model_place place;
+    struct w_error err;
+    if (!w_model_find(m, store ? store : w_config()->models, &place, &err))
+        return w_report(strcmp(err.code, "unknown_model") ? W_EXIT_FAILED : W_EXIT_NOT_FOUND, err.code, "a name of the model store (--models DIR), an .onnx file or a folder", "%s", err.text);
+    snprintf(dst, dst_bytes, "%s", place.path);
+    return W_EXIT_OK;
 }
 
 static int find_input(const struct op_model *m, const char *name, size_t len) {

@@ -6,8 +6,9 @@
 #include "worker/cli/cli.h"
 #include "worker/pipeline/value.h"
 
-/* The file of M: an .onnx file or a folder that holds a model.onnx; false and a report where there is none. */
-bool w__model_file(const char *m, char *dst, size_t dst_bytes);
+/* The file of M: a name in the store (NULL: the configured one), an .onnx file or a model folder. Returns W_EXIT_OK or what
+ * w_report gave. */
+int w__model_file(const char *m, const char *store, char *dst, size_t dst_bytes);
 
 /* Reads `NAME=FILE.npy` (or `FILE.npy` for a model with one input) into inputs[i] of model m; data lies in the arena. Returns
  * W_EXIT_OK or what w_report gave. */
