@@ -85,15 +85,19 @@ static enum op_status pack(struct op_prepare *p, struct rnn *s) {
     return OP_OK;
 }
 
-static enum op_status prepare(struct op_prepare *p, enum rnn_kind kind) {
+enum op_status op__rnn_prepare(struct op_prepare *p, enum rnn_kind kind) {
     struct rnn *s = calloc(1, sizeof *s);
     if (!s) return op__node_fail(p->err, p->node, OP_NOMEM, "out of memory");
     p->node->state = s;
     s->kind = kind;
     s->n_gates = kind == RNN_PLAIN ? 1 : kind == RNN_GRU ? 3 : 4;
     s->n_acts = kind == RNN_PLAIN ? 1 : kind == RNN_GRU ? 2 : 3;
-    enum op_status st = parse(p, s);
-    return st == OP_OK ? pack(p, s) : st;
+    return parse(p, s);
+}
+
+static enum op_status prepare(struct op_prepare *p, enum rnn_kind kind) {
+    enum op_status st = op__rnn_prepare(p, kind);
+    return st == OP_OK ? pack(p, p->node->state) : st;
 }
 
 static enum op_status prepare_rnn(struct op_prepare *p) {
@@ -106,7 +110,7 @@ static enum op_status prepare_lstm(struct op_prepare *p) {
     return prepare(p, RNN_LSTM);
 }
 
-static void release(void *state) {
+void op__rnn_release(void *state) {
     struct rnn *s = state;
     if (!s) return;
     for (int dir = 0; dir < 2; dir++) free(s->packed[dir].w); /* the block's beginning */
@@ -145,7 +149,7 @@ static enum op_status check_weights(const struct op_ctx *ctx) {
     return s->kind == RNN_LSTM ? check_optional(ctx, RNN_P, "P", 2, dirs, 3 * hidden, 0) : OP_OK;
 }
 
-static enum op_status infer(struct op_ctx *ctx) {
+enum op_status op__rnn_infer(struct op_ctx *ctx) {
     const struct rnn *s = ctx->state;
     enum op_status st = op__nn_float(ctx, RNN_X, "X");
     if (st != OP_OK) return st;
@@ -169,7 +173,7 @@ static enum op_status infer(struct op_ctx *ctx) {
     return OP_OK;
 }
 
-static enum op_status check_lengths(const struct op_ctx *ctx, const struct rnn_dims *d) {
+enum op_status op__rnn_check_lengths(const struct op_ctx *ctx, const struct rnn_dims *d) {
     for (int64_t n = 0; n < d->batch; n++)
         if (rnn_length(ctx, d, n) < 0 || rnn_length(ctx, d, n) > d->steps)
             return op__fail(ctx, OP_BAD_VALUE, "sequence_lens[%lld] is %lld, there are %lld steps", (long long)n, (long long)rnn_length(ctx, d, n),
@@ -292,7 +296,7 @@ static void ref_sequence(struct ref_cell *q, int64_t n) {
 static enum op_status ref(struct op_ctx *ctx) {
     struct ref_cell q = {.ctx = ctx, .s = ctx->state};
     op__rnn_dims(ctx, &q.d);
-    enum op_status st = check_lengths(ctx, &q.d);
+    enum op_status st = op__rnn_check_lengths(ctx, &q.d);
     if (st != OP_OK) return st;
     int64_t hidden = q.d.hidden;
     for (q.dir = 0; q.dir < q.s->n_dirs; q.dir++)
@@ -321,7 +325,7 @@ static size_t scratch(const struct op_ctx *ctx) {
 static enum op_status run(struct op_ctx *ctx) {
     struct rnn_dims d;
     op__rnn_dims(ctx, &d);
-    enum op_status st = check_lengths(ctx, &d);
+    enum op_status st = op__rnn_check_lengths(ctx, &d);
     if (st != OP_OK) return st;
     return ctx->in[RNN_X]->dtype == OP_F32 ? op__rnn_f32_run(ctx) : ref(ctx);
 }
@@ -345,8 +349,8 @@ static void cost(const struct op_ctx *ctx, double *flops, double *bytes) {
         .out_min = 0,                                                                              \
         .out_max = n_out_max,                                                                      \
         .prepare = op_prepare,                                                                     \
-        .release = release,                                                                        \
-        .infer = infer,                                                                            \
+        .release = op__rnn_release,                                                                        \
+        .infer = op__rnn_infer,                                                                            \
         .scratch = scratch,                                                                        \
         .run = run,                                                                                \
         .ref = ref,                                                                                \

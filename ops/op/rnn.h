@@ -58,6 +58,13 @@ struct rnn_dims {
 /* Inputs by number */
 enum { RNN_X, RNN_W, RNN_R, RNN_B, RNN_LENS, RNN_H0, RNN_C0, RNN_P };
 
+/* For the backward pass (rnn_grad.c): parses attributes into node->state without packing weights; checks the inputs and sets outputs Y,
+ * Y_h, Y_c; checks sequence_lens against the steps. */
+enum op_status op__rnn_prepare(struct op_prepare *p, enum rnn_kind kind);
+void op__rnn_release(void *state);
+enum op_status op__rnn_infer(struct op_ctx *ctx);
+enum op_status op__rnn_check_lengths(const struct op_ctx *ctx, const struct rnn_dims *d);
+
 void op__rnn_dims(const struct op_ctx *ctx, struct rnn_dims *d);
 /* The element where a row of `hidden` begins: in Y, and in a state (Y_h, Y_c, initial_h, initial_c). */
 static inline int64_t rnn_y_at(const struct rnn *s, const struct rnn_dims *d, int64_t t, int dir, int64_t n) {

@@ -1,7 +1,7 @@
 /* Gradients against finite differences. A case is one line: an operator, its inputs and attributes in a small language.
  *
  *   inputs      separated by blanks: f2x3 a float tensor whose gradient is checked, with numbers of [-1, 1]; p2x3 the same with
- *               numbers of [0.5, 1.5]; u2x3 of (0.2, 0.8); k2x3 without a gradient; i[1,2] an i64 vector; j2x2:5 an i64 tensor of
+ *               numbers of [0.5, 1.5]; u2x3 of (0.2, 0.8); k2x3 and q2x3 as f and p without a gradient; i[1,2] an i64 vector; j2x2:5 an i64 tensor of
  *               numbers below 5; b[1,0] a bool vector; b an i32 one is h[...]; s0.5 a float scalar constant; "." absent. A shape of
  *               "0" is a scalar.
  *   attributes  name=1 int, name=0.5 float (with a point), name=[1,2] ints, name='text'
@@ -103,9 +103,9 @@ static bool read_input(struct ot *m, const char **at, enum op_type type, const c
     assert_non_null(in->data);
     for (int64_t i = 0; i < n; i++) {
         double u = uniform();
-        in->data[i] = (double)(float)(kind == 'p' ? 0.5 + u : kind == 'u' ? 0.2 + 0.6 * u : 2 * u - 1);
+        in->data[i] = (double)(float)(kind == 'p' || kind == 'q' ? 0.5 + u : kind == 'u' ? 0.2 + 0.6 * u : 2 * u - 1);
     }
-    in->wanted = kind != 'k';
+    in->wanted = kind != 'k' && kind != 'q';
     ot_input(m, name, type, in->t.rank, in->t.dims);
     return true;
 }
@@ -472,6 +472,41 @@ static void test_convolutions(void **state) {
     CHECK_ALL(cases);
 }
 
+static void test_pools_and_normalisations(void **state) {
+    (void)state;
+    static const struct gcase cases[] = {
+        {"MaxPool", "f2x3x6x7", "kernel_shape=[2,2] strides=[2,2]"}, {"MaxPool", "f2x3x6x7", "kernel_shape=[3,3] pads=[1,1,1,1] dilations=[2,1]"},
+        {"MaxPool", "f2x3x8", "kernel_shape=[3] strides=[2] ceil_mode=1", "y0 ."}, {"MaxPool", "f1x2x4x4x4", "kernel_shape=[2,2,3]"},
+        {"AveragePool", "f2x3x6x7", "kernel_shape=[2,3] strides=[2,1]"}, {"AveragePool", "f2x3x6x7", "kernel_shape=[3,3] pads=[1,1,1,1]"},
+        {"AveragePool", "f2x3x6x7", "kernel_shape=[3,3] pads=[1,1,1,1] count_include_pad=1 strides=[2,2]"},
+        {"AveragePool", "f2x3x7", "kernel_shape=[2] strides=[2] ceil_mode=1"}, {"AveragePool", "f2x3x7x7", "kernel_shape=[3,3] auto_pad='SAME_UPPER' strides=[2,2]"},
+        {"LayerNormalization", "f4x10 f10 f10"}, {"LayerNormalization", "f4x10 f10", "epsilon=0.1"}, {"LayerNormalization", "f2x3x5x4 f5x4 f5x4", "axis=2"},
+        {"LayerNormalization", "f40x300 f300 f300"}, {"RMSNormalization@23", "f4x10 f10"}, {"GroupNormalization@21", "f3x6x5 f6 f6", "num_groups=2"},
+        {"GroupNormalization@18", "f3x6x5 f2 f2", "num_groups=2"}, {"InstanceNormalization", "f3x4x5x6 f4 f4"},
+        {"BatchNormalization", "f4x3x5x2 f3 f3 k3 q3", "training_mode=1", "y0 . ."}, {"BatchNormalization", "f4x3x5x2 f3 f3 k3 q3"},
+        {"BatchNormalization", "f40x3 f3 f3 k3 q3", "training_mode=1 epsilon=0.01", "y0 . ."}, {"BatchNormalization", "f4x3x20x30 f3 f3 k3 q3", "training_mode=1", "y0 . ."},
+    };
+    CHECK_ALL(cases);
+}
+
+static void test_recurrent_layers(void **state) {
+    (void)state;
+    static const struct gcase cases[] = {
+        {"LSTM", "f5x3x2 f1x16x2 f1x16x4 f1x32", "hidden_size=4", "y0 y1 y2"}, {"LSTM", "f5x3x2 f1x16x2 f1x16x4", "hidden_size=4", ". y1"},
+        {"LSTM", "f4x2x3 f2x8x3 f2x8x2 f2x16 . f2x2x2 f2x2x2", "hidden_size=2 direction='bidirectional'", "y0 y1 y2"},
+        {"LSTM", "f5x3x2 f1x16x2 f1x16x4 f1x32 h[5,0,3] f1x3x4 f1x3x4", "hidden_size=4 direction='reverse'", "y0 y1 y2"},
+        {"LSTM", "f3x4x2 f2x8x2 f2x8x2 f2x16 h[4,2,1] f3x2x2 f3x2x2", "hidden_size=2 direction='bidirectional' layout=1", "y0 y1 y2"},
+        {"LSTM", "f3x33x20 f1x80x20 f1x80x20 f1x160", "hidden_size=20"},
+        {"GRU", "f5x3x2 f1x12x2 f1x12x4 f1x24", "hidden_size=4", "y0 y1"}, {"GRU", "f5x3x2 f1x12x2 f1x12x4 f1x24", "hidden_size=4 linear_before_reset=1", "y0 y1"},
+        {"GRU", "f4x2x3 f2x6x3 f2x6x2 f2x12 h[4,2] f2x2x2", "hidden_size=2 direction='bidirectional' linear_before_reset=1", "y0 y1"},
+        {"GRU", "f4x2x3 f2x6x3 f2x6x2 f2x12 h[1,3] f2x2x2", "hidden_size=2 direction='bidirectional'", "y0 y1"},
+        {"GRU", "f3x4x2 f1x12x2 f1x12x4 f1x24 . f3x1x4", "hidden_size=4 layout=1 direction='reverse'", ". y1"},
+        {"RNN", "f5x3x2 f1x4x2 f1x4x4 f1x8 . f1x3x4", "hidden_size=4", "y0 y1"}, {"RNN", "f5x3x2 f2x4x2 f2x4x4", "hidden_size=4 direction='bidirectional'", "y0"},
+        {"RNN", "f0x3x2 f1x4x2 f1x4x4 f1x8 . f1x3x4", "hidden_size=4", "y0 y1"},
+    };
+    CHECK_ALL(cases);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_functions_of_one_element),
@@ -480,6 +515,8 @@ int main(void) {
         cmocka_unit_test(test_movement),
         cmocka_unit_test(test_products),
         cmocka_unit_test(test_convolutions),
+        cmocka_unit_test(test_pools_and_normalisations),
+        cmocka_unit_test(test_recurrent_layers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
