@@ -143,7 +143,7 @@ static enum op_status no_memory(struct reader *r) {
 }
 
 static enum op_status malformed(struct reader *r, const char *message) {
-    return op__model_fail(r->m, r->err, OP_BAD_MODEL, "a %s is not well-formed protobuf", message);
+    return op__model_fail(r->m, r->err, OP_BAD_MODEL, "its %s is not well-formed protobuf", message);
 }
 
 /* A zero-terminated copy in *dst. Names with a zero byte or of absurd length are refused. */
@@ -159,10 +159,10 @@ static bool string_is(struct op_string s, const char *text) {
 }
 
 /* Names what went wrong inside a tensor, whose own message stands in err. */
-static enum op_status prefix(struct reader *r, enum op_status st, const char *what, const char *name) {
+static enum op_status in_constant(struct reader *r, enum op_status st) {
     if (!r->err) return st;
     struct op_error inner = *r->err;
-    return op__model_fail(r->m, r->err, st, "%s \"%.100s\": %.250s", what, name, inner.text);
+    return op__model_fail(r->m, r->err, st, "a constant: %.400s", inner.text);
 }
 
 /* --- types ------------------------------------------------------------------------------------- */
@@ -237,10 +237,9 @@ static enum op_status read_constant(struct reader *r, const struct wire_field *f
     struct op_proto_tensor p;
     struct op_const *c = op__arena_alloc(&r->m->arena, sizeof *c);
     if (!c) return no_memory(r);
-    enum op_status st = f->type != WIRE_BYTES ? OP_BAD_MODEL
-                        : sparse              ? op__onnx_sparse_tensor(f->data, f->len, r->m, &p, r->err)
-                                              : op__onnx_tensor(f->data, f->len, r->m, true, &p, r->err);
-    if (st != OP_OK) return prefix(r, st, "a constant of model", r->m->path);
+    if (f->type != WIRE_BYTES) return malformed(r, sparse ? "SparseTensorProto" : "TensorProto");
+    enum op_status st = sparse ? op__onnx_sparse_tensor(f->data, f->len, r->m, &p, r->err) : op__onnx_tensor(f->data, f->len, r->m, true, &p, r->err);
+    if (st != OP_OK) return in_constant(r, st);
     c->t = p.t;
     if (!op_tensor_count(&c->t)) c->t.data = op__nothing;
     c->owned = p.owned ? p.t.data : NULL;

