@@ -214,9 +214,9 @@ static void stop_workers(struct bench *b) {
 }
 
 static int run(int argc, char **argv) {
-    struct bench *b = calloc(1, sizeof *b);
     (void)argv;
     if (argc) return w_report(W_EXIT_USAGE, "usage", NULL, "bench queue takes no words");
+    struct bench *b = calloc(1, sizeof *b);
     if (!b) return w_report(W_EXIT_FAILED, "no_memory", NULL, "not enough memory");
     snprintf(b->queue, sizeof b->queue, "bench-%ld", (long)getpid()); /* its own queue: a configured Redis keeps its others */
     int rc = open_redis(b);

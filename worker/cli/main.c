@@ -20,6 +20,7 @@ extern const struct w_command *const __start_quern_commands[], *const __stop_que
 struct w_globals w_globals;
 
 static size_t n_commands(void) {
+    // cppcheck-suppress comparePointers ; both ends of one section
     return (size_t)(__stop_quern_commands - __start_quern_commands);
 }
 

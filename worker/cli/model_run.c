@@ -29,7 +29,7 @@ static int write_output(const char *name, const struct op_tensor *t) {
     char path[4096], file[256];
     struct w_error err;
     size_t n = 0;
-    for (; name[n] && n < sizeof file - 1; n++) file[n] = strchr("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-", name[n]) ? name[n] : '_';
+    for (; n < sizeof file - 1 && name[n]; n++) file[n] = strchr("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-", name[n]) ? name[n] : '_';
     file[n] = 0;
     snprintf(path, sizeof path, "%s/%s.npy", output, file);
     if (t->kind != OP_KIND_TENSOR || t->dtype == OP_STRING || t->dtype == OP_C64 || t->dtype == OP_C128) {

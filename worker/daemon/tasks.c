@@ -53,7 +53,7 @@ void w__task_arrive(struct w_daemon *d, struct q_job *job) {
 }
 
 static size_t n_descs(void) {
-    /* cppcheck-suppress comparePointers */
+    // cppcheck-suppress comparePointers ; both ends of one section
     return (size_t)(__stop_quern_tasks - __start_quern_tasks);
 }
 

@@ -24,9 +24,13 @@
 extern const struct w_sink_desc *const __start_quern_sinks[];
 extern const struct w_sink_desc *const __stop_quern_sinks[];
 
+static size_t n_sinks(void) {
+    // cppcheck-suppress comparePointers ; both ends of one section
+    return (size_t)(__stop_quern_sinks - __start_quern_sinks);
+}
+
 static const struct w_sink_desc *find(const char *name) {
-    size_t n = (size_t)(__stop_quern_sinks - __start_quern_sinks);
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n_sinks(); i++)
         if (!strcmp(__start_quern_sinks[i]->name, name)) return __start_quern_sinks[i];
     return NULL;
 }
@@ -38,7 +42,7 @@ const char *w_sink_format(const char *format, const char *path) {
     if (format) return d ? d->name : NULL;
     if (!dot || snprintf(extension, sizeof extension, " %s ", dot + 1) >= (int)sizeof extension)
         return NULL;
-    for (size_t i = 0; i < (size_t)(__stop_quern_sinks - __start_quern_sinks); i++)
+    for (size_t i = 0; i < n_sinks(); i++)
         if (strstr(__start_quern_sinks[i]->extensions, extension))
             return __start_quern_sinks[i]->name;
     return NULL;

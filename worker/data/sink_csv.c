@@ -10,8 +10,8 @@
 enum { COLUMNS_MAX = 1 << 16 };
 
 static void put_field(struct w_text *t, const char *text, size_t n) {
-    bool plain = !memchr(text, ',', n) && !memchr(text, '"', n) && !memchr(text, '\n', n) &&
-                 !memchr(text, '\r', n);
+    bool plain = n == 0 || (!memchr(text, ',', n) && !memchr(text, '"', n) && !memchr(text, '\n', n) &&
+                 !memchr(text, '\r', n));
     if (plain) {
         w_text_add(t, text, n);
         return;
@@ -85,13 +85,13 @@ static bool put_tensor(struct w_text *t, bool header, const char *name, const st
     for (int64_t i = 0; i < n; i++) {
         char column[300];
         w_text_puts(t, ",");
-        if (!header)
+        if (!header) {
             put_element(t, x, i);
-        else
-            put_field(t, column,
-                      (size_t)(n == 1
-                                   ? snprintf(column, sizeof column, "%.250s", name)
-                                   : snprintf(column, sizeof column, "%.250s_%" PRId64, name, i)));
+            continue;
+        }
+        int len = n == 1 ? snprintf(column, sizeof column, "%.250s", name)
+                         : snprintf(column, sizeof column, "%.250s_%" PRId64, name, i);
+        put_field(t, column, (size_t)len);
     }
     return true;
 }

@@ -74,7 +74,7 @@ static bool put_held(struct w_part *part, struct w_error *err) {
 enum { HEADER_BYTES = 512 };
 
 static void *blank_row(const struct op_tensor *form, size_t bytes) {
-    char *row = calloc(1, bytes + 1);
+    void *row = calloc(1, bytes + 1);
     if (!row) return NULL;
     for (size_t i = 0; form->dtype == OP_F32 && i < bytes / 4; i++) ((float *)row)[i] = NAN;
     for (size_t i = 0; form->dtype == OP_F64 && i < bytes / 8; i++) ((double *)row)[i] = NAN;

@@ -15,6 +15,7 @@ extern const struct w_format *const __start_quern_formats[];
 extern const struct w_format *const __stop_quern_formats[];
 
 static size_t n_formats(void) {
+    // cppcheck-suppress comparePointers ; both ends of one section
     return (size_t)(__stop_quern_formats - __start_quern_formats);
 }
 

@@ -16,6 +16,7 @@ extern const struct w_step_desc *const __start_quern_steps[];
 extern const struct w_step_desc *const __stop_quern_steps[];
 
 const struct w_step_desc *w__step_at(size_t i) {
+    // cppcheck-suppress comparePointers ; both ends of one section
     size_t n = (size_t)(__stop_quern_steps - __start_quern_steps);
     return i < n ? __start_quern_steps[i] : NULL;
 }
