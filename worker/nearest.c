@@ -16,7 +16,9 @@ static size_t distance(const char *a, const char *b) {
             int best = last[j - 1] + (a[i - 1] != b[j - 1]);
             if (last[j] + 1 < best) best = last[j] + 1;
             if (now[j - 1] + 1 < best) best = now[j - 1] + 1;
-            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && before[j - 2] + 1 < best) best = before[j - 2] + 1;
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] &&
+                before[j - 2] + 1 < best)
+                best = before[j - 2] + 1;
             now[j] = (unsigned char)best;
         }
     }
@@ -27,7 +29,8 @@ const char *w__nearest(const char *word, const char *(*next)(void *user, size_t 
     const char *best = NULL, *name;
     size_t best_distance = (size_t)-1;
     for (size_t i = 0; (name = next(user, i)) != NULL; i++) {
-        size_t d = distance(word, name), longer = strlen(word) > strlen(name) ? strlen(word) : strlen(name);
+        size_t d = distance(word, name),
+               longer = strlen(word) > strlen(name) ? strlen(word) : strlen(name);
         if (d < best_distance && d <= (longer < 6 ? 1 : longer / 3)) {
             best = name;
             best_distance = d;

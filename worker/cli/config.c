@@ -7,16 +7,20 @@
 static bool origin, defaults;
 static struct w_option show_options[] = {
     {"origin", W_OPT_FLAG, &origin, NULL, "say where each value comes from", 0, 0},
-    {"defaults", W_OPT_FLAG, &defaults, NULL, "the defaults, whatever is configured here: a file to start from", 0, 0},
+    {"defaults", W_OPT_FLAG, &defaults, NULL,
+     "the defaults, whatever is configured here: a file to start from", 0, 0},
     {0},
 };
 
 static int run_show(int argc, char **argv) {
     (void)argv;
     if (argc) return w_report(W_EXIT_USAGE, "usage", NULL, "config show takes no words");
-    if (defaults) w_config_dump_defaults(stdout);
-    else if (origin) w_config_show_origin(w_config(), stdout);
-    else w_config_dump(w_config(), stdout);
+    if (defaults)
+        w_config_dump_defaults(stdout);
+    else if (origin)
+        w_config_show_origin(w_config(), stdout);
+    else
+        w_config_dump(w_config(), stdout);
     return W_EXIT_OK;
 }
 

@@ -1,5 +1,6 @@
-/* quern doctor: what this machine, this Redis and this configuration can do, and what is wrong, each with what mends it.
- * A check is a function; a line is ✓ good, ! worth knowing, ✗ wrong. Exit code 1 where one is wrong. */
+/* quern doctor: what this machine, this Redis and this configuration can do, and what is wrong,
+ * each with what mends it. A check is a function; a line is ✓ good, ! worth knowing, ✗ wrong. Exit
+ * code 1 where one is wrong. */
 #include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
@@ -23,7 +24,8 @@ enum verdict { GOOD, WORTH, WRONG };
 static int n_wrong;
 
 /* Prints a line: subject, what was found, and (NULL: nothing) what mends it. */
-static void say(enum verdict v, const char *subject, const char *mend, const char *format, ...) __attribute__((format(printf, 4, 5)));
+static void say(enum verdict v, const char *subject, const char *mend, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
 static void say(enum verdict v, const char *subject, const char *mend, const char *format, ...) {
     static const char *const marks[] = {"✓", "!", "✗"}, *const words[] = {"good", "note", "wrong"};
     char text[1024];
@@ -33,14 +35,16 @@ static void say(enum verdict v, const char *subject, const char *mend, const cha
     va_end(args);
     n_wrong += v == WRONG;
     if (w_globals.json) {
-        w_cli_print(json_pack("{s:s,s:s,s:s,s:s*}", "check", subject, "verdict", words[v], "found", text, "mend", mend));
+        w_cli_print(json_pack("{s:s,s:s,s:s,s:s*}", "check", subject, "verdict", words[v], "found",
+                              text, "mend", mend));
         return;
     }
     printf("%s %-12s %s\n", marks[v], subject, text);
     if (mend) printf("  %-12s → %s\n", "", mend);
 }
 
-/* --- the host ---------------------------------------------------------------------------------- */
+/* --- the host ----------------------------------------------------------------------------------
+ */
 
 /* Whole CPUs that the cgroup's quota allows; 0: no quota. */
 static double cgroup_quota(void) {
@@ -57,41 +61,59 @@ static void check_host(void) {
     int affinity = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
     double quota = cgroup_quota();
     bool generic = strcmp(op_isa(), "generic") == 0;
-    say(generic ? WORTH : GOOD, "processor", generic ? "models run several times faster with AVX2 or AVX-512" : NULL, "%s kernels", op_isa());
-    int64_t lanes = c->lanes ? c->lanes : quota > 0 && quota < affinity ? (quota < 1 ? 1 : (int64_t)quota) : affinity;
-    bool crowded = lanes * c->lane_threads > affinity || (quota > 0 && (double)(lanes * c->lane_threads) > quota + 0.5);
-    say(crowded ? WORTH : GOOD, "lanes", crowded ? "--lanes 0 takes what there is" : NULL, "%" PRId64 " of %" PRId64 " thread(s) on %d processor(s)%s", lanes,
-        c->lane_threads, affinity, quota > 0 ? " under a cgroup quota" : "");
+    say(generic ? WORTH : GOOD, "processor",
+        generic ? "models run several times faster with AVX2 or AVX-512" : NULL, "%s kernels",
+        op_isa());
+    int64_t lanes = c->lanes                        ? c->lanes
+                    : quota > 0 && quota < affinity ? (quota < 1 ? 1 : (int64_t)quota)
+                                                    : affinity;
+    bool crowded = lanes * c->lane_threads > affinity ||
+                   (quota > 0 && (double)(lanes * c->lane_threads) > quota + 0.5);
+    say(crowded ? WORTH : GOOD, "lanes", crowded ? "--lanes 0 takes what there is" : NULL,
+        "%" PRId64 " of %" PRId64 " thread(s) on %d processor(s)%s", lanes, c->lane_threads,
+        affinity, quota > 0 ? " under a cgroup quota" : "");
 
     struct sysinfo info;
     if (sysinfo(&info) == 0) {
-        double total = (double)info.totalram * info.mem_unit / 1e9, free_now = (double)(info.freeram + info.bufferram) * info.mem_unit / 1e9;
+        double total = (double)info.totalram * info.mem_unit / 1e9,
+               free_now = (double)(info.freeram + info.bufferram) * info.mem_unit / 1e9;
         say(total < 1 ? WORTH : GOOD, "memory", NULL, "%.1f GB, %.1f GB free", total, free_now);
     }
     struct rlimit files;
     if (getrlimit(RLIMIT_NOFILE, &files) == 0)
-        say(files.rlim_cur < 1024 ? WORTH : GOOD, "open files", files.rlim_cur < 1024 ? "ulimit -n 4096, or LimitNOFILE= in the unit" : NULL, "%llu",
+        say(files.rlim_cur < 1024 ? WORTH : GOOD, "open files",
+            files.rlim_cur < 1024 ? "ulimit -n 4096, or LimitNOFILE= in the unit" : NULL, "%llu",
             (unsigned long long)files.rlim_cur);
     const char *tmp = getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp";
     struct statvfs fs;
-    if (statvfs(tmp, &fs) != 0 || access(tmp, W_OK) != 0) say(WRONG, "temporary", "set TMPDIR to a folder that can be written", "%s: %s", tmp, strerror(errno));
+    if (statvfs(tmp, &fs) != 0 || access(tmp, W_OK) != 0)
+        say(WRONG, "temporary", "set TMPDIR to a folder that can be written", "%s: %s", tmp,
+            strerror(errno));
     else {
         double gb = (double)fs.f_bavail * (double)fs.f_frsize / 1e9;
         say(gb < 1 ? WORTH : GOOD, "temporary", NULL, "%s, %.1f GB free", tmp, gb);
     }
-    if (getenv("OPENBLAS_CORETYPE")) say(WORTH, "OpenBLAS", NULL, "OPENBLAS_CORETYPE=%s is set (used for double precision only)", getenv("OPENBLAS_CORETYPE"));
+    if (getenv("OPENBLAS_CORETYPE"))
+        say(WORTH, "OpenBLAS", NULL, "OPENBLAS_CORETYPE=%s is set (used for double precision only)",
+            getenv("OPENBLAS_CORETYPE"));
 }
 
-/* --- Redis ------------------------------------------------------------------------------------- */
+/* --- Redis -------------------------------------------------------------------------------------
+ */
 
 static void check_rights(struct q_ctl *c) {
-    static const char *const probes[][2] = {{"EVAL", "return 1"}, {"CLIENT", "LIST"}, {"TIME", NULL}};
+    static const char *const probes[][2] = {
+        {"EVAL", "return 1"}, {"CLIENT", "LIST"}, {"TIME", NULL}};
     for (size_t i = 0; i < sizeof probes / sizeof *probes; i++) {
         const char *argv[4] = {probes[i][0], probes[i][1], "0", NULL};
         char *reply = NULL;
         size_t argc = i == 0 ? 3 : probes[i][1] ? 2 : 1, len;
-        if (q_ctl_command(c, argc, argv, NULL, &reply, &len) != Q_OK && strstr(q_ctl_error(c)->text, "NOPERM"))
-            say(i == 1 ? WORTH : WRONG, "rights", i == 1 ? "without it a killed worker is noticed by its lease only (15 s instead of 3)" : "queue/PROTOCOL.md lists a worker's rights",
+        if (q_ctl_command(c, argc, argv, NULL, &reply, &len) != Q_OK &&
+            strstr(q_ctl_error(c)->text, "NOPERM"))
+            say(i == 1 ? WORTH : WRONG, "rights",
+                i == 1
+                    ? "without it a killed worker is noticed by its lease only (15 s instead of 3)"
+                    : "queue/PROTOCOL.md lists a worker's rights",
                 "this user may not %s", probes[i][0]);
         free(reply);
     }
@@ -106,18 +128,27 @@ static void check_server(struct q_ctl *c) {
     int major = 0, minor = 0;
     sscanf(s.version, "%d.%d", &major, &minor);
     bool old = major < 6 || (major == 6 && minor < 2);
-    say(old ? WRONG : GOOD, "server", old ? "6.2 or newer is needed" : NULL, "%s %s, %s, round trip %" PRIu32 " µs", *s.software ? s.software : "redis", s.version,
+    say(old ? WRONG : GOOD, "server", old ? "6.2 or newer is needed" : NULL,
+        "%s %s, %s, round trip %" PRIu32 " µs", *s.software ? s.software : "redis", s.version,
         s.role, s.round_trip_us);
-    if (strcmp(s.role, "master") != 0) say(WRONG, "role", "name the primary's address", "this server is a %s: it refuses writes", s.role);
+    if (strcmp(s.role, "master") != 0)
+        say(WRONG, "role", "name the primary's address", "this server is a %s: it refuses writes",
+            s.role);
     bool evicts = *s.policy && strcmp(s.policy, "noeviction") != 0;
-    say(evicts ? WRONG : GOOD, "eviction", evicts ? "CONFIG SET maxmemory-policy noeviction: an evicting server silently loses jobs" : NULL, "maxmemory-policy %s",
-        *s.policy ? s.policy : "not shown");
+    say(evicts ? WRONG : GOOD, "eviction",
+        evicts ? "CONFIG SET maxmemory-policy noeviction: an evicting server silently loses jobs"
+               : NULL,
+        "maxmemory-policy %s", *s.policy ? s.policy : "not shown");
     if (s.max_bytes) {
         double share = (double)s.used_bytes / (double)s.max_bytes;
-        say(share > 0.9 ? WORTH : GOOD, "headroom", share > 0.9 ? "raise maxmemory, or shorten ttl_ms" : NULL, "%.0f of %.0f MB used (%.0f %%)",
-            (double)s.used_bytes / 1e6, (double)s.max_bytes / 1e6, share * 100);
-    } else say(GOOD, "headroom", NULL, "%.0f MB used, no maxmemory", (double)s.used_bytes / 1e6);
-    say(s.aof ? GOOD : WORTH, "persistence", s.aof ? NULL : "appendonly yes, appendfsync everysec", "%s", s.persistence);
+        say(share > 0.9 ? WORTH : GOOD, "headroom",
+            share > 0.9 ? "raise maxmemory, or shorten ttl_ms" : NULL,
+            "%.0f of %.0f MB used (%.0f %%)", (double)s.used_bytes / 1e6, (double)s.max_bytes / 1e6,
+            share * 100);
+    } else
+        say(GOOD, "headroom", NULL, "%.0f MB used, no maxmemory", (double)s.used_bytes / 1e6);
+    say(s.aof ? GOOD : WORTH, "persistence", s.aof ? NULL : "appendonly yes, appendfsync everysec",
+        "%s", s.persistence);
 }
 
 static void check_redis(void) {
@@ -125,7 +156,10 @@ static void check_redis(void) {
     struct q_error err;
     struct q_ctl *c = w_redis_options(&options, &err) ? q_ctl_open(&options, &err) : NULL;
     if (!c) {
-        const char *mend = err.code == Q_UNREACHABLE ? "start one (apt-get install redis-server), or name it: --redis URL, QUERN_REDIS" : NULL;
+        const char *mend =
+            err.code == Q_UNREACHABLE
+                ? "start one (apt-get install redis-server), or name it: --redis URL, QUERN_REDIS"
+                : NULL;
         say(w_globals.redis_given ? WRONG : WORTH, "redis", mend, "%s", err.text);
         return;
     }
@@ -134,7 +168,8 @@ static void check_redis(void) {
     q_ctl_close(c);
 }
 
-/* --- the store --------------------------------------------------------------------------------- */
+/* --- the store ---------------------------------------------------------------------------------
+ */
 
 static void check_store(void) {
     const char *folder = w_config()->models;
@@ -143,7 +178,8 @@ static void check_store(void) {
     size_t n;
     char spec[W_MODEL_NAME_MAX + 32];
     if (!*folder) {
-        say(WORTH, "store", "--models DIR, or QUERN_MODELS: DIR/<name>/<version>/model.onnx", "no model store is configured: infer jobs will fail with unknown_model");
+        say(WORTH, "store", "--models DIR, or QUERN_MODELS: DIR/<name>/<version>/model.onnx",
+            "no model store is configured: infer jobs will fail with unknown_model");
         return;
     }
     if (!w_store_list(folder, &l, &n, &err)) {
@@ -155,8 +191,11 @@ static void check_store(void) {
         if (i && strcmp(l[i].name, l[i - 1].name) == 0) continue; /* the latest of each */
         snprintf(spec, sizeof spec, "%s@%" PRId64, l[i].name, l[i].version);
         struct w_model *m = w_model_open(spec, folder, NULL, &err);
-        if (!m) say(WRONG, "model", "quern model check M --explain", "%s: %s", spec, err.text);
-        else say(GOOD, "model", NULL, "%s loads in %.0f ms, %d golden sample(s) hold", spec, m->load_ms, w_pipeline_n_golden(m->pipeline));
+        if (!m)
+            say(WRONG, "model", "quern model check M --explain", "%s: %s", spec, err.text);
+        else
+            say(GOOD, "model", NULL, "%s loads in %.0f ms, %d golden sample(s) hold", spec,
+                m->load_ms, w_pipeline_n_golden(m->pipeline));
         w_model_release(m);
     }
     free(l);
@@ -166,7 +205,9 @@ static void check_files(void) {
     const struct w_list *files = &w_config()->files;
     for (size_t i = 0; i < files->n; i++) {
         bool good = access(files->items[i], R_OK | X_OK) == 0;
-        say(good ? GOOD : WRONG, "files", NULL, "%s: %s", files->items[i], good ? (access(files->items[i], W_OK) ? "can be read" : "can be read and written") : strerror(errno));
+        say(good ? GOOD : WRONG, "files", NULL, "%s: %s", files->items[i],
+            good ? (access(files->items[i], W_OK) ? "can be read" : "can be read and written")
+                 : strerror(errno));
     }
 }
 

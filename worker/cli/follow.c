@@ -24,7 +24,9 @@ static bool on_status(void *ctx, const struct q_ctl_status *s) {
     if (!*(const bool *)ctx) return true;
     json_t *o = s->json ? json_loads(s->json, 0, NULL) : NULL;
     double done = number_of(o, "done", -1), total = number_of(o, "total", -1);
-    if (done >= 0 && total > 0) w_progress(s->state, (uint64_t)done, (uint64_t)total, number_of(o, "per_s", 0), number_of(o, "eta_s", -1));
+    if (done >= 0 && total > 0)
+        w_progress(s->state, (uint64_t)done, (uint64_t)total, number_of(o, "per_s", 0),
+                   number_of(o, "eta_s", -1));
     json_decref(o);
     return true;
 }
@@ -45,7 +47,9 @@ int w_cli_follow(struct q_ctl *c, const char *id, double timeout_s, bool progres
     size_t len = 0;
     struct sigaction act = {.sa_handler = on_interrupt}, before;
     sigaction(SIGINT, &act, &before);
-    enum q_status s = q_ctl_wait(c, w_globals.queue, id, timeout_s > 0 ? (uint32_t)(timeout_s * 1000) + 1 : 0, on_status, &progress, &envelope, &len);
+    enum q_status s =
+        q_ctl_wait(c, w_globals.queue, id, timeout_s > 0 ? (uint32_t)(timeout_s * 1000) + 1 : 0,
+                   on_status, &progress, &envelope, &len);
     sigaction(SIGINT, &before, NULL);
     w_progress_end();
     if (interrupted) {

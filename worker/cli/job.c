@@ -24,8 +24,11 @@ static int show_status(struct q_ctl *c, const char *id) {
         printf("%s  %s", id, s.state);
         if (s.worker[0]) printf("  worker %s", s.worker);
         if (s.position >= 0) printf("  %" PRId64 " before it", s.position);
-        const json_t *done = json_object_get(detail, "done"), *total = json_object_get(detail, "total"), *error = json_object_get(detail, "error");
-        if (done && total) printf("  %.0f of %.0f", json_number_value(done), json_number_value(total));
+        const json_t *done = json_object_get(detail, "done"),
+                     *total = json_object_get(detail, "total"),
+                     *error = json_object_get(detail, "error");
+        if (done && total)
+            printf("  %.0f of %.0f", json_number_value(done), json_number_value(total));
         const char *text = json_string_value(json_object_get(error, "message"));
         if (text) {
             printf("  %s: ", json_string_value(json_object_get(error, "code")));
@@ -41,7 +44,8 @@ static int show_status(struct q_ctl *c, const char *id) {
 static int show_result(struct q_ctl *c, const char *id) {
     char *envelope;
     size_t len;
-    if (q_ctl_result(c, w_globals.queue, id, &envelope, &len) != Q_OK) return w_cli_failed(q_ctl_error(c), id);
+    if (q_ctl_result(c, w_globals.queue, id, &envelope, &len) != Q_OK)
+        return w_cli_failed(q_ctl_error(c), id);
     int rc = w_cli_envelope(envelope, len);
     free(envelope);
     return rc;
@@ -52,8 +56,10 @@ static int wait_one(struct q_ctl *c, const char *id) {
 }
 
 static int say(const char *id, const char *what) {
-    if (w_globals.json) w_cli_print(json_pack("{s:s,s:s}", "id", id, "state", what));
-    else printf("%s  %s\n", id, what);
+    if (w_globals.json)
+        w_cli_print(json_pack("{s:s,s:s}", "id", id, "state", what));
+    else
+        printf("%s  %s\n", id, what);
     return W_EXIT_OK;
 }
 
@@ -84,20 +90,37 @@ static int run_retry(int argc, char **argv) {
 }
 
 static struct w_option wait_options[] = {
-    {"timeout", W_OPT_DOUBLE, &timeout_s, "SECONDS", "how long to wait for each; 0: for ever [0]", 0, 4e6},
+    {"timeout", W_OPT_DOUBLE, &timeout_s, "SECONDS", "how long to wait for each; 0: for ever [0]",
+     0, 4e6},
     {0},
 };
 
 static const struct w_command status_command = {
-    .name = "status", .args = "ID…", .summary = "Say where jobs are: queued, running with progress, done, failed, …", .run = run_status};
+    .name = "status",
+    .args = "ID…",
+    .summary = "Say where jobs are: queued, running with progress, done, failed, …",
+    .run = run_status};
 static const struct w_command result_command = {
-    .name = "result", .args = "ID…", .summary = "Print the envelopes of jobs that are final (exit code 4 where one is not)", .run = run_result};
+    .name = "result",
+    .args = "ID…",
+    .summary = "Print the envelopes of jobs that are final (exit code 4 where one is not)",
+    .run = run_result};
 static const struct w_command wait_command = {
-    .name = "wait", .args = "ID… [--timeout SECONDS]", .summary = "Wait until jobs are final, print their envelopes", .options = wait_options, .run = run_wait};
+    .name = "wait",
+    .args = "ID… [--timeout SECONDS]",
+    .summary = "Wait until jobs are final, print their envelopes",
+    .options = wait_options,
+    .run = run_wait};
 static const struct w_command cancel_command = {
-    .name = "cancel", .args = "ID…", .summary = "Cancel jobs: waiting ones at once, running ones within a heartbeat", .run = run_cancel};
+    .name = "cancel",
+    .args = "ID…",
+    .summary = "Cancel jobs: waiting ones at once, running ones within a heartbeat",
+    .run = run_cancel};
 static const struct w_command retry_command = {
-    .name = "retry", .args = "ID…", .summary = "Queue delayed, failed or dead jobs again, with new attempts", .run = run_retry};
+    .name = "retry",
+    .args = "ID…",
+    .summary = "Queue delayed, failed or dead jobs again, with new attempts",
+    .run = run_retry};
 W_COMMAND(status_command);
 W_COMMAND(result_command);
 W_COMMAND(wait_command);

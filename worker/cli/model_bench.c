@@ -1,8 +1,9 @@
 /* quern model bench: how fast a model runs.
  *
- * Each lane is a thread with a session of its own that runs the model again and again for the given seconds. The ends of all runs, in
- * order, are cut into windows of a tenth of the time (at least one run each): the best window is what the machine
- * can do when nobody else wants it, the median what it did. Latencies are of all runs. */
+ * Each lane is a thread with a session of its own that runs the model again and again for the given
+ * seconds. The ends of all runs, in order, are cut into windows of a tenth of the time (at least
+ * one run each): the best window is what the machine can do when nobody else wants it, the median
+ * what it did. Latencies are of all runs. */
 #include <jansson.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -28,12 +29,14 @@ static struct w_option options[] = {
     {"threads", W_OPT_INT, &n_threads, "T", "threads within a run (1)", 1, 1024},
     {"lanes", W_OPT_INT, &n_lanes, "L", "independent runs at a time (1)", 1, 1024},
     {"seconds", W_OPT_DOUBLE, &seconds, "S", "how long (5)", 0.01, 86400},
-    {"input", W_OPT_LIST, &inputs_given, "NAME=FILE.npy", "an input; random values of the model's types otherwise", 0, 0},
+    {"input", W_OPT_LIST, &inputs_given, "NAME=FILE.npy",
+     "an input; random values of the model's types otherwise", 0, 0},
     {"shape", W_OPT_LIST, &shapes_given, "NAME=1x3x224x224", "the shape of a random input", 0, 0},
     {"precision", W_OPT_STRING, &precision, "P", "fp32 or auto", 0, 0},
     {"models", W_OPT_STRING, &models, "DIR", "the model store (the configured one)", 0, 0},
     {"cpu", W_OPT_STRING, &cpu, "LEVEL", "generic, avx2, avx512 or vnni", 0, 0},
-    {"profile", W_OPT_FLAG, &want_profile, NULL, "a table of the nodes: time, GFLOP/s, share", 0, 0},
+    {"profile", W_OPT_FLAG, &want_profile, NULL, "a table of the nodes: time, GFLOP/s, share", 0,
+     0},
     {0}};
 
 struct moment {
@@ -72,12 +75,14 @@ static uint64_t now_ns(void) {
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* --- profile ----------------------------------------------------------------------------------- */
+/* --- profile -----------------------------------------------------------------------------------
+ */
 
 static struct node_time *profile_find(struct profile *p, const char *op_type, const char *name) {
     for (size_t i = 0; i < p->n; i++) {
         struct node_time *t = &p->nodes[(p->next + i) % p->n];
-        if (strncmp(t->name, name, sizeof t->name - 1) == 0 && strncmp(t->op_type, op_type, sizeof t->op_type - 1) == 0) {
+        if (strncmp(t->name, name, sizeof t->name - 1) == 0 &&
+            strncmp(t->op_type, op_type, sizeof t->op_type - 1) == 0) {
             p->next = (p->next + i + 1) % p->n;
             return t;
         }
@@ -96,7 +101,8 @@ static struct node_time *profile_find(struct profile *p, const char *op_type, co
     return t;
 }
 
-static void on_node(void *user, const char *op_type, const char *name, uint64_t ns, double flops, double bytes) {
+static void on_node(void *user, const char *op_type, const char *name, uint64_t ns, double flops,
+                    double bytes) {
     struct node_time *t = profile_find(user, op_type, name);
     if (!t) return;
     t->ns += ns;
@@ -117,15 +123,18 @@ static void print_profile(struct profile *p, size_t n_runs) {
     for (size_t i = 0; i < p->n; i++) total += p->nodes[i].ns;
     if (!n_runs || !total) return;
     qsort(p->nodes, p->n, sizeof *p->nodes, by_time);
-    fprintf(to, "%7s %9s %9s %9s  %-24s %s\n", "share", "us/run", "GFLOP/s", "GB/s", "operator", "node");
+    fprintf(to, "%7s %9s %9s %9s  %-24s %s\n", "share", "us/run", "GFLOP/s", "GB/s", "operator",
+            "node");
     for (size_t i = 0; i < p->n; i++) {
         const struct node_time *t = &p->nodes[i];
         double ns = t->ns ? (double)t->ns : 1;
-        fprintf(to, "%6.2f%% %9.1f %9.1f %9.1f  %-24s %s\n", 100 * ns / (double)total, ns / 1e3 / (double)n_runs, t->flops / ns, t->bytes / ns, t->op_type, t->name);
+        fprintf(to, "%6.2f%% %9.1f %9.1f %9.1f  %-24s %s\n", 100 * ns / (double)total,
+                ns / 1e3 / (double)n_runs, t->flops / ns, t->bytes / ns, t->op_type, t->name);
     }
 }
 
-/* --- lanes ------------------------------------------------------------------------------------- */
+/* --- lanes -------------------------------------------------------------------------------------
+ */
 
 static void *lane_main(void *arg) {
     struct lane *l = arg;
@@ -153,12 +162,14 @@ static bool run_lanes(struct lane *lanes) {
     int n = 0;
     started_ns = now_ns();
     while (n < n_lanes && pthread_create(&lanes[n].thread, NULL, lane_main, &lanes[n]) == 0) n++;
-    while (n == n_lanes && nanosleep(&rest, &rest) != 0) {}
+    while (n == n_lanes && nanosleep(&rest, &rest) != 0) {
+    }
     atomic_store(&stop, true);
     for (int i = 0; i < n; i++) pthread_join(lanes[i].thread, NULL);
     for (int i = 0; i < n_lanes; i++)
         if (i >= n || lanes[i].err.code != OP_OK || !lanes[i].n_runs) {
-            w_report(W_EXIT_FAILED, op_status_name(lanes[i].err.code), NULL, "%s", i >= n ? "a thread cannot be started" : lanes[i].err.text);
+            w_report(W_EXIT_FAILED, op_status_name(lanes[i].err.code), NULL, "%s",
+                     i >= n ? "a thread cannot be started" : lanes[i].err.text);
             return false;
         }
     return true;
@@ -204,7 +215,8 @@ static bool evaluate(struct lane *lanes, struct result *r) {
     uint64_t from = started_ns, window = (uint64_t)(seconds * 1e9 / WINDOWS);
     for (size_t i = 0; i < r->n_runs; i++) {
         if (all[i].end_ns - from < window && i - first + 1 < r->n_runs) continue;
-        rates[n_rates++] = (double)(i - first + 1) * (double)batch * 1e9 / (double)(all[i].end_ns - from);
+        rates[n_rates++] =
+            (double)(i - first + 1) * (double)batch * 1e9 / (double)(all[i].end_ns - from);
         from = all[i].end_ns;
         first = i + 1;
     }
@@ -219,29 +231,39 @@ static bool evaluate(struct lane *lanes, struct result *r) {
     return true;
 }
 
-/* --- the command ------------------------------------------------------------------------------- */
+/* --- the command -------------------------------------------------------------------------------
+ */
 
-static void print_result(struct op_model *m, const char *name, const struct result *r, double load_ms, size_t peak, double flops) {
+static void print_result(struct op_model *m, const char *name, const struct result *r,
+                         double load_ms, size_t peak, double flops) {
     struct op_model_info info;
     op_model_describe(m, &info);
     if (!w_globals.json) {
-        printf("%s: %.1f items/s (median %.1f), p50 %.3f ms, p99 %.3f ms; batch %lld, %lld threads, %lld lanes, fp32 on %s\n", name, r->best, r->median, r->p50_ms, r->p99_ms,
-               (long long)batch, (long long)n_threads, (long long)n_lanes, info.isa);
-        printf("load %.1f ms, %.3f GFLOP a run (%.1f GFLOP/s), %.1f MB of activations a lane, %.1f MB weights, %.1f MB packed\n", load_ms, flops / 1e9,
-               flops * r->best / (double)batch / 1e9, (double)peak / 1e6, (double)info.weight_bytes / 1e6, (double)info.packed_bytes / 1e6);
+        printf("%s: %.1f items/s (median %.1f), p50 %.3f ms, p99 %.3f ms; batch %lld, %lld "
+               "threads, %lld lanes, fp32 on %s\n",
+               name, r->best, r->median, r->p50_ms, r->p99_ms, (long long)batch,
+               (long long)n_threads, (long long)n_lanes, info.isa);
+        printf("load %.1f ms, %.3f GFLOP a run (%.1f GFLOP/s), %.1f MB of activations a lane, %.1f "
+               "MB weights, %.1f MB packed\n",
+               load_ms, flops / 1e9, flops * r->best / (double)batch / 1e9, (double)peak / 1e6,
+               (double)info.weight_bytes / 1e6, (double)info.packed_bytes / 1e6);
         return;
     }
-    json_t *o = json_pack("{s:s,s:I,s:I,s:I,s:s,s:s,s:f,s:f,s:f,s:f,s:f,s:I,s:f,s:I,s:I,s:I}", "model", name, "batch", (json_int_t)batch, "threads", (json_int_t)n_threads,
-                          "lanes", (json_int_t)n_lanes, "precision", "fp32", "isa", info.isa, "items_per_s", r->best, "items_per_s_median", r->median, "p50_ms", r->p50_ms,
-                          "p99_ms", r->p99_ms, "load_ms", load_ms, "peak_bytes", (json_int_t)peak, "flops", flops, "runs", (json_int_t)r->n_runs, "weight_bytes",
-                          (json_int_t)info.weight_bytes, "packed_bytes", (json_int_t)info.packed_bytes);
+    json_t *o = json_pack(
+        "{s:s,s:I,s:I,s:I,s:s,s:s,s:f,s:f,s:f,s:f,s:f,s:I,s:f,s:I,s:I,s:I}", "model", name, "batch",
+        (json_int_t)batch, "threads", (json_int_t)n_threads, "lanes", (json_int_t)n_lanes,
+        "precision", "fp32", "isa", info.isa, "items_per_s", r->best, "items_per_s_median",
+        r->median, "p50_ms", r->p50_ms, "p99_ms", r->p99_ms, "load_ms", load_ms, "peak_bytes",
+        (json_int_t)peak, "flops", flops, "runs", (json_int_t)r->n_runs, "weight_bytes",
+        (json_int_t)info.weight_bytes, "packed_bytes", (json_int_t)info.packed_bytes);
     char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
     puts(text ? text : "{}");
     free(text);
     json_decref(o);
 }
 
-static int bench(struct op_model *m, struct lane *lanes, const char *name, double load_ms, struct w_arena *arena) {
+static int bench(struct op_model *m, struct lane *lanes, const char *name, double load_ms,
+                 struct w_arena *arena) {
     int n = op_model_n_inputs(m);
     struct op_error err = {0};
     struct op_tensor *in = w_arena_array(arena, (size_t)n + 1, sizeof *in);
@@ -253,14 +275,19 @@ static int bench(struct op_model *m, struct lane *lanes, const char *name, doubl
     size_t peak = 0;
     double flops = 0;
     for (int i = 0; i < n_lanes; i++) {
-        const struct op_session_options how = {.n_threads = (int)n_threads, .on_node = want_profile ? on_node : NULL, .user = &lanes[i].profile};
+        const struct op_session_options how = {.n_threads = (int)n_threads,
+                                               .on_node = want_profile ? on_node : NULL,
+                                               .user = &lanes[i].profile};
         const struct op_tensor *out;
         lanes[i].in = in;
         lanes[i].n_in = n;
         lanes[i].session = op_session_create(m, &how, &err);
-        if (!lanes[i].session || op_session_plan(lanes[i].session, in, n, &peak, &flops, &err) != OP_OK) return w_report(W_EXIT_FAILED, op_status_name(err.code), NULL, "%s", err.text);
+        if (!lanes[i].session ||
+            op_session_plan(lanes[i].session, in, n, &peak, &flops, &err) != OP_OK)
+            return w_report(W_EXIT_FAILED, op_status_name(err.code), NULL, "%s", err.text);
         for (int k = 0; k < WARM_RUNS; k++)
-            if (op_session_run(lanes[i].session, in, n, &out, &err) != OP_OK) return w_report(W_EXIT_FAILED, op_status_name(err.code), NULL, "%s", err.text);
+            if (op_session_run(lanes[i].session, in, n, &out, &err) != OP_OK)
+                return w_report(W_EXIT_FAILED, op_status_name(err.code), NULL, "%s", err.text);
         lanes[i].profile.n = 0;
     }
     struct result r;
@@ -273,9 +300,13 @@ static int bench(struct op_model *m, struct lane *lanes, const char *name, doubl
 static int run(int argc, char **argv) {
     char path[4096];
     struct op_error err = {0};
-    if (argc != 1) return w_report(W_EXIT_USAGE, "usage", "quern model bench M --batch B --threads T --seconds S", "one model is expected");
+    if (argc != 1)
+        return w_report(W_EXIT_USAGE, "usage",
+                        "quern model bench M --batch B --threads T --seconds S",
+                        "one model is expected");
     if (strcmp(precision, "fp32") != 0 && strcmp(precision, "auto") != 0)
-        return w_report(W_EXIT_USAGE, "unsupported", NULL, "precision \"%.40s\" is not supported: fp32 and auto are", precision);
+        return w_report(W_EXIT_USAGE, "unsupported", NULL,
+                        "precision \"%.40s\" is not supported: fp32 and auto are", precision);
     int found = w__model_file(argv[0], models, path, sizeof path);
     if (found != W_EXIT_OK) return found;
     const struct op_load_options load = {.cpu = cpu};
@@ -286,7 +317,8 @@ static int run(int argc, char **argv) {
     struct w_arena arena;
     w_arena_init(&arena, ARENA_BYTES_MAX);
     struct lane *lanes = calloc((size_t)n_lanes, sizeof *lanes);
-    int rc = lanes ? bench(m, lanes, argv[0], load_ms, &arena) : w_report(W_EXIT_FAILED, "no_memory", NULL, "out of memory");
+    int rc = lanes ? bench(m, lanes, argv[0], load_ms, &arena)
+                   : w_report(W_EXIT_FAILED, "no_memory", NULL, "out of memory");
     for (int i = 0; lanes && i < n_lanes; i++) {
         op_session_destroy(lanes[i].session);
         free(lanes[i].runs);
@@ -302,7 +334,8 @@ static const struct w_command model_bench = {
     .name = "model bench",
     .args = "M [--batch B] [--threads T] [--lanes L] [--seconds S]",
     .summary = "Measure how fast a model runs",
-    .help = "items_per_s is the best tenth of the time, items_per_s_median the median tenth; flops are of one run, peak_bytes is the memory\n"
+    .help = "items_per_s is the best tenth of the time, items_per_s_median the median tenth; flops "
+            "are of one run, peak_bytes is the memory\n"
             "of one lane's activations.",
     .options = options,
     .run = run,

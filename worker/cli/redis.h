@@ -16,6 +16,7 @@ void w_cli_print(json_t *o);
 /* "3 s", "2 min", "-" */
 const char *w_cli_age(double s, char *dst, size_t n);
 /* Runs fn for each id of argv (at least one): the largest exit code. */
-int w_cli_each_id(int argc, char **argv, const char *command, int (*fn)(struct q_ctl *c, const char *id));
+int w_cli_each_id(int argc, char **argv, const char *command,
+                  int (*fn)(struct q_ctl *c, const char *id));
 
 #endif

@@ -1,4 +1,5 @@
-/* What a command says to a person on standard error: errors, progress; and text of others made safe for a terminal. */
+/* What a command says to a person on standard error: errors, progress; and text of others made safe
+ * for a terminal. */
 #include <jansson.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -17,7 +18,8 @@ int w_report(int exit_code, const char *code, const char *next, const char *form
     va_end(args);
     w_progress_end();
     if (w_globals.json) {
-        json_t *o = json_pack("{s:{s:s,s:s%,s:s*}}", "error", "code", code, "message", text, strlen(text), "next", next);
+        json_t *o = json_pack("{s:{s:s,s:s%,s:s*}}", "error", "code", code, "message", text,
+                              strlen(text), "next", next);
         if (!o) o = json_pack("{s:{s:s,s:s}}", "error", "code", code, "message", "(not UTF-8)");
         char *line = o ? json_dumps(o, JSON_COMPACT) : NULL;
         fprintf(stderr, "%s\n", line ? line : "{\"error\":{}}");
@@ -34,9 +36,12 @@ static bool bar_open;
 static time_t last_line_s;
 
 static void human_time(double s, char *dst, size_t n) {
-    if (!(s >= 0) || s > 8640000) snprintf(dst, n, "--:--");
-    else if (s >= 3600) snprintf(dst, n, "%d:%02d:%02d", (int)s / 3600, (int)s / 60 % 60, (int)s % 60);
-    else snprintf(dst, n, "%d:%02d", (int)s / 60, (int)s % 60);
+    if (!(s >= 0) || s > 8640000)
+        snprintf(dst, n, "--:--");
+    else if (s >= 3600)
+        snprintf(dst, n, "%d:%02d:%02d", (int)s / 3600, (int)s / 60 % 60, (int)s % 60);
+    else
+        snprintf(dst, n, "%d:%02d", (int)s / 60, (int)s % 60);
 }
 
 void w_progress(const char *what, uint64_t done, uint64_t total, double per_second, double eta_s) {
@@ -50,8 +55,8 @@ void w_progress(const char *what, uint64_t done, uint64_t total, double per_seco
         memset(bar, '.', WIDTH);
         memset(bar, '#', (size_t)full);
         bar[WIDTH] = 0;
-        fprintf(stderr, "\r%s [%s] %3.0f %% %llu/%llu %.0f/s ETA %s\033[K", what, bar, part * 100, (unsigned long long)done, (unsigned long long)total,
-                per_second, eta);
+        fprintf(stderr, "\r%s [%s] %3.0f %% %llu/%llu %.0f/s ETA %s\033[K", what, bar, part * 100,
+                (unsigned long long)done, (unsigned long long)total, per_second, eta);
         bar_open = true;
         return;
     }
@@ -59,7 +64,8 @@ void w_progress(const char *what, uint64_t done, uint64_t total, double per_seco
     clock_gettime(CLOCK_MONOTONIC, &now);
     if (last_line_s && now.tv_sec - last_line_s < 3) return;
     last_line_s = now.tv_sec;
-    fprintf(stderr, "%s: %llu of %llu (%.0f %%), %.0f/s, ETA %s\n", what, (unsigned long long)done, (unsigned long long)total, part * 100, per_second, eta);
+    fprintf(stderr, "%s: %llu of %llu (%.0f %%), %.0f/s, ETA %s\n", what, (unsigned long long)done,
+            (unsigned long long)total, part * 100, per_second, eta);
 }
 
 void w_progress_end(void) {
@@ -71,7 +77,9 @@ void w_print_safe(const char *text, size_t len) {
     bool terminal = isatty(STDOUT_FILENO);
     for (size_t i = 0; i < len; i++) {
         unsigned char c = (unsigned char)text[i];
-        if (terminal && ((c < ' ' && c != '\n' && c != '\t') || c == 127)) printf("\\x%02x", c);
-        else putchar(c);
+        if (terminal && ((c < ' ' && c != '\n' && c != '\t') || c == 127))
+            printf("\\x%02x", c);
+        else
+            putchar(c);
     }
 }

@@ -33,7 +33,11 @@ void w_log_init(enum w_log_level max_level) {
 }
 
 static const char *level_name(enum w_log_level level) {
-    return level <= W_ERROR ? "error" : level == W_WARN ? "warn" : level == W_NOTICE ? "notice" : level == W_INFO ? "info" : "debug";
+    return level <= W_ERROR    ? "error"
+           : level == W_WARN   ? "warn"
+           : level == W_NOTICE ? "notice"
+           : level == W_INFO   ? "info"
+                               : "debug";
 }
 
 enum w_log_level w_log_level_parse(const char *name) {
@@ -42,12 +46,14 @@ enum w_log_level w_log_level_parse(const char *name) {
     return W_INFO;
 }
 
-/* Whether a line of this event may be printed now; *n_dropped: how many were not, to be said with this one. */
+/* Whether a line of this event may be printed now; *n_dropped: how many were not, to be said with
+ * this one. */
 static int allowed(const char *event, enum w_log_level level, time_t now_s, unsigned *n_dropped) {
     struct event_seen *slot = &seen[0];
     *n_dropped = 0;
     for (int i = 0; i < N_EVENTS; i++) {
-        if (seen[i].level == level && strncmp(seen[i].event, event, sizeof seen[i].event - 1) == 0) {
+        if (seen[i].level == level &&
+            strncmp(seen[i].event, event, sizeof seen[i].event - 1) == 0) {
             slot = &seen[i];
             break;
         }
@@ -90,7 +96,8 @@ void w_log(enum w_log_level level, const char *event, const char *format, ...) {
         struct tm utc;
         gmtime_r(&now.tv_sec, &utc);
         n = strftime(line, sizeof line, "%Y-%m-%dT%H:%M:%S", &utc);
-        n += (size_t)snprintf(line + n, sizeof line - n, ".%03ldZ %s %s ", now.tv_nsec / 1000000, level_name(level), event);
+        n += (size_t)snprintf(line + n, sizeof line - n, ".%03ldZ %s %s ", now.tv_nsec / 1000000,
+                              level_name(level), event);
     }
     va_list args;
     va_start(args, format);
@@ -99,7 +106,8 @@ void w_log(enum w_log_level level, const char *event, const char *format, ...) {
     if (wrote > 0) n += (size_t)wrote < sizeof line - n - 33 ? (size_t)wrote : sizeof line - n - 33;
     if (n_dropped) n += (size_t)snprintf(line + n, 32, " repeated=%u", n_dropped);
     for (size_t i = 0; i < n; i++)
-        if ((unsigned char)line[i] < ' ') line[i] = ' '; /* one event, one line, whatever a job's text holds */
+        if ((unsigned char)line[i] < ' ')
+            line[i] = ' '; /* one event, one line, whatever a job's text holds */
     line[n++] = '\n';
     for (size_t off = 0; off < n;) {
         ssize_t put = write(STDERR_FILENO, line + off, n - off);
@@ -112,7 +120,8 @@ void w_log(enum w_log_level level, const char *event, const char *format, ...) {
 const char *w_log_quote(const char *text, char *dst, size_t dst_bytes) {
     size_t n = 0;
     int plain = text[0] != 0;
-    for (const char *p = text; *p && plain; p++) plain = *p > ' ' && *p != '"' && *p != '\\' && *p != 127 && *p != '=';
+    for (const char *p = text; *p && plain; p++)
+        plain = *p > ' ' && *p != '"' && *p != '\\' && *p != 127 && *p != '=';
     if (plain) {
         snprintf(dst, dst_bytes, "%s", text);
         return dst;
@@ -137,7 +146,9 @@ const char *w_log_quote(const char *text, char *dst, size_t dst_bytes) {
 const char *w_log_url(const char *url, char *dst, size_t dst_bytes) {
     const char *scheme = strstr(url, "://"), *at = scheme ? strrchr(scheme + 3, '@') : NULL;
     const char *colon = at ? memchr(scheme + 3, ':', (size_t)(at - scheme - 3)) : NULL;
-    if (colon) snprintf(dst, dst_bytes, "%.*s:«redacted»%s", (int)(colon - url), url, at);
-    else snprintf(dst, dst_bytes, "%s", url);
+    if (colon)
+        snprintf(dst, dst_bytes, "%.*s:«redacted»%s", (int)(colon - url), url, at);
+    else
+        snprintf(dst, dst_bytes, "%s", url);
     return dst;
 }

@@ -41,7 +41,8 @@ bool w_redis_options(struct q_conn_options *dst, struct q_error *err) {
         int rc = read_password(c->redis_password_file);
         if (rc) {
             err->code = Q_BAD_OPTION;
-            snprintf(err->text, sizeof err->text, "redis_password_file %.300s: %s", c->redis_password_file,
+            snprintf(err->text, sizeof err->text, "redis_password_file %.300s: %s",
+                     c->redis_password_file,
                      rc == EOVERFLOW ? "the password is longer than 255 bytes" : strerror(rc));
             return false;
         }

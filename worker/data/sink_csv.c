@@ -10,8 +10,8 @@
 enum { COLUMNS_MAX = 1 << 16 };
 
 static void put_field(struct w_text *t, const char *text, size_t n) {
-    bool plain = n == 0 || (!memchr(text, ',', n) && !memchr(text, '"', n) && !memchr(text, '\n', n) &&
-                 !memchr(text, '\r', n));
+    bool plain = n == 0 || (!memchr(text, ',', n) && !memchr(text, '"', n) &&
+                            !memchr(text, '\n', n) && !memchr(text, '\r', n));
     if (plain) {
         w_text_add(t, text, n);
         return;

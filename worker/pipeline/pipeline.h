@@ -44,8 +44,8 @@ enum w_batching {
     W_BATCH_NONE, /* whole tensors only: rows cannot be told apart (a scalar input, state along
                      another dimension) */
     W_BATCH_ONE,  /* dimension 0 is fixed at 1 in every input and output: several rows are several
-                   * runs, and  w_pipeline_after takes their outputs put together (w_pipeline_run_rows
-                   * does that) */
+                   * runs, and  w_pipeline_after takes their outputs put together
+                   * (w_pipeline_run_rows  does that) */
     W_BATCH_ROWS  /* dimension 0 is symbolic and keeps rows apart: stack them */
 };
 

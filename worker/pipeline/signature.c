@@ -18,7 +18,8 @@ bool w_signature_of(struct op_model *m, const char *name, struct w_signature *ds
     const int n_out = op_model_n_outputs(m);
     struct op_error why;
     *dst = (struct w_signature){.model = name};
-    /* Old files list every weight as an input that may be left out; they stand behind the others. */
+    /* Old files list every weight as an input that may be left out; they stand behind the others.
+     */
     while (n_in > W_INPUTS_MAX && op_model_input(m, n_in - 1)->optional) n_in--;
     if (n_in > W_INPUTS_MAX || n_out > W_INPUTS_MAX)
         return w_fail(err, W_BAD_MODEL,
