@@ -191,6 +191,11 @@ static enum op_status try_infer(struct planner *pl, struct visit *v, bool *fixed
     return OP_OK;
 }
 
+/* Where the node's inputs stand: again after every slot_new, which may move the slots. */
+static void find_inputs(const struct planner *pl, struct visit *v) {
+    for (int i = 0; i < v->n_in; i++) v->t_in[i] = v->in[i] < 0 ? NULL : &pl->p->slots[v->in[i]].t;
+}
+
 static enum op_status add_step(struct planner *pl, struct visit *v, bool fixed, int *out) {
     for (int i = 0; i < v->n->n_out; i++) {
         static const struct op_tensor unknown;
@@ -203,6 +208,7 @@ static enum op_status add_step(struct planner *pl, struct visit *v, bool fixed, 
         out[i] = v->wanted[i] ? slot_new(pl, &t, place) : -1;
         if (v->wanted[i] && out[i] < 0) return no_memory(pl);
     }
+    find_inputs(pl, v);
     struct op_step *s = step_new(pl, v->n, v->in, v->n_in, out);
     if (!s) return no_memory(pl);
     s->fixed = fixed;
@@ -288,8 +294,8 @@ static enum op_status plan_node(struct planner *pl, const struct op_graph *g, co
         v.in[i] = slot_of(pl, g, bound, n->in[i]);
         if (v.in[i] < -1) st = v.in[i] == -2 ? no_memory(pl) : op__node_fail(pl->err, n, OP_BAD_MODEL, "input %d is not there", i);
     }
-    for (int i = 0; i < n_in && st == OP_OK; i++) v.t_in[i] = v.in[i] < 0 ? NULL : &pl->p->slots[v.in[i]].t;
     if (st == OP_OK && any) {
+        find_inputs(pl, &v);
         v.ctx = (struct op_ctx){.node = n, .state = n->state, .n_in = n->n_in, .n_out = n->n_out, .in = v.t_in, .out = v.t_out, .kern = pl->m->kern, .exec = &pl->trial};
         st = visit_node(pl, &v, out);
         for (int i = 0; i < n->n_out && st == OP_OK; i++)

@@ -303,6 +303,34 @@ static void test_shapes_that_do_not_fit_are_named(void **state) {
     ot_end(&m);
 }
 
+/* Slots are moved as they grow; what operators say of their scratch memory and work then is read from where they are. */
+static void test_a_long_chain_is_planned(void **state) {
+    (void)state;
+    struct ot m;
+    struct op_error err;
+    char from[16] = "x", to[16], both[40];
+    const float w[9] = {0, 1, 0, 0, 0, 1, 1, 0, 0}; /* turns a row by one */
+    ot_begin(&m, 17);
+    ot_input(&m, "x", OP_F32, 2, (int64_t[]){-1, 3});
+    ot_constant(&m, "w", OP_F32, 2, (int64_t[]){3, 3}, w);
+    for (int i = 0; i < 300; i++) {
+        snprintf(to, sizeof to, "v%d", i);
+        snprintf(both, sizeof both, "%s w", from);
+        ot_node(&m, "MatMul", both, to);
+        memcpy(from, to, sizeof to);
+    }
+    ot_output(&m, from, OP_F32, -1, NULL);
+    float data[6] = {1, 2, 3, 4, 5, 6};
+    const struct op_tensor x = {.dtype = OP_F32, .rank = 2, .dims = {2, 3}, .data = data};
+    const struct op_tensor *y = ot_run(&m, NULL, &x, 1, &err);
+    assert_non_null(y);
+    assert_memory_equal(y->data, data, sizeof data);
+    double flops;
+    assert_int_equal(op_session_plan(m.session, &x, 1, NULL, &flops, &err), OP_OK);
+    assert_true(flops == 300.0 * 2 * 2 * 3 * 3);
+    ot_end(&m);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_shape_arithmetic_is_done_while_planning),
@@ -314,6 +342,7 @@ int main(void) {
         cmocka_unit_test(test_known_condition_takes_its_branch_while_planning),
         cmocka_unit_test(test_plan_beyond_the_cap_is_refused),
         cmocka_unit_test(test_shapes_that_do_not_fit_are_named),
+        cmocka_unit_test(test_a_long_chain_is_planned),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
