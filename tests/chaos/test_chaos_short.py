@@ -31,7 +31,8 @@ def test_restarted_redis():
 
 def test_soak():
     r = soak.soak(0.2)
-    assert chaos.good(r) and not r["grew"] and r["jobs"] > 500, r
+    grew = r["grew"] and not os.environ.get("SAN")  # a sanitizer holds back what is freed
+    assert chaos.good(r) and not grew and r["jobs"] > 500, r
 
 
 tap.main(globals())

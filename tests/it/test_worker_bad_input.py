@@ -16,6 +16,10 @@ from server import Server
 class Worker(Server):
     """One worker with models and a root; after each test it must still answer and must not have been restarted."""
 
+    def __init__(self, *more):
+        super().__init__()
+        self.more = more
+
     def __enter__(self):
         super().__enter__()
         self.root = os.path.join(self.folder, "files")
@@ -27,7 +31,7 @@ class Worker(Server):
         write(os.path.join(self.models, "image/1/model.json"),
               b'{"quern": 1, "pipeline": [{"decode_image": {}}, {"resize": {"w": 2, "h": 1, "fit": "stretch"}}, {"color": {"to": "gray"}}, {"pixels": {}}, {"run": {}}]}')
         tiny_onnx.write(os.path.join(self.models, "image/1/model.onnx"), image_model())
-        self.process_of_worker = self.worker("--models", self.models, "--files", self.root, "--lanes", "2")
+        self.process_of_worker = self.worker("--models", self.models, "--files", self.root, "--lanes", "2", *self.more)
         return self
 
     def __exit__(self, kind, *rest):
@@ -133,9 +137,11 @@ def test_nan_where_it_matters():
 
 
 def test_strings_as_large_as_the_limit_and_larger():
-    with Worker() as w:
-        assert jobs.run(w, infer("double", "x" * (8 << 20)))["state"] == "failed"
-        w.raw(b'{"id":"big","op":"ping","params":{"echo":"' + b"x" * (80 << 20) + b'"}}')
+    # AddressSanitizer copies a reply as often as it grows: a smaller limit there.
+    limit = (8 if os.environ.get("SAN") else 64) << 20
+    with Worker("--job-bytes-max", str(limit)) as w:
+        assert jobs.run(w, infer("double", "x" * (limit // 8)))["state"] == "failed"
+        w.raw(b'{"id":"big","op":"ping","params":{"echo":"' + b"x" * (limit + (limit >> 2)) + b'"}}')
         codes = [e["error"]["code"] for e in w.dead(1)]
         assert codes == ["too_large"], codes
 

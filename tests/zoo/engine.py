@@ -1,8 +1,16 @@
 """libquern-ops.so from Python by ctypes: the engine as another program uses it. Shapes and types as in ops/ops.h."""
 import ctypes as c
 import os
+import subprocess
+import sys
 
 import numpy as np
+
+SAN = os.environ.get("SAN", "")
+if "address" in SAN and not os.environ.get("LD_PRELOAD"):
+    # The sanitizer has to be in the process before the library is: start again with it. Python's own leaks are not ours to report.
+    runtime = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    os.execve(sys.executable, [sys.executable, *sys.argv], dict(os.environ, LD_PRELOAD=runtime, ASAN_OPTIONS="detect_leaks=0"))
 
 LIBRARY = os.path.join(os.environ.get("QUERN_BUILD", "build/release"), "libquern-ops.so")
 TYPES = {1: np.float32, 2: np.uint8, 3: np.int8, 4: np.uint16, 5: np.int16, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16, 11: np.float64,
