@@ -12,9 +12,9 @@ comma    := ,
 O        := build/$(subst $(comma),-,$(VARIANT))
 VERSION  := 0.1.0
 
-PKGS     := libuv hiredis jansson openssl libjpeg libpng
+PKGS     := libuv hiredis jansson openssl libjpeg libpng zlib
 PKGS_OPS := libcrypto
-APT_BUILD := gcc make pkg-config libuv1-dev libhiredis-dev libjansson-dev libssl-dev libjpeg-dev libpng-dev redis-server redis-tools
+APT_BUILD := gcc make pkg-config libuv1-dev libhiredis-dev libjansson-dev libssl-dev libjpeg-dev libpng-dev zlib1g-dev redis-server redis-tools
 APT_TEST  := libcmocka-dev python3 python3-redis python3-numpy python3-onnx python3-pil python3-opencv libonnx-testdata openssl nodejs npm systemd valgrind
 
 # --- what the compiler gets -------------------------------------------------------------------

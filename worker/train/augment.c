@@ -1,0 +1,229 @@
+/* augment.c: a training row, changed a little each time it is seen. Rows are f32, channels last;
+ * each step draws from the row's own seed, so order and threads do not matter. Names and factors
+ * are those of Keras's layers. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "worker/train/train.h"
+
+#define STEPS_MAX 16
+
+uint64_t w__train_mix(uint64_t z) {
+    z += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+struct random {
+    uint64_t seed, n;
+};
+static double uniform(struct random *r) { /* [0, 1) */
+    return (double)(w__train_mix(r->seed + r->n++) >> 11) * 0x1p-53;
+}
+
+struct params {
+    int32_t mode, fill_mode, size;
+    double factor, height_factor, width_factor, stddev, probability, fill_value;
+};
+
+struct augment_desc;
+struct w_augment {
+    int64_t h, w, c;
+    float *copy;
+    struct step {
+        const struct augment_desc *desc;
+        struct params p;
+    } steps[STEPS_MAX];
+    int n;
+};
+
+struct augment_desc {
+    const char *name;
+    const struct w_param *params;
+    void (*apply)(struct w_augment *a, const struct params *p, float *row, struct random *r);
+};
+
+enum { FLIP_HORIZONTAL, FLIP_VERTICAL, FLIP_BOTH };
+enum { FILL_CONSTANT, FILL_NEAREST, FILL_REFLECT, FILL_WRAP };
+
+static void flip(struct w_augment *a, const struct params *p, float *row, struct random *r) {
+    bool across = uniform(r) < 0.5 && p->mode != FLIP_VERTICAL,
+         down = uniform(r) < 0.5 && p->mode != FLIP_HORIZONTAL;
+    if (!across && !down) return;
+    memcpy(a->copy, row, (size_t)(a->h * a->w * a->c) * sizeof *row);
+    for (int64_t y = 0; y < a->h; y++)
+        for (int64_t x = 0; x < a->w; x++)
+            memcpy(row + (y * a->w + x) * a->c,
+                   a->copy + ((down ? a->h - 1 - y : y) * a->w + (across ? a->w - 1 - x : x)) * a->c,
+                   (size_t)a->c * sizeof *row);
+}
+
+/* The place that a coordinate outside stands for; -1: the filling. */
+static int64_t inside(int64_t i, int64_t n, int fill) {
+    if (i >= 0 && i < n) return i;
+    if (fill == FILL_CONSTANT) return -1;
+    if (fill == FILL_NEAREST) return i < 0 ? 0 : n - 1;
+    if (fill == FILL_WRAP) return (i % n + n) % n;
+    int64_t m = (i % (2 * n) + 2 * n) % (2 * n); /* d c b a | a b c d | d c b a */
+    return m < n ? m : 2 * n - 1 - m;
+}
+
+static void shift(struct w_augment *a, int64_t dy, int64_t dx, const struct params *p, float *row) {
+    if (!dy && !dx) return;
+    memcpy(a->copy, row, (size_t)(a->h * a->w * a->c) * sizeof *row);
+    for (int64_t y = 0; y < a->h; y++)
+        for (int64_t x = 0; x < a->w; x++) {
+            int64_t sy = inside(y - dy, a->h, p->fill_mode), sx = inside(x - dx, a->w, p->fill_mode);
+            for (int64_t c = 0; c < a->c; c++)
+                row[(y * a->w + x) * a->c + c] =
+                    sy < 0 || sx < 0 ? (float)p->fill_value : a->copy[(sy * a->w + sx) * a->c + c];
+        }
+}
+
+static void translate(struct w_augment *a, const struct params *p, float *row, struct random *r) {
+    double dy = (2 * uniform(r) - 1) * p->height_factor * (double)a->h,
+           dx = (2 * uniform(r) - 1) * p->width_factor * (double)a->w;
+    shift(a, (int64_t)lround(dy), (int64_t)lround(dx), p, row);
+}
+
+/* Pads by `padding` pixels all around and cuts the old size out somewhere. */
+static void padded_crop(struct w_augment *a, const struct params *p, float *row, struct random *r) {
+    int64_t span = 2 * p->size + 1, dy = (int64_t)(uniform(r) * (double)span) - p->size,
+            dx = (int64_t)(uniform(r) * (double)span) - p->size;
+    shift(a, dy, dx, p, row);
+}
+
+/* Bilinear, around the middle: source = turn(dst) · zoom. */
+static void warp(struct w_augment *a, double angle, double zoom, const struct params *p, float *row) {
+    double cy = (double)(a->h - 1) / 2, cx = (double)(a->w - 1) / 2, s = sin(angle) * zoom,
+           c = cos(angle) * zoom;
+    memcpy(a->copy, row, (size_t)(a->h * a->w * a->c) * sizeof *row);
+    for (int64_t y = 0; y < a->h; y++)
+        for (int64_t x = 0; x < a->w; x++) {
+            double u = c * ((double)x - cx) - s * ((double)y - cy) + cx,
+                   v = s * ((double)x - cx) + c * ((double)y - cy) + cy;
+            int64_t x0 = (int64_t)floor(u), y0 = (int64_t)floor(v);
+            for (int64_t k = 0; k < a->c; k++) {
+                double sum = 0;
+                for (int q = 0; q < 4; q++) {
+                    int64_t sx = inside(x0 + (q & 1), a->w, p->fill_mode),
+                            sy = inside(y0 + (q >> 1), a->h, p->fill_mode);
+                    double weight = (q & 1 ? u - (double)x0 : 1 - u + (double)x0) *
+                                    (q >> 1 ? v - (double)y0 : 1 - v + (double)y0);
+                    sum += weight * (sx < 0 || sy < 0 ? p->fill_value
+                                                      : (double)a->copy[(sy * a->w + sx) * a->c + k]);
+                }
+                row[(y * a->w + x) * a->c + k] = (float)sum;
+            }
+        }
+}
+
+static void rotate(struct w_augment *a, const struct params *p, float *row, struct random *r) {
+    warp(a, (2 * uniform(r) - 1) * p->factor * 2 * M_PI, 1, p, row);
+}
+static void zoom(struct w_augment *a, const struct params *p, float *row, struct random *r) {
+    warp(a, 0, 1 + (2 * uniform(r) - 1) * p->factor, p, row);
+}
+
+static void noise(struct w_augment *a, const struct params *p, float *row, struct random *r) {
+    for (int64_t i = 0; i < a->h * a->w * a->c; i++) {
+        double u = uniform(r), v = uniform(r);
+        row[i] += (float)(p->stddev * sqrt(-2 * log(u + 0x1p-54)) * cos(2 * M_PI * v));
+    }
+}
+
+static void erase(struct w_augment *a, const struct params *p, float *row, struct random *r) {
+    double chance = uniform(r), area = 0.02 + uniform(r) * (p->factor - 0.02);
+    int64_t h = (int64_t)(sqrt(area) * (double)a->h), w = (int64_t)(sqrt(area) * (double)a->w);
+    int64_t y = (int64_t)(uniform(r) * (double)(a->h - h + 1)), x = (int64_t)(uniform(r) * (double)(a->w - w + 1));
+    if (chance >= p->probability) return;
+    for (int64_t i = y; i < y + h; i++)
+        for (int64_t k = x * a->c; k < (x + w) * a->c; k++) row[i * a->w * a->c + k] = (float)p->fill_value;
+}
+
+/* clang-format off */
+#define P(field) offsetof(struct params, field)
+#define FILL {.name = "fill_mode", .kind = W_PARAM_CHOICE, .offset = P(fill_mode), .choices = "constant nearest reflect wrap"}, {.name = "fill_value", .kind = W_PARAM_DOUBLE, .offset = P(fill_value)}
+static const struct w_param flip_params[] = {{.name = "mode", .kind = W_PARAM_CHOICE, .offset = P(mode), .choices = "horizontal vertical horizontal_and_vertical", .deflt = FLIP_BOTH}, {0}};
+static const struct w_param translation_params[] = {{.name = "height_factor", .kind = W_PARAM_DOUBLE, .offset = P(height_factor), .min = 0, .max = 1, .required = true, .help = "of the height"},
+    {.name = "width_factor", .kind = W_PARAM_DOUBLE, .offset = P(width_factor), .min = 0, .max = 1, .required = true, .help = "of the width"}, FILL, {0}};
+static const struct w_param crop_params[] = {{.name = "padding", .kind = W_PARAM_INT, .offset = P(size), .min = 1, .max = 1024, .deflt = 4}, FILL, {0}};
+static const struct w_param factor_params[] = {{.name = "factor", .kind = W_PARAM_DOUBLE, .offset = P(factor), .min = 0, .max = 0.95, .required = true, .help = "how far"}, FILL, {0}};
+static const struct w_param noise_params[] = {{.name = "stddev", .kind = W_PARAM_DOUBLE, .offset = P(stddev), .min = 0, .max = 1e9, .required = true, .help = "of the noise"}, {0}};
+static const struct w_param erase_params[] = {{.name = "factor", .kind = W_PARAM_DOUBLE, .offset = P(factor), .min = 0.02, .max = 1, .deflt = 0.2}, {.name = "probability", .kind = W_PARAM_DOUBLE, .offset = P(probability), .min = 0, .max = 1, .deflt = 0.5},
+    {.name = "fill_value", .kind = W_PARAM_DOUBLE, .offset = P(fill_value)}, {0}};
+
+static const struct augment_desc descs[] = {
+    {"RandomFlip", flip_params, flip},
+    {"RandomTranslation", translation_params, translate},
+    {"RandomCrop", crop_params, padded_crop},
+    {"RandomRotation", factor_params, rotate},
+    {"RandomZoom", factor_params, zoom},
+    {"GaussianNoise", noise_params, noise},
+    {"RandomErasing", erase_params, erase},
+};
+/* clang-format on */
+
+static const char *next_desc(void *user, size_t i) {
+    (void)user;
+    return i < sizeof descs / sizeof *descs ? descs[i].name : NULL;
+}
+
+static bool read_step(struct w_augment *a, json_t *json, struct w_error *err) {
+    char where[64];
+    const char *type;
+    snprintf(where, sizeof where, "data.augment[%d]", a->n);
+    if (!w__train_typed(json, &type, where, err)) return false;
+    struct step *s = &a->steps[a->n];
+    for (size_t i = 0; i < sizeof descs / sizeof *descs; i++)
+        if (strcmp(descs[i].name, type) == 0) s->desc = &descs[i];
+    if (!s->desc) return w__train_unknown(where, "augmentation", type, next_desc, NULL, err);
+    json_t *none = json_object();
+    bool ok = w__train_params(s->desc->params, json_is_object(json) ? json : none, &s->p, where, err);
+    json_decref(none);
+    a->n++;
+    return ok;
+}
+
+struct w_augment *w_augment_create(json_t *list, int rank, const int64_t *dims, struct w_error *err) {
+    err->code = NULL;
+    if (!list) return NULL;
+    size_t i, n = json_array_size(list);
+    json_t *json;
+    if (!json_is_array(list) || n > STEPS_MAX)
+        return w_fail(err, W_BAD_SPEC, "data.augment must be a list of at most %d steps", STEPS_MAX), NULL;
+    if (rank != 3)
+        return w_fail(err, W_BAD_SPEC, "data.augment is for pictures, rows of [height, width, channels]"),
+               NULL;
+    struct w_augment *a = calloc(1, sizeof *a);
+    if (a) {
+        *a = (struct w_augment){.h = dims[0], .w = dims[1], .c = dims[2]};
+        a->copy = malloc((size_t)(a->h * a->w * a->c) * sizeof *a->copy);
+    }
+    if (!a || !a->copy) {
+        w_augment_destroy(a);
+        return w_fail(err, W_NO_MEMORY, "out of memory"), NULL;
+    }
+    json_array_foreach(list, i, json) {
+        if (read_step(a, json, err)) continue;
+        w_augment_destroy(a);
+        return NULL;
+    }
+    return a;
+}
+
+void w_augment_apply(struct w_augment *a, float *row, uint64_t seed) {
+    for (int i = 0; i < a->n; i++) {
+        struct random r = {.seed = w__train_mix(seed + (uint64_t)i)};
+        a->steps[i].desc->apply(a, &a->steps[i].p, row, &r);
+    }
+}
+
+void w_augment_destroy(struct w_augment *a) {
+    if (!a) return;
+    free(a->copy);
+    free(a);
+}
