@@ -246,11 +246,70 @@ static enum op_status trilu_grad(struct op_grad *g) { /* what was cut off has no
     return OP_OK;
 }
 
+/* An output of the forward node that the backward pass needs although nobody asked for it. */
+static int need_output(struct op_grad *g, int i) {
+    struct op_node *n = (struct op_node *)(uintptr_t)g->node;
+    if (i >= n->n_out) {
+        int *out = op__arena_array(g->graph->arena, (size_t)i + 1, sizeof *out);
+        if (!out) return g->failed = true, -1;
+        for (int k = 0; k <= i; k++) out[k] = k < n->n_out ? n->out[k] : -1;
+        n->out = out;
+        n->n_out = i + 1;
+    }
+    if (n->out[i] < 0) n->out[i] = op__graph_value(g->graph, NULL);
+    g->failed |= n->out[i] < 0;
+    return n->out[i];
+}
+
+static enum op_status topk_grad(struct op_grad *g) { /* values only: indices are no floats */
+    int in[2] = {op__emit_quern(g, "Iota", 1, g->in), need_output(g, 1)}, positions;
+    if (g->dy[0] < 0) return OP_OK;
+    struct op_node *n = op__emit(g, "", "GatherElements", 2, in, 1, &positions);
+    if (n && op__attr_set_int(g->graph, n, "axis", op__attr_int(g->node, "axis", -1)) != OP_OK) g->failed = true;
+    op__grad_set(g, 0, op__emit_quern(g, "ScatterSum", 3, (int[]){g->dy[0], positions, g->in[0]}));
+    return OP_OK;
+}
+
+static enum op_status cumsum_grad(struct op_grad *g) { /* from the other end */
+    int in[2] = {g->dy[0], g->in[1]}, dx;
+    struct op_node *n = op__emit(g, "", "CumSum", 2, in, 1, &dx);
+    op__attr_copy(g, n, "exclusive");
+    if (n && op__attr_set_int(g->graph, n, "reverse", !op__attr_int(g->node, "reverse", 0)) != OP_OK) g->failed = true;
+    op__grad_set(g, 0, dx);
+    return OP_OK;
+}
+
+/* ScatterElements, ScatterND that overwrite: dy without what was overwritten, and dy at the places. Of places that were written twice
+ * every update gets the gradient, as ONNX leaves the order of writing open. */
+static enum op_status scatter_grad(struct op_grad *g) {
+    const bool nd = strcmp(g->node->op_type, "ScatterND") == 0;
+    int dx;
+    if (strcmp(op__attr_string(g->node, "reduction", "none"), "none")) return op__grad_refuse(g, "with a reduction");
+    if (op__grad_wants(g, 0)) {
+        int zeros = op__emit_quern(g, "ExpandLike", 2, (int[]){op__emit_scalar(g, g->dy[0], 0), g->in[2]}), in[3] = {g->dy[0], g->in[1], zeros};
+        op__attr_copy(g, op__emit(g, "", nd ? "ScatterND" : "ScatterElements", 3, in, 1, &dx), "axis");
+        op__grad_set(g, 0, dx);
+    }
+    if (op__grad_wants(g, 2)) {
+        int in[2] = {g->dy[0], g->in[1]};
+        op__attr_copy(g, op__emit(g, "", nd ? "GatherND" : "GatherElements", 2, in, 1, &dx), "axis");
+        op__grad_set(g, 2, dx);
+    }
+    return OP_OK;
+}
+
+static enum op_status resize_grad(struct op_grad *g) {
+    if (strcmp(op__attr_string(g->node, "mode", "nearest"), "nearest") || !strcmp(op__attr_string(g->node, "coordinate_transformation_mode", ""), "tf_crop_and_resize"))
+        return op__grad_refuse(g, "but for mode \"nearest\"");
+    return moved_grad(g);
+}
+
 static const struct op_grad_row move_grads[] = {
     {"", "Reshape", view_grad}, {"", "Flatten", view_grad}, {"", "Squeeze", view_grad}, {"", "Unsqueeze", view_grad}, {"", "Expand", expand_grad},
     {"", "Transpose", transpose_grad}, {"", "Concat", concat_grad}, {"", "Split", split_grad}, {"", "Gather", gather_grad}, {"", "Slice", moved_grad},
     {"", "Pad", moved_grad}, {"", "Tile", moved_grad}, {"", "GatherElements", moved_grad}, {"", "GatherND", moved_grad}, {"", "DepthToSpace", moved_grad},
     {"", "SpaceToDepth", moved_grad}, {"", "ReverseSequence", moved_grad}, {"", "Compress", moved_grad}, {"", "CenterCropPad", moved_grad},
-    {"", "Trilu", trilu_grad},
+    {"", "Trilu", trilu_grad}, {"", "TopK", topk_grad}, {"", "CumSum", cumsum_grad}, {"", "ScatterElements", scatter_grad}, {"", "ScatterND", scatter_grad},
+    {"", "Resize", resize_grad},
 };
 OP_GRADS_REGISTER(move_grads);

@@ -2,7 +2,7 @@
  *
  *   inputs      separated by blanks: f2x3 a float tensor whose gradient is checked, with numbers of [-1, 1]; p2x3 the same with
  *               numbers of [0.5, 1.5]; u2x3 of (0.2, 0.8); k2x3 and q2x3 as f and p without a gradient; i[1,2] an i64 vector; j2x2:5 an i64 tensor of
- *               numbers below 5; b[1,0] a bool vector; b an i32 one is h[...]; s0.5 a float scalar constant; "." absent. A shape of
+ *               random numbers below 5; l1x2:4,3 an i64 tensor of these; b[1,0] a bool vector; b an i32 one is h[...]; s0.5 a float scalar constant; "." absent. A shape of
  *               "0" is a scalar.
  *   attributes  name=1 int, name=0.5 float (with a point), name=[1,2] ints, name='text'
  *   outputs     names that the loss looks at; "." is one that is not asked for
@@ -92,10 +92,13 @@ static bool read_input(struct ot *m, const char **at, enum op_type type, const c
     }
     read_dims(&in->t, at);
     int64_t n = op_tensor_count(&in->t);
-    if (kind == 'j') {
+    if (kind == 'j' || kind == 'l') {
         int64_t below = 0, numbers[64];
-        if (**at == ':') (*at)++, below = strtol(*at, (char **)(uintptr_t)at, 10);
-        for (int64_t i = 0; i < n; i++) numbers[i] = (int64_t)(uniform() * (double)below);
+        assert_true(n <= 64 && **at == ':');
+        for (int64_t i = 0; i < n; i++) {
+            if (kind == 'l' || i == 0) (*at)++, below = strtol(*at, (char **)(uintptr_t)at, 10);
+            numbers[i] = kind == 'l' ? below : (int64_t)(uniform() * (double)below);
+        }
         ot_constant(m, name, OP_I64, in->t.rank, in->t.dims, numbers);
         return false;
     }
@@ -358,6 +361,21 @@ static void gradients(struct built *b, const struct gcase *c, double **to) {
     }
 }
 
+/* The same bits with three threads. */
+static void check_threads(struct built *b, const struct gcase *c) {
+    struct op_error err;
+    struct op_session *one = b->session;
+    const struct op_tensor *x = run(b, &err);
+    const struct op_session_options three = {.n_threads = 3};
+    b->session = op_session_create(b->m.model, &three, &err);
+    CHECK(b->session, "%s", err.text);
+    const struct op_tensor *y = run(b, &err);
+    CHECK(x && y, "%s", err.text);
+    for (int i = 0; i < op_model_n_outputs(b->m.model); i++)
+        CHECK(!op_tensor_count(&x[i]) || !memcmp(x[i].data, y[i].data, (size_t)op_tensor_bytes(&x[i])), "other bits in output %d with three threads", i);
+    op_session_destroy(one);
+}
+
 static void check(const struct gcase *c) {
     struct built b;
     double *wide[INPUTS_MAX] = {0}, *fast[INPUTS_MAX] = {0};
@@ -365,10 +383,12 @@ static void check(const struct gcase *c) {
     build(&b, c, f32_only ? OP_F32 : OP_F64);
     gradients(&b, c, wide);
     check_differences(&b, c, wide);
+    check_threads(&b, c);
     done(&b);
     if (!f32_only) {
         build(&b, c, OP_F32);
         gradients(&b, c, fast);
+        check_threads(&b, c);
         for (int i = 0; i < b.n_given; i++) {
             int64_t n = op_tensor_count(&b.in[b.given[i]].t);
             double scale = 1e-3;
@@ -441,6 +461,9 @@ static void test_movement(void **state) {
         {"Tile", "f2x3 i[2,3]"}, {"Pad", "f2x3 i[0,1,1,2]"}, {"Pad", "f2x3 i[0,1,1,2] s0.5"}, {"Pad", "f2x4 i[0,1,0,2]", "mode='reflect'"},
         {"Pad", "f4x4 i[0,-1,1,-2]"}, {"GatherElements", "f3x4 j2x4:3"}, {"GatherND", "f3x4x2 j3x2:3"}, {"DepthToSpace", "f1x8x2x3", "blocksize=2"},
         {"SpaceToDepth", "f1x2x4x6", "blocksize=2"}, {"Trilu", "f2x4x4", "upper=0"}, {"ReverseSequence", "f4x3x2 i[1,4,2]"},
+        {"TopK", "f3x6 i[2]", NULL, "y0 y1"}, {"TopK", "f6x3 i[2]", "axis=0"}, {"CumSum", "f3x4 i[1]", "exclusive=1"}, {"CumSum", "f3x4 i[0]", "reverse=1"},
+        {"ScatterElements", "f4x3 l1x3:2,0,3 f1x3"}, {"ScatterND", "f4x3 l2x1:3,1 f2x3"}, {"Resize", "f1x2x3x4 . . i[1,2,6,8]", "mode='nearest'"},
+        {"Dropout", "f3x7 s0.4 b[1]", "seed=7"}, {"Dropout", "f3x7 s0.4 b[1]", "seed=7", "y0 y1"}, {"Dropout", "f3x7 s0.4 b[0]"}, {"Dropout", "f3x7"},
     };
     CHECK_ALL(cases);
 }
@@ -480,7 +503,7 @@ static void test_pools_and_normalisations(void **state) {
         {"AveragePool", "f2x3x6x7", "kernel_shape=[2,3] strides=[2,1]"}, {"AveragePool", "f2x3x6x7", "kernel_shape=[3,3] pads=[1,1,1,1]"},
         {"AveragePool", "f2x3x6x7", "kernel_shape=[3,3] pads=[1,1,1,1] count_include_pad=1 strides=[2,2]"},
         {"AveragePool", "f2x3x7", "kernel_shape=[2] strides=[2] ceil_mode=1"}, {"AveragePool", "f2x3x7x7", "kernel_shape=[3,3] auto_pad='SAME_UPPER' strides=[2,2]"},
-        {"LayerNormalization", "f4x10 f10 f10"}, {"LayerNormalization", "f4x10 f10", "epsilon=0.1"}, {"LayerNormalization", "f2x3x5x4 f5x4 f5x4", "axis=2"},
+        {"LRN", "f2x7x3x4", "size=4 alpha=0.3 beta=0.6 bias=0.8"}, {"LayerNormalization", "f4x10 f10 f10"}, {"LayerNormalization", "f4x10 f10", "epsilon=0.1"}, {"LayerNormalization", "f2x3x5x4 f5x4 f5x4", "axis=2"},
         {"LayerNormalization", "f40x300 f300 f300"}, {"RMSNormalization@23", "f4x10 f10"}, {"GroupNormalization@21", "f3x6x5 f6 f6", "num_groups=2"},
         {"GroupNormalization@18", "f3x6x5 f2 f2", "num_groups=2"}, {"InstanceNormalization", "f3x4x5x6 f4 f4"},
         {"BatchNormalization", "f4x3x5x2 f3 f3 k3 q3", "training_mode=1", "y0 . ."}, {"BatchNormalization", "f4x3x5x2 f3 f3 k3 q3"},
@@ -507,6 +530,43 @@ static void test_recurrent_layers(void **state) {
     CHECK_ALL(cases);
 }
 
+/* A file may hold backward operators with any inputs: here `outputs` is what the message must say. */
+static void test_backward_operators_refuse_what_does_not_fit(void **state) {
+    (void)state;
+    static const struct gcase cases[] = {
+        {"quern:ReluGrad", "f2x3 f3x2", NULL, "one type and shape"}, {"quern:CastGrad", "f2x3 f7", NULL, "as many elements"},
+        {"quern:DropoutGrad", "f2 b[1,0,1] s0.5 b[1]", NULL, "mask"}, {"quern:ReduceGrad", "f5 f2x3 f5", "kind='ReduceSum'", "for x"},
+        {"quern:ReduceGrad", "f0 f2x3 f0", "kind='Sum'", "no reduction"}, {"quern:ReduceGrad", "f2 f2x3 f2 i[7]", "kind='ReduceSum'", "axis 7"},
+        {"quern:SoftmaxGrad", "f2x3 f3x2", NULL, "differ"}, {"quern:SoftmaxGrad", "f2x3 f2x3", "axis=2", "axis 2"}, {"quern:MatMulGradA", "f2x5 f2x3 f4x5", NULL, "for a product"},
+        {"quern:MatMulGradB", "f2x6 f2x3 f3x5", NULL, "for a product"}, {"quern:ScatterSum", "f3 i[0,1,9] f4", NULL, "position 9"}, {"quern:ScatterSum", "f3 i[0,1] f4", NULL, "differ in size"},
+        {"quern:GatherGrad", "f3 i[0,1,9] f4", NULL, "out of range"}, {"quern:GatherGrad", "f2 i[0,1,9] f4", NULL, "does not fit"}, {"quern:SplitLike", "f5 f3", NULL, "leave 2"},
+        {"quern:SplitLike", "f5 f7", NULL, "piece 0"}, {"quern:ConvGradX", "f1x4x3x3 f4x2x2x2 f1x2x9x9", NULL, "dimension 2"}, {"quern:ConvGradW", "f1x4x8x8 f1x2x9x9 f4x3x2x2", NULL, "for a convolution"},
+        {"quern:ConvGradX", "f1x4x8x8 f4x2x2x2 f1x2x9x9", "group=3", "groups"}, {"quern:ConvGradB", "f3", NULL, "rank 2"}, {"quern:MaxPoolGrad", "f1x1x3x3 f1x1x4x4", "kernel_shape=[3,3]", "dy"},
+        {"quern:LayerNormalizationGrad", "f2x3 f2x3 f2", NULL, "scale"}, {"quern:GroupNormalizationGrad", "f2x3x4 f2x3x4 f3", "num_groups=2", "2 groups"},
+        {"quern:BatchNormalizationGrad", "f2x3x4 f2x3x4 f3 f3 f4", NULL, "var"}, {"quern:LRNGrad", "f1x2 f1x2", "size=0", "size is 0"},
+        {"quern:LSTMGrad", "f5x3x2 f1x16x2 f1x16x4 . . . . . f5x1x3x5", "hidden_size=4", "dY"}, {"quern:LSTMGrad", "f5x3x2 f1x16x2 f1x16x4", "clip=1.0", "clip"},
+        {"quern:GRUGrad", "f5x3x2 f1x11x2 f1x12x4", NULL, "W"}, {"quern:SumTo", "f2x3 f4", NULL, "broadcast"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct gcase each = cases[i], *c = &each;
+        struct built b = {.type = OP_F32};
+        struct op_error err = {0};
+        char output[64];
+        const char *expected = c->outputs;
+        c->outputs = NULL;
+        forward(&b, c, output, sizeof output);
+        ot_output(&b.m, output, OP_UNDEFINED, -1, NULL);
+        b.m.model = ot_load(&b.m, NULL, &err);
+        if (b.m.model) {
+            b.session = op_session_create(b.m.model, NULL, &err);
+            CHECK(b.session, "%s", err.text);
+            CHECK(!run(&b, &err), "it was taken");
+        }
+        CHECK(strstr(err.text, expected), "\"%s\" does not say \"%s\"", err.text, expected);
+        done(&b);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_functions_of_one_element),
@@ -517,6 +577,7 @@ int main(void) {
         cmocka_unit_test(test_convolutions),
         cmocka_unit_test(test_pools_and_normalisations),
         cmocka_unit_test(test_recurrent_layers),
+        cmocka_unit_test(test_backward_operators_refuse_what_does_not_fit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
