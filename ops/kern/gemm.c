@@ -23,6 +23,23 @@ size_t k_pack_a_floats(const struct k_gemm *g, int64_t m, int64_t k) {
     return (size_t)k * (size_t)round_up(m, g->mr);
 }
 
+/* A square of 4 x 4 across its diagonal: rows of `from` become columns of `to`. */
+typedef float square_row __attribute__((vector_size(16)));
+static inline void transpose_4(const float *from, int64_t stride, float *to, int64_t to_stride) {
+    typedef int lanes __attribute__((vector_size(16)));
+    square_row r[4], low[2], high[2];
+    for (int i = 0; i < 4; i++) memcpy(&r[i], from + i * stride, sizeof r[i]);
+    for (int i = 0; i < 2; i++) {
+        low[i] = __builtin_shuffle(r[i], r[i + 2], (lanes){0, 4, 1, 5});
+        high[i] = __builtin_shuffle(r[i], r[i + 2], (lanes){2, 6, 3, 7});
+    }
+    r[0] = __builtin_shuffle(low[0], low[1], (lanes){0, 4, 1, 5});
+    r[1] = __builtin_shuffle(low[0], low[1], (lanes){2, 6, 3, 7});
+    r[2] = __builtin_shuffle(high[0], high[1], (lanes){0, 4, 1, 5});
+    r[3] = __builtin_shuffle(high[0], high[1], (lanes){2, 6, 3, 7});
+    for (int i = 0; i < 4; i++) memcpy(to + i * to_stride, &r[i], sizeof r[i]);
+}
+
 void k_pack_b(const struct k_gemm *g, int64_t k, int64_t n, const float *b, int64_t b_k, int64_t b_j, float *dst) {
     for (int64_t j0 = 0; j0 < n; j0 += g->nr, dst += k * g->nr) {
         const int64_t cols = min64(g->nr, n - j0), width = round_up(cols, g->vw);
@@ -35,8 +52,10 @@ void k_pack_b(const struct k_gemm *g, int64_t k, int64_t n, const float *b, int6
         }
         enum { STRIP = 16 }; /* rows of k at a time, so that a transposed B is read by whole cache lines */
         for (int64_t i0 = 0; i0 < k; i0 += STRIP) {
-            const int64_t i1 = min64(k, i0 + STRIP);
-            for (int64_t j = 0; j < width; j++)
+            const int64_t i1 = min64(k, i0 + STRIP), squares = b_k == 1 && i1 - i0 == STRIP ? cols / 4 * 4 : 0;
+            for (int64_t j = 0; j < squares; j += 4)
+                for (int64_t i = i0; i < i1; i += 4) transpose_4(b + i + (j0 + j) * b_j, b_j, dst + i * width + j, width);
+            for (int64_t j = squares; j < width; j++)
                 for (int64_t i = i0; i < i1; i++) dst[i * width + j] = j < cols ? b[i * b_k + (j0 + j) * b_j] : 0.0f;
         }
     }
@@ -45,9 +64,14 @@ void k_pack_b(const struct k_gemm *g, int64_t k, int64_t n, const float *b, int6
 void k_pack_a(const struct k_gemm *g, int64_t m, int64_t k, const float *a, int64_t a_i, int64_t a_k, float *dst) {
     for (int64_t k0 = 0; k0 < k; k0 += K_GEMM_BLOCK) {
         const int64_t k1 = min64(k0 + K_GEMM_BLOCK, k);
-        for (int64_t i0 = 0; i0 < m; i0 += g->mr, dst += (k1 - k0) * g->mr)
+        for (int64_t i0 = 0; i0 < m; i0 += g->mr, dst += (k1 - k0) * g->mr) {
+            if (a_i == 1 && i0 + g->mr <= m) { /* transposed: columns lie as they are wanted */
+                for (int64_t i = k0; i < k1; i++) memcpy(dst + (i - k0) * g->mr, a + i0 + i * a_k, (size_t)g->mr * sizeof *a);
+                continue;
+            }
             for (int64_t r = 0; r < g->mr; r++)
                 for (int64_t i = k0; i < k1; i++) dst[(i - k0) * g->mr + r] = i0 + r < m ? a[(i0 + r) * a_i + i * a_k] : 0.0f;
+        }
     }
 }
 

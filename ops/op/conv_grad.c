@@ -10,6 +10,7 @@
  *   dW             transposed, (channel, kernel position) x output channel: the columns of x, as rows, times dy^T, whose panels are packed
  *                  once an image. The sum runs through all images of a part of the batch in one chain; parts (at most PARTS, by the
  *                  size of the batch alone) are computed side by side and added in order.
+ *   1 x 1          x and dy are the columns; the one with fewer channels is transposed.
  *   depthwise      (one channel in and out a group): row by row.
  * Everything else (f64, more dimensions) goes by windows in plain C. ConvTranspose's gradients are Conv and ConvGradW with dy and x
  * exchanged. */
@@ -22,7 +23,7 @@
 
 #include "ops/grad.h"
 
-enum { CHUNK = 256, SLACK = 16, PARTS = 8 };
+enum { CHUNK = 256, SLACK = 16, PARTS = 8, ROWS_TO_PACK = 64 /* as in conv.c */ };
 
 struct state {
     struct nn_window window;
@@ -123,6 +124,11 @@ static bool unit_stride(const struct shape *s) {
     return s->g.stride[0] == 1 && s->g.stride[1] == 1 && s->g.stride[2] == 1;
 }
 
+/* A 1 x 1 kernel of stride 1 without padding: the columns of x are x. */
+static bool pointwise(const struct shape *s) {
+    return s->kernel == 1 && unit_stride(s) && s->fit.in_size == s->fit.out_size && !s->g.begin[0] && !s->g.begin[1] && !s->g.begin[2];
+}
+
 /* --- dX --------------------------------------------------------------------------------------------- */
 
 static int64_t n_tasks_x(const struct shape *s, int n_threads) {
@@ -160,6 +166,12 @@ static void dx_by_convolution(const struct job *j, const float *dy, const float 
     const struct k_gemm *g = j->kern->gemm;
     const int64_t k = j->s.oc * j->s.kernel;
     struct k_product p = {.m = j->s.ic, .n = j->s.fit.in_size, .k = k, .a = w, .a_packed = true, .c = dx, .c_row = j->s.fit.in_size};
+    if (pointwise(&j->s) && p.m < ROWS_TO_PACK) { /* few rows: dy is read as it lies */
+        p.b = dy;
+        p.b_k = p.n;
+        k_gemm(j->kern, &p, 0, p.m, 0, p.n);
+        return;
+    }
     for (int64_t at = 0; at < p.n; at += g->nr) {
         const int64_t n = p.n - at < g->nr ? p.n - at : g->nr;
         for (int64_t k0 = 0; k0 < k; k0 += K_GEMM_BLOCK) {
@@ -290,6 +302,26 @@ static size_t grad_w_scratch(const struct op_ctx *ctx) {
     return (size_t)n_parts(&s) * w_slice(op__kern(ctx), &s) * sizeof(float);
 }
 
+/* The same for a 1 x 1 kernel; the side with fewer channels is the one that is transposed. dW^T (ic x oc), or dW (oc x ic) if `turned`. */
+static void dw_pointwise(const struct job *j, int64_t group, int64_t n0, int64_t n1, float *to, float *packed, bool turned) {
+    const struct shape *s = &j->s;
+    const struct k_gemm *g = j->kern->gemm;
+    const int64_t plane = s->fit.out_size, m = turned ? s->oc : s->ic, n = turned ? s->ic : s->oc;
+    struct k_product p = {.m = m, .n = n, .k = (n1 - n0) * plane, .a_row = plane, .a_k = 1, .c = to, .c_row = n};
+    for (int64_t i = n0; i < n1; i++) {
+        const float *x = j->x + (i * s->group + group) * s->ic * plane, *dy = j->dy + (i * s->group + group) * s->oc * plane;
+        k_pack_b(g, plane, n, turned ? x : dy, 1, plane, packed);
+        p.a = (turned ? dy : x) - (i - n0) * plane;
+        for (int64_t p0 = 0; p0 < plane; p0 += K_GEMM_BLOCK) {
+            const int64_t p1 = p0 + K_GEMM_BLOCK < plane ? p0 + K_GEMM_BLOCK : plane;
+            for (int64_t o = 0; o < n; o += g->nr) {
+                const int64_t left = n - o, cols = left < g->nr ? left : g->nr, padded = left < g->nr ? (left + g->vw - 1) / g->vw * g->vw : g->nr;
+                k_gemm_panel(j->kern, &p, 0, m, o, cols, (i - n0) * plane + p0, (i - n0) * plane + p1, packed + o * plane + p0 * padded, padded);
+            }
+        }
+    }
+}
+
 /* dW^T of a group over images [n0, n1): (ic kernel) x oc. */
 static void dw_of_part(const struct job *j, int64_t group, int64_t n0, int64_t n1, float *to, float *dy_packed, float *columns) {
     const struct shape *s = &j->s;
@@ -343,6 +375,8 @@ static void dw_task(void *arg, int64_t part) {
         return;
     }
     float *columns = packed + k_pack_b_floats(j->kern->gemm, s->fit.out_size, s->oc);
+    for (int64_t i = 0; i < s->group && pointwise(s); i++) dw_pointwise(j, i, n0, n1, own + i * s->oc * s->ic, packed, s->oc > s->ic);
+    if (pointwise(s)) return;
     for (int64_t i = 0; i < s->group; i++) dw_of_part(j, i, n0, n1, own + i * s->oc * rows_of(s), packed, columns);
 }
 
@@ -355,7 +389,7 @@ static void grad_w_fast(struct job *j) {
     op__parallel(j->ctx, j->n_parts, dw_task, j);
     for (int64_t i = 1; i < j->n_parts; i++)
         j->kern->math->binary[K_ADD](each, j->scratch, false, j->scratch + (size_t)i * j->slice, false, j->scratch);
-    if (s->depthwise) {
+    if (s->depthwise || (pointwise(s) && s->oc > s->ic)) {
         memcpy(j->out, j->scratch, (size_t)each * sizeof *j->out);
         return;
     }

@@ -487,7 +487,7 @@ static void test_convolutions(void **state) {
         {"Conv", "f2x3x5x6 f4x3x3x3 f4"}, {"Conv", "f2x3x7x6 f4x3x3x2", "strides=[2,3] pads=[1,0,1,2]"}, {"Conv", "f3x2x9 f3x2x3", "dilations=[2] pads=[2,1]"},
         {"Conv", "f1x4x6x5 f6x2x3x3 f6", "group=2 pads=[1,1,1,1]"}, {"Conv", "f2x3x6x7 f3x1x3x3", "group=3 pads=[1,1,1,1]"},
         {"Conv", "f2x3x6x7 f3x1x3x3", "group=3 strides=[2,2] pads=[1,1,0,1]"}, {"Conv", "f1x2x4x5x4 f3x2x2x3x2", "strides=[1,2,1] pads=[0,1,0,1,1,1]"},
-        {"Conv", "f2x3x5x6 f4x3x1x1"}, {"Conv", "f2x3x6x6 f4x3x3x3", "auto_pad='SAME_UPPER' strides=[2,2]"}, {"Conv", "f10x2x20x20 f70x2x3x3", "pads=[1,1,1,1]"},
+        {"Conv", "f2x3x5x6 f4x3x1x1"}, {"Conv", "f3x5x5x6 f4x5x1x1"}, {"Conv", "f2x70x26x26 f3x70x1x1"}, {"Conv", "f2x4x5x6 f6x2x1x1", "group=2"}, {"Conv", "f2x3x5x6 f4x3x1x1", "pads=[1,0,0,0]"}, {"Conv", "f2x3x6x6 f4x3x3x3", "auto_pad='SAME_UPPER' strides=[2,2]"}, {"Conv", "f10x2x20x20 f70x2x3x3", "pads=[1,1,1,1]"},
         {"Conv", "f9x20x9x40 f5x20x3x3", "strides=[2,2] pads=[1,1,1,1]"}, {"Conv", "f2x65x5x5 f3x65x3x3", "pads=[3,3,3,3]"}, {"Conv", "f2x6x5x5 f6x2x3x3", "group=3 strides=[2,1]"},
         {"Conv", "f2x3x4x4x4x4 f2x3x2x2x2x2"}, {"Conv", "f0x3x5x6 f4x3x3x3"}, {"ConvTranspose", "f2x3x4x5 f3x4x3x3 f4"},
         {"ConvTranspose", "f2x4x4x5 f4x3x3x3", "group=2 strides=[2,2] pads=[1,1,1,1] output_padding=[1,0]"}, {"ConvTranspose", "f2x3x5 f3x2x4", "strides=[3] dilations=[2]"},
