@@ -13,6 +13,7 @@
 #include <time.h>
 
 #include "worker/cli/model_input.h"
+#include "worker/cli/train.h"
 
 #define ARENA_BYTES_MAX ((size_t)16 << 30)
 #define WINDOWS 10
@@ -22,7 +23,7 @@
 static struct w_list inputs_given, shapes_given;
 static int64_t batch = 1, n_threads = 1, n_lanes = 1;
 static double seconds = 5;
-static const char *cpu, *models, *precision = "fp32";
+static const char *cpu, *models, *precision = "fp32", *train_spec;
 static bool want_profile;
 static struct w_option options[] = {
     {"batch", W_OPT_INT, &batch, "B", "rows of one run (1)", 1, 1 << 20},
@@ -35,6 +36,7 @@ static struct w_option options[] = {
     {"precision", W_OPT_STRING, &precision, "P", "fp32 or auto", 0, 0},
     {"models", W_OPT_STRING, &models, "DIR", "the model store (the configured one)", 0, 0},
     {"cpu", W_OPT_STRING, &cpu, "LEVEL", "generic, avx2, avx512 or vnni", 0, 0},
+    {"train", W_OPT_STRING, &train_spec, "SPEC.json", "measure training steps of a spec instead of a model", 0, 0},
     {"profile", W_OPT_FLAG, &want_profile, NULL, "a table of the nodes: time, GFLOP/s, share", 0,
      0},
     {0}};
@@ -300,6 +302,7 @@ static int bench(struct op_model *m, struct lane *lanes, const char *name, doubl
 static int run(int argc, char **argv) {
     char path[4096];
     struct op_error err = {0};
+    if (train_spec && argc == 0) return w__train_bench(train_spec, (int)n_threads, seconds);
     if (argc != 1)
         return w_report(W_EXIT_USAGE, "usage",
                         "quern model bench M --batch B --threads T --seconds S",

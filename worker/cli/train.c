@@ -14,20 +14,20 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "worker/cli/cli.h"
-#include "worker/train/train.h"
+#include "worker/cli/train.h"
 
 #define SPEC_BYTES_MAX (16 << 20)
-#define DATA_BYTES_MAX ((size_t)16 << 30)
 
 static const char *output = "trained";
 static int64_t n_threads;
 static double checkpoint_s;
 static bool fresh;
+static const char *models;
 static struct w_option options[] = {
     {"output", W_OPT_STRING, &output, "DIR", "model.onnx, model.json, metrics.json and curve.svg go there (trained)", 0, 0},
     {"threads", W_OPT_INT, &n_threads, "N", "threads of a step; default: as many as there are CPUs; the result does not depend on it", 1, 1024},
     {"checkpoint-s", W_OPT_DOUBLE, &checkpoint_s, "S", "seconds between checkpoints; default: the spec's, or 30", 0.01, 1e6},
+    {"models", W_OPT_STRING, &models, "DIR", "a model store: what the spec publishes goes there as a new version", 0, 0},
     {"fresh", W_OPT_FLAG, &fresh, NULL, "do not go on from a checkpoint in the output folder", 0, 0},
     {0}};
 
@@ -40,7 +40,7 @@ static void on_interrupt(int number) {
 
 /* --- files of the spec -------------------------------------------------------------------------- */
 
-static int open_beside(void *user, const char *path, bool *is_folder, struct w_error *err) {
+int w__train_open_beside(void *user, const char *path, bool *is_folder, struct w_error *err) {
     const char *folder = user;
     char full[PATH_MAX];
     if (strncmp(path, "file:", 5) == 0) path += 5;
@@ -57,7 +57,7 @@ static int open_beside(void *user, const char *path, bool *is_folder, struct w_e
     return fd;
 }
 
-static struct w_spec_train *read_spec(const char *path, char *folder, size_t size, struct w_error *err) {
+struct w_spec_train *w__train_read_spec(const char *path, char *folder, size_t size, struct w_error *err) {
     FILE *f = fopen(path, "rbe");
     char *text = f ? malloc(SPEC_BYTES_MAX + 1) : NULL;
     size_t len = text ? fread(text, 1, SPEC_BYTES_MAX + 1, f) : 0;
@@ -154,7 +154,7 @@ static int fit(struct w_spec_train *spec, char *folder) {
     if (fresh && unlink(checkpoint) != 0 && errno != ENOENT)
         return w_report(W_EXIT_FAILED, "output_failed", NULL, "%s cannot be removed: %s", checkpoint, strerror(errno));
     const struct w_fit_options o = {
-        .files = {.open = open_beside, .user = folder, .bytes_max = DATA_BYTES_MAX, .cancel = &cancel},
+        .files = {.open = w__train_open_beside, .user = folder, .bytes_max = W_TRAIN_DATA_BYTES_MAX, .cancel = &cancel},
         .n_threads = n_threads ? (int)n_threads : cpus > 0 ? (int)cpus : 1,
         .cancel = &cancel,
         .checkpoint = checkpoint,
@@ -167,14 +167,18 @@ static int fit(struct w_spec_train *spec, char *folder) {
     enum w_fit_end end = w_fit_run(f, &err);
     w_progress_end();
     int rc = W_EXIT_OK;
+    int64_t version = 0;
     if (end == W_FIT_CANCELLED)
         rc = w_report(W_EXIT_INTERRUPTED, "interrupted", "the same command goes on from there",
                       "interrupted at epoch %d; the state is in %s", f->epoch + 1, checkpoint);
     else if (end == W_FIT_FAILED || !w_fit_write(f, output, &err))
         rc = failed(&err);
+    else if (models && spec->publish && !w_fit_publish(f, models, spec->publish, NULL, 0, &version, &err))
+        rc = failed(&err);
     else {
         unlink(checkpoint);
         summary(f);
+        if (version && !w_globals.json) printf("published as %s@%lld\n", spec->publish, (long long)version);
     }
     w_fit_destroy(f);
     return rc;
@@ -185,7 +189,7 @@ static int run(int argc, char **argv) {
     struct w_error err = {0};
     if (argc != 1)
         return w_report(W_EXIT_USAGE, "usage", "quern train SPEC.json --output DIR", "one training spec is expected");
-    struct w_spec_train *spec = read_spec(argv[0], folder, sizeof folder, &err);
+    struct w_spec_train *spec = w__train_read_spec(argv[0], folder, sizeof folder, &err);
     if (!spec) return failed(&err);
     struct sigaction sa = {.sa_handler = on_interrupt};
     sigaction(SIGINT, &sa, NULL);

@@ -57,7 +57,7 @@ bool w__fit_put(const char *path, const void *bytes, size_t len, struct w_error 
 static char *pack(const struct w_fit *f, size_t *len) {
     json_t *o = json_pack("{s:s, s:i, s:I, s:f, s:f, s:b, s:O, s:o, s:o}", "hash", f->hash, "epoch", f->epoch,
                           "step", (json_int_t)f->step, "lr_scale", f->lr_scale, "seconds",
-                          f->seconds + w__fit_now() - f->started_s, "over", f->over, "history", f->history,
+                          f->seconds + (w__fit_now() - f->started_s), "over", f->over, "history", f->history,
                           "metrics", w_metrics_save(&f->metrics), "callbacks", w_callbacks_save(&f->callbacks));
     char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
     uint64_t n = text ? strlen(text) : 0;
@@ -138,7 +138,7 @@ bool w__fit_load(struct w_fit *f, bool *resumed, struct w_error *err) {
     void *extra = NULL, *fresh = NULL;
     *resumed = false;
     err->code = NULL;
-    char *bytes = read_whole(f->o.checkpoint, &len, err);
+    char *bytes = read_whole(f->o.resume ? f->o.resume : f->o.checkpoint, &len, err);
     if (!bytes) return err->code == NULL;
     /* The block is loaded before it is known whose it is: the state of now is kept to go back to. */
     fresh = op_trainer_save(f->trainer, NULL, 0, &n, &why);

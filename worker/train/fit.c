@@ -37,6 +37,10 @@ __attribute__((format(printf, 2, 3))) static void note(struct w_fit *f, const ch
     f->o.on_note(f->o.user, text);
 }
 
+static void tick(struct w_fit *f) {
+    if (f->o.on_tick) f->o.on_tick(f->o.user);
+}
+
 /* --- data -------------------------------------------------------------------------------------- */
 
 static bool load_sets(struct w_fit *f, struct w_error *err) {
@@ -370,6 +374,7 @@ static bool evaluate(struct w_fit *f, const struct w_set *s, struct w_error *err
     for (int64_t first = 0; ok && first < s->x.n; first += batch) {
         int64_t n = s->x.n - first < batch ? s->x.n - first : batch;
         for (int64_t i = 0; i < n; i++) rows[i] = first + i;
+        tick(f);
         if (cancelled(f)) ok = w_fail(err, "cancelled", "cancelled");
         ok = ok && w__fit_batch(f, s, rows, n, false, err) &&
              (op_trainer_evaluate(f->trainer, &f->x, 1, &f->y, 1, s->weight.data ? &f->weight : NULL, &r,
@@ -385,14 +390,14 @@ static bool evaluate(struct w_fit *f, const struct w_set *s, struct w_error *err
 
 /* --- the loop ---------------------------------------------------------------------------------- */
 
-static void tell(struct w_fit *f, double began, int64_t rows_done) {
-    double now = w__fit_now(), took = now - began;
+static void tell(struct w_fit *f) {
+    double took = f->seconds_seen + w__fit_now() - f->started_s;
     int64_t total = (int64_t)(f->spec->fit.epochs - f->epoch) * f->train.x.n - f->step * f->spec->fit.batch_size;
     struct w_fit_status s = {.epoch = f->epoch + 1, .epochs = f->spec->fit.epochs, .step = f->step,
                              .steps = f->steps_per_epoch, .learning_rate = learning_rate(f),
                              .metrics = &f->metrics};
     s.loss = f->metrics.rows > 0 ? f->metrics.loss / f->metrics.rows : 0;
-    s.samples_per_s = took > 0 ? (double)rows_done / took : 0;
+    s.samples_per_s = took > 0 ? (double)f->rows_seen / took : 0;
     s.eta_s = s.samples_per_s > 0 ? (double)total / s.samples_per_s : 0;
     if (f->o.on_step) f->o.on_step(f->o.user, &s);
 }
@@ -405,11 +410,12 @@ static bool keep_best(struct w_fit *f, struct w_error *err) {
 }
 
 /* Steps from f->step to the end of the epoch. */
-static enum w_fit_end run_steps(struct w_fit *f, double *began, int64_t *rows_done, struct w_error *err) {
+static enum w_fit_end run_steps(struct w_fit *f, struct w_error *err) {
     while (f->step < f->steps_per_epoch) {
         struct op_step_result r;
         struct op_error why = {0};
         struct w_outcome o;
+        tick(f);
         if (cancelled(f)) return W_FIT_CANCELLED;
         if (!step(f, &r, &why, err)) {
             if (why.code == OP_CANCELLED) return W_FIT_CANCELLED;
@@ -425,15 +431,16 @@ static enum w_fit_end run_steps(struct w_fit *f, double *began, int64_t *rows_do
         }
         outcome_of(f, &r.outputs[0], &o);
         w_metrics_update(&f->metrics, &o, r.loss);
-        *rows_done += f->x.dims[0];
+        f->rows_seen += f->x.dims[0];
         f->step++;
-        tell(f, *began, *rows_done);
+        tell(f);
         double now = w__fit_now();
         if (f->o.checkpoint && (now - f->saved_s >= f->spec->fit.checkpoint_s ||
                                 f->step % f->spec->fit.checkpoint_steps == 0)) {
             if (!w__fit_save(f, err)) return W_FIT_FAILED;
             f->saved_s = w__fit_now();
         }
+        if (f->o.slice_s > 0 && now - f->started_s >= f->o.slice_s) return W_FIT_PAUSED;
     }
     return W_FIT_DONE;
 }
@@ -477,9 +484,14 @@ static bool conclude(struct w_fit *f, struct w_error *err) {
     return true;
 }
 
-static enum w_fit_end stopped(struct w_fit *f, enum w_fit_end end, struct w_error *err) {
-    f->seconds += w__fit_now() - f->started_s;
+/* Leaves the clock as it stands; keeps the state where the caller asked to stop. */
+static enum w_fit_end leave(struct w_fit *f, enum w_fit_end end, struct w_error *err) {
+    double took = w__fit_now() - f->started_s;
     struct w_error second = {0};
+    f->seconds += took;
+    f->seconds_seen += took;
+    f->epoch_s += took;
+    f->started_s += took;
     if (end == W_FIT_CANCELLED && f->o.checkpoint && !w__fit_save(f, &second)) {
         *err = second;
         return W_FIT_FAILED;
@@ -487,31 +499,34 @@ static enum w_fit_end stopped(struct w_fit *f, enum w_fit_end end, struct w_erro
     return end;
 }
 
-enum w_fit_end w_fit_run(struct w_fit *f, struct w_error *err) {
+static bool begin(struct w_fit *f, struct w_error *err) {
     bool resumed = false;
-    if (f->o.checkpoint && !w__fit_load(f, &resumed, err)) return W_FIT_FAILED;
-    if (resumed)
-        note(f, "resumed at epoch %d, step %lld", f->epoch + 1, (long long)f->step + 1);
-    f->started_s = f->saved_s = w__fit_now();
-    double began = f->started_s;
-    int64_t rows_done = 0;
+    if (f->begun) return true;
+    if (f->o.checkpoint && !w__fit_load(f, &resumed, err)) return false;
+    if (resumed) note(f, "resumed at epoch %d, step %lld", f->epoch + 1, (long long)f->step + 1);
+    f->begun = true;
+    f->saved_s = w__fit_now();
+    return true;
+}
+
+enum w_fit_end w_fit_run(struct w_fit *f, struct w_error *err) {
+    f->started_s = w__fit_now();
+    if (!begin(f, err)) return W_FIT_FAILED;
     while (f->epoch < f->spec->fit.epochs && !f->over) {
-        double epoch_began = w__fit_now();
-        if (f->step == 0) w_metrics_reset(&f->metrics);
-        enum w_fit_end end = run_steps(f, &began, &rows_done, err);
-        if (end != W_FIT_DONE) return stopped(f, end, err);
+        if (f->step == 0) {
+            w_metrics_reset(&f->metrics);
+            f->epoch_s = f->started_s - w__fit_now();
+        }
+        enum w_fit_end end = run_steps(f, err);
+        if (end != W_FIT_DONE) return leave(f, end, err);
         if (f->over) break;
         f->step = f->steps_per_epoch - 1; /* the rate that the last step had */
-        bool ok = finish_epoch(f, w__fit_now() - epoch_began, err);
+        bool ok = finish_epoch(f, f->epoch_s + w__fit_now() - f->started_s, err);
         f->step = f->steps_per_epoch;
-        if (!ok) {
-            bool by_request = cancelled(f);
-            return stopped(f, by_request ? W_FIT_CANCELLED : W_FIT_FAILED, err);
-        }
+        if (!ok) return leave(f, cancelled(f) ? W_FIT_CANCELLED : W_FIT_FAILED, err);
         f->epoch++;
         f->step = 0;
     }
-    if (!conclude(f, err)) return stopped(f, cancelled(f) ? W_FIT_CANCELLED : W_FIT_FAILED, err);
-    f->seconds += w__fit_now() - f->started_s;
-    return W_FIT_DONE;
+    if (!conclude(f, err)) return leave(f, cancelled(f) ? W_FIT_CANCELLED : W_FIT_FAILED, err);
+    return leave(f, W_FIT_DONE, err);
 }

@@ -287,14 +287,17 @@ struct w_fit_options {
     int n_threads;
     const volatile bool *cancel;
     const char *checkpoint;    /* path of the file; NULL: none is kept */
+    const char *resume;        /* the file to go on from; NULL: the same */
+    double slice_s;            /* w_fit_run comes back after this time; 0: when it is over */
     uint64_t memory_bytes_max; /* of a step; 0: the engine's */
     void *user;
     void (*on_step)(void *user, const struct w_fit_status *s);
     void (*on_epoch)(void *user, json_t *results); /* borrowed */
     void (*on_note)(void *user, const char *text); /* resumed at …, stopped early … */
+    void (*on_tick)(void *user); /* between any two pieces of work */
 };
 
-enum w_fit_end { W_FIT_DONE, W_FIT_CANCELLED, W_FIT_FAILED };
+enum w_fit_end { W_FIT_DONE, W_FIT_PAUSED, W_FIT_CANCELLED, W_FIT_FAILED };
 
 struct w_fit {
     const struct w_spec_train *spec;
@@ -326,18 +329,26 @@ struct w_fit {
     void *best; /* a saved trainer: the best weights so far; NULL: none */
     size_t best_bytes;
     /* time */
-    double started_s, saved_s;
+    bool begun;
+    double started_s, saved_s, epoch_s; /* epoch_s: seconds of the present epoch */
+    int64_t rows_seen;                  /* in `seconds_seen`, for the speed */
+    double seconds_seen;
     size_t peak_bytes;
     char hash[65], data_hash[65]; /* of spec and data: a checkpoint is for one of them */
 };
 
 struct w_fit *w_fit_create(const struct w_spec_train *spec, const struct w_fit_options *options,
                            struct w_error *err);
+/* PAUSED: call it again. */
 enum w_fit_end w_fit_run(struct w_fit *f, struct w_error *err);
 /* One step on batch i of the epoch without bookkeeping: for measuring. */
 bool w_fit_step(struct w_fit *f, int64_t i, int64_t *rows, struct w_error *err);
 /* model.onnx, model.json, metrics.json, curve.svg; the folder must exist. */
 bool w_fit_write(struct w_fit *f, const char *folder, struct w_error *err);
+/* As a new version of a model in a store: written beside, then renamed. job (may be NULL) is the
+ * job's id: what it has published before is not published again. */
+bool w_fit_publish(struct w_fit *f, const char *store, const char *name, const char *job,
+                   uint64_t token, int64_t *version, struct w_error *err);
 void w_fit_destroy(struct w_fit *f); /* accepts NULL */
 
 /* For fit.c. */
