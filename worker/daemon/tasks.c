@@ -404,6 +404,10 @@ const struct w_files *w_daemon_files(const struct w_daemon *d) {
     return d->files;
 }
 
+const char *w_daemon_models(const struct w_daemon *d) {
+    return d->config->models ? d->config->models : "";
+}
+
 uint64_t w_daemon_now_ms(const struct w_daemon *d) {
     return w__now_ms(d);
 }

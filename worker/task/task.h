@@ -132,6 +132,7 @@ void w_task_leave(struct w_task *t); /* a ticket of a bulk job ends */
 struct q_worker *w_daemon_queue(struct w_daemon *d);
 int w_daemon_n_lanes(const struct w_daemon *d);
 const struct w_files *w_daemon_files(const struct w_daemon *d);
+const char *w_daemon_models(const struct w_daemon *d); /* the store's folder; "": none */
 uint64_t w_daemon_now_ms(const struct w_daemon *d);
 size_t w_daemon_ref_bytes_max(const struct w_daemon *d); /* of one fetched reference */
 bool w_daemon_draining(const struct w_daemon *d);

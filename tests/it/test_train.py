@@ -1,0 +1,328 @@
+"""Training: quern train and the job, from spec to a model that answers; the same bits after stops, kills and on several threads."""
+import copy
+import gzip
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import tempfile
+import time
+
+import numpy as np
+
+import jobs
+import tap
+from server import CLEAN, Server
+
+DIGITS = os.path.abspath("configs/examples/digits/digits.csv.gz")
+QUICK = ("--beat-ms", "200", "--lease-ms", "2000")
+SPEC = {
+    "model": {"input_shape": [8, 8, 1], "layers": [
+        {"type": "Conv2D", "filters": 8, "kernel_size": 3, "padding": "same"},
+        {"type": "BatchNormalization"},
+        {"type": "ReLU"},
+        {"type": "MaxPooling2D"},
+        {"type": "Flatten"},
+        {"type": "Dropout", "rate": 0.2},
+        {"type": "Dense", "units": 10, "activation": "softmax"}]},
+    "data": {"train": {"x": DIGITS, "target": 64, "header": False}, "test_split": 0.25,
+             "preprocess": [{"type": "Rescaling", "scale": 0.0625}]},
+    "compile": {"optimizer": "adam", "loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"]},
+    "fit": {"epochs": 6, "batch_size": 32, "validation_split": 0.1, "seed": 3},
+}
+
+
+class Folder:
+    def __enter__(self):
+        self.path = tempfile.mkdtemp(prefix="quern-train-")
+        return self
+
+    def __exit__(self, *_):
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def at(self, *names):
+        return os.path.join(self.path, *names)
+
+    def spec(self, spec, name="spec.json"):
+        with open(self.at(name), "w") as f:
+            json.dump(spec, f)
+        return self.at(name)
+
+    def start(self, spec, output, *options):
+        return subprocess.Popen([tap.QUERN, "train", self.spec(spec), "--output", self.at(output), *options], stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, text=True, env=dict(CLEAN, HOME="/nonexistent"))
+
+    def train(self, spec, output="out", *options, rc=0):
+        p = self.start(spec, output, *options)
+        out, err = p.communicate(timeout=300)
+        assert p.returncode == rc, (p.returncode, out, err)
+        return out, err
+
+    def read(self, *names):
+        with open(self.at(*names), "rb") as f:
+            return f.read()
+
+
+def changed(spec=SPEC, **paths):
+    """A copy with values at paths: fit__epochs=2."""
+    spec = copy.deepcopy(spec)
+    for path, value in paths.items():
+        at = spec
+        *way, last = path.split("__")
+        for w in way:
+            at = at[w]
+        at[last] = value
+    return spec
+
+
+def refused(spec, *words):
+    with Folder() as f:
+        _, err = f.train(spec, rc=1)
+        for w in words:
+            assert w in err, (w, err)
+        assert not os.path.exists(f.at("out", "model.onnx"))
+
+
+def test_a_cnn_learns_the_digits():
+    with Folder() as f:
+        out, _ = f.train(SPEC, "out", "--json")
+        epochs = [json.loads(line) for line in out.splitlines()]
+        assert [e["epoch"] for e in epochs[:-1]] == [1, 2, 3, 4, 5, 6]
+        assert epochs[5]["loss"] < epochs[0]["loss"] / 4
+        metrics = json.loads(f.read("out", "metrics.json"))
+        assert metrics["test"]["accuracy"] > 0.95, metrics["test"]
+        assert metrics["validation"]["accuracy"] == metrics["epochs"][-1]["val_accuracy"]
+        assert metrics["test_rows"] == 449 and metrics["train_rows"] + metrics["validation_rows"] == 1348
+        assert f.read("out", "curve.svg").startswith(b"<svg")
+        assert not os.path.exists(f.at("out", "checkpoint"))
+        done = subprocess.run([tap.QUERN, "model", "check", f.at("out")], capture_output=True, text=True, env=CLEAN)
+        assert done.returncode == 0 and "golden" in done.stdout, done
+
+
+def test_the_same_seed_gives_the_same_bytes_on_any_number_of_threads():
+    with Folder() as f:
+        spec = changed(fit__epochs=2)
+        f.train(spec, "one", "--threads", "1")
+        f.train(spec, "two", "--threads", "2")
+        f.train(changed(spec, fit__seed=4), "other", "--threads", "1")
+        assert f.read("one", "model.onnx") == f.read("two", "model.onnx")
+        assert f.read("one", "model.onnx") != f.read("other", "model.onnx")
+
+
+def test_a_killed_training_goes_on_and_ends_in_the_same_bytes():
+    with Folder() as f:
+        spec = changed(fit__epochs=12, fit__checkpoint_steps=5, fit__callbacks=[
+            {"type": "EarlyStopping", "patience": 50, "restore_best_weights": True}, {"type": "ReduceLROnPlateau", "patience": 1, "factor": 0.5}])
+        f.train(spec, "whole", "--threads", "1")
+        for attempt in range(3):
+            p = f.start(spec, "killed", "--threads", "1")
+            jobs.until(lambda: os.path.exists(f.at("killed", "checkpoint")), "a checkpoint")
+            time.sleep(0.05 * (attempt + 1))
+            p.send_signal(signal.SIGKILL)
+            p.communicate()
+        _, err = f.train(spec, "killed", "--threads", "1")
+        assert "resumed at epoch" in err, err
+        assert f.read("whole", "model.onnx") == f.read("killed", "model.onnx")
+        assert len(json.loads(f.read("killed", "metrics.json"))["epochs"]) == 12
+
+
+def test_an_interrupt_keeps_the_state_and_a_damaged_checkpoint_is_passed_over():
+    with Folder() as f:
+        spec = changed(fit__epochs=400)
+        p = f.start(spec, "out")
+        p.stdout.readline()
+        p.send_signal(signal.SIGINT)
+        _, err = p.communicate(timeout=20)
+        assert p.returncode == 130 and "interrupted" in err, err
+        assert os.path.exists(f.at("out", "checkpoint"))
+        data = bytearray(f.read("out", "checkpoint"))
+        data[len(data) // 2] ^= 1
+        with open(f.at("out", "checkpoint"), "wb") as c:
+            c.write(data)
+        p = f.start(spec, "out")
+        line = p.stdout.readline()
+        p.kill()
+        _, err = p.communicate()
+        assert line.startswith("epoch 1:") and "damaged" in err, (line, err)
+
+
+def test_data_in_every_format_gives_the_same_model():
+    with gzip.open(DIGITS, "rt") as g:
+        table = np.loadtxt(g, delimiter=",", dtype=np.float32)[:200]
+    x, y = table[:, :64], table[:, 64].astype(np.uint8)
+    spec = changed(fit__epochs=1, fit__batch_size=50)
+    del spec["data"]["test_split"]
+    with Folder() as f:
+        np.save(f.at("x.npy"), x)
+        np.save(f.at("y.npy"), y)
+        with gzip.open(f.at("x.idx.gz"), "wb") as o:
+            o.write(struct.pack(">HBB3I", 0, 8, 3, len(x), 8, 8) + x.astype(np.uint8).tobytes())
+        with open(f.at("y.idx"), "wb") as o:
+            o.write(struct.pack(">HBBI", 0, 8, 1, len(y)) + y.tobytes())
+        with open(f.at("d.csv"), "w") as o:
+            o.write(",".join(f"p{i}" for i in range(64)) + ",digit\n")
+            o.writelines(",".join(str(int(v)) for v in row) + "\n" for row in table)
+        with open(f.at("d.jsonl"), "w") as o:
+            o.writelines(json.dumps({"pixels": a.reshape(8, 8).tolist(), "digit": int(b)}) + "\n" for a, b in zip(x, y))
+        with open(f.at("words.csv"), "w") as o:
+            o.writelines(",".join(str(int(v)) for v in a) + f",digit {int(b)}\n" for a, b in zip(x, y))
+        models = set()
+        for name, train in {"npy": {"x": "x.npy", "y": "y.npy"}, "idx": {"x": "x.idx.gz", "y": "y.idx"}, "csv": {"x": "d.csv", "target": "digit"},
+                            "jsonl": {"x": "d.jsonl", "fields": {"x": "pixels", "y": "digit"}},
+                            "words": {"x": "words.csv", "target": 64, "header": False}}.items():
+            f.train(changed(spec, data__train=train), name)
+            from_onnx = f.read(name, "model.onnx")
+            models.add(from_onnx.split(b"quern.data_sha256")[0])  # the data's types differ, the weights do not
+        assert len(models) == 1
+        with open(f.at("words", "model.json")) as j:
+            top = [s for s in json.load(j)["pipeline"] if "topk" in s][0]["topk"]
+        assert top["labels"] == [f"digit {i}" for i in range(10)]
+
+
+def test_folders_of_pictures_are_classes():
+    from PIL import Image
+    rng = np.random.default_rng(1)
+    with Folder() as f:
+        for label, level in (("dark", 60), ("light", 190)):
+            os.makedirs(f.at("pictures", label))
+            for i in range(20):
+                Image.fromarray(rng.integers(level - 40, level + 40, (12, 10, 3)).astype(np.uint8)).save(f.at("pictures", label, f"{i}.png"))
+        spec = changed(model={"input_shape": [6, 6, 3], "layers": [{"type": "GlobalAveragePooling2D"}, {"type": "Dense", "units": 2, "activation": "softmax"}]},
+                       data={"train": {"x": "pictures"}, "test": {"x": "pictures"}, "preprocess": [{"type": "Normalization"}]},
+                       compile__optimizer={"type": "sgd", "learning_rate": 0.5}, fit={"epochs": 30, "batch_size": 8})
+        f.train(spec)
+        assert json.loads(f.read("out", "metrics.json"))["test"]["accuracy"] == 1
+        done = subprocess.run([tap.QUERN, "score", "--model", f.at("out"), "--input", f.at("pictures"), "--output", f.at("scored.jsonl")],
+                              capture_output=True, text=True, env=dict(CLEAN, HOME="/nonexistent"))
+        assert done.returncode == 0, done
+        with open(f.at("scored.jsonl")) as rows:
+            assert all(json.loads(r)["file"].startswith(json.loads(r)["top"][0]["label"]) for r in rows)
+
+
+def test_a_spec_that_is_wrong_says_where_and_what_would_be_right():
+    layers = SPEC["model"]["layers"]
+    refused(changed(fit__epoch=3), "fit", '"epoch"', '"epochs"')
+    refused(changed(compile__optimizer="adamm"), "compile.optimizer", '"adam"')
+    refused(changed(compile__loss="categorical_crossentrpy"), "compile.loss", '"categorical_crossentropy"')
+    refused(changed(compile__metrics=["acuracy"]), "compile.metrics[0]", '"accuracy"')
+    refused(changed(compile__optimizer={"type": "adam", "learning_rate": 0}), "learning_rate")
+    refused(changed(fit__batch_size=0), "batch_size", "from 1")
+    refused(changed(model__layers=[{"type": "Conv2d", "filters": 3, "kernel_size": 3}]), "model.layers[0]", '"Conv2D"')
+    refused(changed(model__layers=[{"type": "Conv2D", "filter": 3, "kernel_size": 3}]), "model.layers[0]", '"filter"', '"filters"')
+    refused(changed(model__layers=layers[:4] + [{"type": "Conv2D", "filters": 4, "kernel_size": 9}] + layers[4:]), "model.layers[4]", "conv2d_1", "9")
+    refused(changed(model__layers=layers[:5] + [{"type": "LSTM", "units": 4}]), "model.layers[5]", "lstm", "[N, steps, features]")
+    refused(changed(model__input_shape=[8, 8, 2]), "64 elements", "128")
+    refused(changed(model__layers=layers[:-1] + [{"type": "Dense", "units": 9, "activation": "softmax"}]), "class 9", "0 to 8")
+    refused(changed(fit__callbacks=[{"type": "EarlyStopping", "monitor": "val_los"}]), "fit.callbacks[0]", '"val_los"')
+
+
+def test_data_that_is_wrong_is_refused_by_row():
+    with Folder() as f:
+        for text, *words in (("1,2,0\n3,,1\n", "row 1", "missing"), ("1,2,0\n3,4\n", "2"), ("1,2,0\n3,4,0.5\n", "row 1", "0.5"), ("", "no rows")):
+            with open(f.at("d.csv"), "w") as o:
+                o.write(text)
+            spec = changed(model={"input_shape": [2], "layers": [{"type": "Dense", "units": 2, "activation": "softmax"}]},
+                           data={"train": {"x": "d.csv", "target": 2, "header": False}}, fit={"epochs": 1})
+            _, err = f.train(spec, rc=1)
+            assert all(w in err for w in words), (text, err)
+        np.save(f.at("x.npy"), np.array([[1, 2], [3, np.nan]], np.float32))
+        np.save(f.at("y.npy"), np.array([0, 1]))
+        _, err = f.train(changed(spec, data={"train": {"x": "x.npy", "y": "y.npy"}}), rc=1)
+        assert "row 1, element 1" in err, err
+        _, err = f.train(changed(spec, data={"train": {"x": "nothing.npy", "y": "y.npy"}}), rc=4)
+        assert "nothing.npy" in err, err
+
+
+def test_a_loss_that_is_no_number_ends_the_run_or_stops_it_with_the_last_good_weights():
+    spec = changed(compile__optimizer={"type": "sgd", "learning_rate": 1e6}, compile__loss="mse", fit__epochs=3)
+    spec["model"]["layers"] = [{"type": "Flatten"}, {"type": "Dense", "units": 1}]
+    with Folder() as f:
+        _, err = f.train(spec, rc=1)
+        assert "epoch 1" in err, err
+        _, err = f.train(changed(spec, fit__callbacks=[{"type": "TerminateOnNaN"}]), "kept")
+        assert "no number" in err and os.path.exists(f.at("kept", "model.onnx")), err
+
+
+def job(s, **more):
+    shutil.copy(DIGITS, os.path.join(s.folder, "digits.csv.gz"))
+    spec = changed(data__train={"x": "digits.csv.gz", "target": 64, "header": False}, publish={"name": "digits"})
+    return {"op": "train", "params": changed(spec, **more), "progress_ms": 100, "status": True}
+
+
+def test_a_job_trains_and_publishes_and_its_model_answers():
+    with Server() as s:
+        s.worker("--models", jobs.store(s.folder), "--files", s.folder, "--lanes", "1")
+        r = jobs.result(s, dict(job(s), output_ref="file:trained"), timeout=120)
+        assert r["model"] == "digits" and r["version"] == 1 and r["test"]["accuracy"] > 0.9, r
+        folder = os.path.join(s.folder, "models/digits/1")
+        with open(os.path.join(folder, "train.json")) as f:
+            assert json.load(f)["token"] > 0
+        assert sorted(os.listdir(os.path.join(s.folder, "trained"))) == ["curve.svg", "metrics.json", "model.json", "model.onnx"]
+        with gzip.open(DIGITS, "rt") as g:
+            rows = [[int(v) for v in line.split(",")] for line in g][:20]
+        # The store is read again within seconds.
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            e = jobs.run(s, {"op": "infer", "model": "digits", "input": rows[0][:64]})
+            if e["state"] == "done":
+                break
+            time.sleep(0.2)
+        right = [jobs.result(s, {"op": "infer", "model": "digits", "input": np.reshape(r[:64], (8, 8, 1)).tolist()})["top"][0]["index"] == r[64] for r in rows]
+        assert sum(right) >= 18, right
+
+
+def test_a_job_says_how_far_it_is_and_is_cancelled_at_once():
+    with Server() as s:
+        s.worker("--models", jobs.store(s.folder), "--files", s.folder, "--lanes", "1")
+        i = jobs.push(s, job(s, fit__epochs=5000))
+        key = f"quern:{{default}}:s:{i}"
+        status = jobs.until(lambda: (lambda p: p if p.get("epoch", 0) >= 2 else None)(progress(s, key)), "the second epoch")
+        assert status["epochs"] == 5000 and 0 < status["loss"] < 3 and status["learning_rate"] > 0, status
+        assert status["samples_per_s"] > 0 and status["eta_s"] > 0 and "accuracy" in status["metrics"], status
+        began = time.monotonic()
+        assert s.quern("cancel", i).returncode == 0
+        e = jobs.wait(s, i)
+        assert e["state"] == "cancelled", e
+        assert time.monotonic() - began < 30
+        assert not os.path.exists(os.path.join(s.folder, "models/digits/1"))
+
+
+def progress(s, key):
+    kind = s.client.type(key)
+    text = s.client.get(key) if kind == b"string" else (s.client.hgetall(key) or {}).get(b"progress") if kind == b"hash" else None
+    p = json.loads(text) if text else {}
+    return p.get("progress", p) or {}
+
+
+def test_a_worker_is_killed_and_another_ends_in_the_same_bytes():
+    with Server() as s:
+        store = jobs.store(s.folder)
+        first = s.worker("--models", store, "--files", s.folder, "--lanes", "1", *QUICK)
+        work = job(s, fit__epochs=25, fit__checkpoint_steps=7)
+        jobs.result(s, work, timeout=120)
+        i = jobs.push(s, work)
+        jobs.until(lambda: [n for n in os.listdir(store) if n.startswith(".train-")], "a checkpoint")
+        first.kill()
+        first.wait()
+        s.worker("--models", store, "--files", s.folder, "--lanes", "1", *QUICK)
+        e = jobs.wait(s, i, timeout=120)
+        assert e["state"] == "done" and e["result"]["version"] == 2, e
+        with open(os.path.join(store, "digits/1/model.onnx"), "rb") as a, open(os.path.join(store, "digits/2/model.onnx"), "rb") as b:
+            assert a.read() == b.read()
+        assert not [n for n in os.listdir(store) if n.startswith(".")]
+
+
+def test_a_job_is_refused_without_a_place_for_its_model_or_rights_to_its_data():
+    with Server() as s:
+        s.worker("--models", jobs.store(s.folder), "--files", s.folder, "--lanes", "1")
+        work = job(s)
+        del work["params"]["publish"]
+        jobs.error(s, work, "bad_job", "output_ref")
+        jobs.error(s, job(s, data__train={"x": "/etc/passwd", "target": 1}), "ref_denied")
+        jobs.error(s, job(s, fit__epoch=1), "bad_job", '"epochs"')
+        jobs.error(s, {"op": "train"}, "bad_job", "params")
+
+
+tap.main(globals())
