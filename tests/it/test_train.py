@@ -21,7 +21,7 @@ QUICK = ("--beat-ms", "200", "--lease-ms", "2000")
 SPEC = {
     "model": {"input_shape": [8, 8, 1], "layers": [
         {"type": "Conv2D", "filters": 8, "kernel_size": 3, "padding": "same"},
-        {"type": "BatchNormalization"},
+        {"type": "BatchNormalization", "momentum": 0.9},
         {"type": "ReLU"},
         {"type": "MaxPooling2D"},
         {"type": "Flatten"},
@@ -29,7 +29,7 @@ SPEC = {
         {"type": "Dense", "units": 10, "activation": "softmax"}]},
     "data": {"train": {"x": DIGITS, "target": 64, "header": False}, "test_split": 0.25,
              "preprocess": [{"type": "Rescaling", "scale": 0.0625}]},
-    "compile": {"optimizer": "adam", "loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"]},
+    "compile": {"optimizer": {"type": "Adam", "learning_rate": 0.005}, "loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"]},
     "fit": {"epochs": 6, "batch_size": 32, "validation_split": 0.1, "seed": 3},
 }
 
@@ -90,7 +90,7 @@ def test_a_cnn_learns_the_digits():
         out, _ = f.train(SPEC, "out", "--json")
         epochs = [json.loads(line) for line in out.splitlines()]
         assert [e["epoch"] for e in epochs[:-1]] == [1, 2, 3, 4, 5, 6]
-        assert epochs[5]["loss"] < epochs[0]["loss"] / 4
+        assert epochs[5]["loss"] < epochs[0]["loss"] / 3
         metrics = json.loads(f.read("out", "metrics.json"))
         assert metrics["test"]["accuracy"] > 0.95, metrics["test"]
         assert metrics["validation"]["accuracy"] == metrics["epochs"][-1]["val_accuracy"]
@@ -220,7 +220,7 @@ def test_a_spec_that_is_wrong_says_where_and_what_would_be_right():
 
 def test_data_that_is_wrong_is_refused_by_row():
     with Folder() as f:
-        for text, *words in (("1,2,0\n3,,1\n", "row 1", "missing"), ("1,2,0\n3,4\n", "2"), ("1,2,0\n3,4,0.5\n", "row 1", "0.5"), ("", "no rows")):
+        for text, *words in (("1,2,0\n3,,1\n", "row 1", "missing"), ("1,2,0\n3,4\n", "2"), ("1,2,0\n3,4,0.5\n", "row 1", "0.5"), ("", "empty")):
             with open(f.at("d.csv"), "w") as o:
                 o.write(text)
             spec = changed(model={"input_shape": [2], "layers": [{"type": "Dense", "units": 2, "activation": "softmax"}]},
@@ -245,6 +245,12 @@ def test_a_loss_that_is_no_number_ends_the_run_or_stops_it_with_the_last_good_we
         assert "no number" in err and os.path.exists(f.at("kept", "model.onnx")), err
 
 
+def store(s):
+    path = os.path.join(s.folder, "models")
+    os.makedirs(path, exist_ok=True)
+    return path
+
+
 def job(s, **more):
     shutil.copy(DIGITS, os.path.join(s.folder, "digits.csv.gz"))
     spec = changed(data__train={"x": "digits.csv.gz", "target": 64, "header": False}, publish={"name": "digits"})
@@ -253,7 +259,7 @@ def job(s, **more):
 
 def test_a_job_trains_and_publishes_and_its_model_answers():
     with Server() as s:
-        s.worker("--models", jobs.store(s.folder), "--files", s.folder, "--lanes", "1")
+        s.worker("--models", store(s), "--files", s.folder, "--lanes", "1")
         r = jobs.result(s, dict(job(s), output_ref="file:trained"), timeout=120)
         assert r["model"] == "digits" and r["version"] == 1 and r["test"]["accuracy"] > 0.9, r
         folder = os.path.join(s.folder, "models/digits/1")
@@ -275,7 +281,7 @@ def test_a_job_trains_and_publishes_and_its_model_answers():
 
 def test_a_job_says_how_far_it_is_and_is_cancelled_at_once():
     with Server() as s:
-        s.worker("--models", jobs.store(s.folder), "--files", s.folder, "--lanes", "1")
+        s.worker("--models", store(s), "--files", s.folder, "--lanes", "1")
         i = jobs.push(s, job(s, fit__epochs=5000))
         key = f"quern:{{default}}:s:{i}"
         status = jobs.until(lambda: (lambda p: p if p.get("epoch", 0) >= 2 else None)(progress(s, key)), "the second epoch")
@@ -298,25 +304,25 @@ def progress(s, key):
 
 def test_a_worker_is_killed_and_another_ends_in_the_same_bytes():
     with Server() as s:
-        store = jobs.store(s.folder)
-        first = s.worker("--models", store, "--files", s.folder, "--lanes", "1", *QUICK)
+        models = store(s)
+        first = s.worker("--models", models, "--files", s.folder, "--lanes", "1", *QUICK)
         work = job(s, fit__epochs=25, fit__checkpoint_steps=7)
         jobs.result(s, work, timeout=120)
         i = jobs.push(s, work)
-        jobs.until(lambda: [n for n in os.listdir(store) if n.startswith(".train-")], "a checkpoint")
+        jobs.until(lambda: [n for n in os.listdir(models) if n.startswith(".train-")], "a checkpoint")
         first.kill()
         first.wait()
-        s.worker("--models", store, "--files", s.folder, "--lanes", "1", *QUICK)
+        s.worker("--models", models, "--files", s.folder, "--lanes", "1", *QUICK)
         e = jobs.wait(s, i, timeout=120)
         assert e["state"] == "done" and e["result"]["version"] == 2, e
-        with open(os.path.join(store, "digits/1/model.onnx"), "rb") as a, open(os.path.join(store, "digits/2/model.onnx"), "rb") as b:
+        with open(os.path.join(models, "digits/1/model.onnx"), "rb") as a, open(os.path.join(models, "digits/2/model.onnx"), "rb") as b:
             assert a.read() == b.read()
-        assert not [n for n in os.listdir(store) if n.startswith(".")]
+        assert not [n for n in os.listdir(models) if n.startswith(".")]
 
 
 def test_a_job_is_refused_without_a_place_for_its_model_or_rights_to_its_data():
     with Server() as s:
-        s.worker("--models", jobs.store(s.folder), "--files", s.folder, "--lanes", "1")
+        s.worker("--models", store(s), "--files", s.folder, "--lanes", "1")
         work = job(s)
         del work["params"]["publish"]
         jobs.error(s, work, "bad_job", "output_ref")

@@ -11,13 +11,13 @@
 
 void w__train_snake(const char *word, char *dst, size_t size) {
     size_t n = 0;
-    bool all_upper = true; /* SGD, RMSprop's head */
+    bool all_upper = true; /* LSTM */
     for (const char *p = word; *p; p++) all_upper &= !(*p >= 'a' && *p <= 'z');
     for (size_t i = 0; word[i] && n + 2 < size; i++) {
         bool upper = word[i] >= 'A' && word[i] <= 'Z';
-        bool before = i && ((word[i - 1] >= 'a' && word[i - 1] <= 'z') ||
-                            (word[i - 1] >= '0' && word[i - 1] <= '9'));
-        if (upper && before && !all_upper) dst[n++] = '_';
+        bool after_small = i && word[i - 1] >= 'a' && word[i - 1] <= 'z';
+        bool begins = i && word[i - 1] >= 'A' && word[i - 1] <= 'Z' && word[i + 1] >= 'a' && word[i + 1] <= 'z';
+        if (upper && (after_small || begins) && !all_upper) dst[n++] = '_'; /* TopKAccuracy: top_k_accuracy */
         dst[n++] = upper ? (char)(word[i] + 32) : word[i];
     }
     dst[n] = 0;
@@ -159,7 +159,8 @@ static bool read_optimizer(struct w_spec_train *s, struct w_error *err) {
     const char *type = "rmsprop"; /* Keras's default */
     json_t *json = s->compile.optimizer;
     if (json && !w__train_typed(json, &type, where, err)) return false;
-    w__train_snake(type, s->optimizer_name, sizeof s->optimizer_name);
+    snprintf(s->optimizer_name, sizeof s->optimizer_name, "%s", type);
+    for (char *p = s->optimizer_name; *p; p++) *p = (char)(*p >= 'A' && *p <= 'Z' ? *p + 32 : *p);
     const char *name = known(s->optimizer_name, next_optimizer);
     if (!name) return w__train_unknown(where, "optimizer", type, next_optimizer, NULL, err);
     json_t *none = json_object();

@@ -115,14 +115,12 @@ static bool csv_y(void *user, const struct w_record *r, struct w_error *err) {
                                    : w_fail(err, W_BAD_INPUT, "row %llu (line %llu): the target is missing",
                                             (unsigned long long)r->row, (unsigned long long)r->line));
     }
-    json_t *o = json_loadb(r->value.span.ptr, r->value.span.len, 0, NULL), *v = NULL;
-    const char *key;
-    json_object_foreach(o, key, v) break;
-    bool ok = json_is_string(v)
+    json_t *v = json_loadb(r->value.span.ptr, r->value.span.len, JSON_DECODE_ANY, NULL);
+    bool ok = json_string_length(v)
                   ? w__train_words_add(f->words, json_string_value(v), json_string_length(v), err)
                   : w_fail(err, W_BAD_INPUT, "row %llu (line %llu): the target is missing",
                            (unsigned long long)r->row, (unsigned long long)r->line);
-    json_decref(o);
+    json_decref(v);
     return ok;
 }
 
