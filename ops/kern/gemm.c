@@ -26,17 +26,16 @@ size_t k_pack_a_floats(const struct k_gemm *g, int64_t m, int64_t k) {
 /* A square of 4 x 4 across its diagonal: rows of `from` become columns of `to`. */
 typedef float square_row __attribute__((vector_size(16)));
 static inline void transpose_4(const float *from, int64_t stride, float *to, int64_t to_stride) {
-    typedef int lanes __attribute__((vector_size(16)));
     square_row r[4], low[2], high[2];
     for (int i = 0; i < 4; i++) memcpy(&r[i], from + i * stride, sizeof r[i]);
     for (int i = 0; i < 2; i++) {
-        low[i] = __builtin_shuffle(r[i], r[i + 2], (lanes){0, 4, 1, 5});
-        high[i] = __builtin_shuffle(r[i], r[i + 2], (lanes){2, 6, 3, 7});
+        low[i] = __builtin_shufflevector(r[i], r[i + 2], 0, 4, 1, 5);
+        high[i] = __builtin_shufflevector(r[i], r[i + 2], 2, 6, 3, 7);
     }
-    r[0] = __builtin_shuffle(low[0], low[1], (lanes){0, 4, 1, 5});
-    r[1] = __builtin_shuffle(low[0], low[1], (lanes){2, 6, 3, 7});
-    r[2] = __builtin_shuffle(high[0], high[1], (lanes){0, 4, 1, 5});
-    r[3] = __builtin_shuffle(high[0], high[1], (lanes){2, 6, 3, 7});
+    r[0] = __builtin_shufflevector(low[0], low[1], 0, 4, 1, 5);
+    r[1] = __builtin_shufflevector(low[0], low[1], 2, 6, 3, 7);
+    r[2] = __builtin_shufflevector(high[0], high[1], 0, 4, 1, 5);
+    r[3] = __builtin_shufflevector(high[0], high[1], 2, 6, 3, 7);
     for (int i = 0; i < 4; i++) memcpy(to + i * to_stride, &r[i], sizeof r[i]);
 }
 
