@@ -13,6 +13,7 @@ extern const struct op_grad_rows *const __stop_quern_grads[] __attribute__((weak
 
 op_grad_fn *op__grad_find(const struct op_desc *desc) {
     if (desc->grad) return desc->grad;
+    // cppcheck-suppress comparePointers ; both ends of one section
     for (const struct op_grad_rows *const *t = __start_quern_grads; t < __stop_quern_grads; t++)
         for (int i = 0; i < (*t)->n; i++)
             if (!strcmp((*t)->rows[i].name, desc->name) && !strcmp((*t)->rows[i].domain, desc->domain ? desc->domain : "")) return (*t)->rows[i].grad;

@@ -319,7 +319,7 @@ static void softmax(int64_t n, const float *x, float *y) {
 
 static void log_softmax(int64_t n, const float *x, float *y) {
     const float max = reduce_max(n, x), total = sum_exp(n, x, max);
-    float log_total;
+    float log_total = 0;
     a_log(1, &total, &log_total, 0, 0);
     b_sub(n, x, false, &max, true, y);
     b_sub(n, y, false, &log_total, true, y);

@@ -239,7 +239,7 @@ static enum op_status describe(const struct op_ctx *ctx, struct attention *a, st
     enum op_status st = op__nn_like(ctx, IN_X, "input", OP_F32, 3);
     if (st != OP_OK || (st = op__nn_like(ctx, IN_W, "weights", OP_F32, 2)) != OP_OK || (st = common(ctx, a)) != OP_OK) return st;
     const struct op_tensor *x = ctx->in[IN_X], *w = ctx->in[IN_W];
-    int64_t width = w->dims[1], n = 0, q = width / 3, v = width / 3;
+    int64_t width = w->dims[1], n = 0, q = width / 3, v = q;
     const int64_t *sizes = op__attr_ints(ctx->node, "qkv_hidden_sizes", &n);
     if (n == 3) {
         q = sizes[0];

@@ -132,7 +132,7 @@ static enum op_status expand_like_infer(struct op_ctx *ctx) {
 static enum op_status expand_like_run(struct op_ctx *ctx) {
     const struct op_tensor *x = ctx->in[0];
     const struct op_tensor *y = ctx->out[0];
-    int64_t count = op_tensor_count(y), index[OP_RANK_MAX] = {0}, stride[OP_RANK_MAX], step = 1;
+    int64_t count = op_tensor_count(y), index[OP_RANK_MAX] = {0}, stride[OP_RANK_MAX] = {0}, step = 1;
     size_t size = op_type_size(x->dtype);
     for (int d = y->rank - 1; d >= 0; d--) {
         int at = d - (y->rank - x->rank);

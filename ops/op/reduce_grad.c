@@ -114,7 +114,7 @@ static void piece(void *arg, int64_t n, int64_t out, const int64_t *at) {
 
 /* Max and Min: in x's order, so that the first is known; `taken` has a byte for each result. */
 static void first_of_each(const struct job *j, const struct op_tensor *x, const int64_t *dims, uint8_t *taken) {
-    int64_t stride[OP_RANK_MAX], index[OP_RANK_MAX] = {0}, step = 1, at = 0;
+    int64_t stride[OP_RANK_MAX] = {0}, index[OP_RANK_MAX] = {0}, step = 1, at = 0;
     const int64_t n = op_tensor_count(x);
     const bool f32 = x->dtype == OP_F32;
     for (int d = x->rank - 1; d >= 0; d--) {

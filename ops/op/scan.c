@@ -150,7 +150,7 @@ static enum op_status axis_first(const struct op_ctx *ctx, const struct op_tenso
 
 static enum op_status scan_run(struct op_ctx *ctx) {
     struct scan s = {0};
-    const int64_t *in_axes, *out_axes, *out_backward;
+    const int64_t *in_axes = NULL, *out_axes = NULL, *out_backward = NULL;
     enum op_status st = scan_init(ctx, &s, 0);
     if (st == OP_OK) st = check_axes(ctx, &s, &in_axes);
     if (st == OP_OK) st = list_attr(ctx, "scan_output_axes", s.n_outputs, &out_axes);

@@ -134,6 +134,7 @@ static int64_t split_one(struct op_string s, struct op_string delimiter, int64_t
     if (!s.data) s.data = "";
     while (delimiter.len ? next_delimited(&s, n == max, delimiter, &part)
                          : next_space(&s, n == max, &part)) {
+        // cppcheck-suppress nullPointer ; without dst there is no room
         if (n < room) dst[n] = part;
         n++;
     }
