@@ -149,6 +149,7 @@ static void on_opened(void *ctx, redisReply *r, const struct q_error *err) {
     int64_t said = r && err->code == Q_OK ? q__reply_int(r, -2) : -2;
     if (said == 1) { /* ticket 0 is ours: the first range */
         c->job->ticket = c->job->priv->header.ticket = 0;
+        q__slot_release(c->job); /* the entry is in the hash now */
         shard_turn(c, -1, 0, 0, 0);
         return;
     }
@@ -220,6 +221,7 @@ void q_bulk_open(struct q_worker *w, struct q_job *job, const struct q_bulk_plan
     q__args_key(a, job->queue, "in:hi", NULL);
     q__args_key(a, job->queue, "in:lo", NULL);
     q__args_key(a, job->queue, "s:", job->id);
+    if (job->priv->slot) q__slot_key(a, job->priv->queue, job->priv->slot - 1);
     q__args_int(a, (int64_t)job->token);
     q__args_copy(a, header, n - 2);
     q__args_text(a, "~");
@@ -228,7 +230,7 @@ void q_bulk_open(struct q_worker *w, struct q_job *job, const struct q_bulk_plan
     q__args_int(a, status_ttl(job));
     plan_fields(a, &p, grains, now);
     if (job->fenced || !w->connected ||
-        !q__conn_script(w->cmd, Q__SCRIPT_shard_open, 6, a, on_opened, c)) {
+        !q__conn_script(w->cmd, Q__SCRIPT_shard_open, 6 + (job->priv->slot > 0), a, on_opened, c)) {
         c->turn.step = job->fenced ? Q_BULK_LOST : Q_BULK_ERROR;
         q__error(&c->turn.err, Q_UNREACHABLE, "no connection to Redis");
         finish_later(c);

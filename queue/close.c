@@ -33,6 +33,7 @@ static void free_worker(struct q_worker *w) {
             q__job_unlink(job);
             q__job_free(job);
         }
+        q__slot_forget(q);
         for (size_t k = 0; k < w->pulse.queue[i].n_orders; k++) free(w->pulse.queue[i].orders[k]);
         free(w->pulse.queue[i].orders);
     }
@@ -99,9 +100,10 @@ static bool retire(struct q__queue *q, struct farewell *f) {
     q__args_key(a, q->name, "in:lo", NULL);
     q__args_key(a, q->name, "w:", q->wid);
     q__args_key(a, q->name, "gone", NULL);
+    for (unsigned i = 0; i < Q__SLOTS; i++) q__slot_key(a, q, i);
     q__args_text(a, q->wid);
     q__args_int(a, q_worker_now_ms(q->w));
-    return q__conn_script(q->w->cmd, Q__SCRIPT_retire, 10, a, on_retired, f);
+    return q__conn_script(q->w->cmd, Q__SCRIPT_retire, 10 + Q__SLOTS, a, on_retired, f);
 }
 
 /* closing_left counts what still has to end: late answers (q__worker_keep), three handles, the

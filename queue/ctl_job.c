@@ -143,6 +143,29 @@ static bool entry_is(const char *queue, const redisReply *e, const char *id) {
     return is;
 }
 
+/* Large entries lie outside of the hash. */
+static enum q_status search_slots(struct q_ctl *c, const char *queue, const char *wid,
+                                  const char *id, const bool *taken, struct q_ctl_status *out) {
+    char rest[Q_WID_MAX + 8];
+    size_t n_taken = 0;
+    q__ctl_begin(c);
+    for (int n = 0; n < Q__SLOTS; n++) {
+        if (!taken[n]) continue;
+        n_taken++;
+        snprintf(rest, sizeof rest, "%.*s:%d", Q_WID_MAX, wid, n);
+        q__ctl_words(c, "LRANGE", queue, "slot:", rest, "-2 -1");
+    }
+    enum q_status s = q__ctl_run(c);
+    for (size_t n = 0; s == Q_OK && n < n_taken; n++) {
+        const redisReply *r = q__ctl_reply(c, n);
+        if (r->elements != 2 || !entry_is(queue, r->element[1], id)) continue;
+        strcpy(out->worker, wid);
+        strcpy(out->state, "running");
+        break;
+    }
+    return s;
+}
+
 static enum q_status search_workers(struct q_ctl *c, const char *queue, const char *id,
                                     struct q_ctl_status *out) {
     char wids[SEARCH_WORKERS][Q_WID_MAX + 1];
@@ -159,12 +182,18 @@ static enum q_status search_workers(struct q_ctl *c, const char *queue, const ch
         q__ctl_words(c, "HRANDFIELD", queue, "a:", wids[i], "1024 WITHVALUES");
         s = q__ctl_run(c);
         r = q__ctl_reply(c, 0);
+        bool slots[Q__SLOTS] = {false}, any = false;
         for (size_t k = 1; s == Q_OK && k < r->elements; k += 2)
-            if (entry_is(queue, r->element[k], id)) {
+            if (q__reply_text(r->element[k]) && r->element[k]->str[0] == '@') {
+                unsigned slot = (unsigned)strtoul(r->element[k]->str + 1, NULL, 10);
+                if (slot < Q__SLOTS) any = slots[slot] = true;
+            } else if (entry_is(queue, r->element[k], id)) {
                 strcpy(out->worker, wids[i]);
                 strcpy(out->state, "running");
                 break;
             }
+        if (s == Q_OK && any && !out->worker[0])
+            s = search_slots(c, queue, wids[i], id, slots, out);
     }
     return s;
 }

@@ -37,6 +37,7 @@ void q__queue_fenced(struct q__queue *q, const char *why) {
     snprintf(old, sizeof old, "%s", q->wid);
     next_wid(q);
     for (struct q_job_priv *p = q->jobs; p; p = p->next) p->job.fenced = true;
+    q__slot_forget(q);
     while (q->pending) {
         struct q__item *item = q->pending;
         q->pending = item->next;

@@ -17,6 +17,7 @@ struct q__header {
     int32_t ticket; /* -1: none */
 };
 enum { Q__HEADER_MAX = 96 };
+enum { Q__SLOTS = 192 }; /* places of a worker for large entries, a third for each inbox (slot.c) */
 
 /* Length of the header at the start of entry, 0 if it has none (h is then all zero, ticket -1), or
  * SIZE_MAX if it starts like one and is none. */
@@ -49,6 +50,7 @@ struct q_job_priv {
     char *entry;                    /* what Redis gave, from malloc */
     struct q__header header;
     int64_t delay_ms;
+    unsigned slot; /* the entry lies in slot - 1; 0: in the hash (slot.c) */
     enum q__hold hold;
     bool has_id;           /* the producer's own, not made here */
     bool parsed;           /* false: only id, token and error are good */

@@ -1,5 +1,5 @@
-/* lease.h: the worker's insides, shared by worker.c, turn.c, admit.c, park.c, finish.c, bulk.c,
- * orders.c (all on the caller's loop) and beat.c, reap.c (on the heartbeat's).
+/* lease.h: the worker's insides, shared by worker.c, turn.c, slot.c, admit.c, park.c, finish.c,
+ * bulk.c, orders.c (all on the caller's loop) and beat.c, reap.c (on the heartbeat's).
  *
  * Who writes what: a job's `hold` is written by admit.c (ADMITTING, HELD), finish.c (ENDING) and
  * turn.c (gone). A queue's wid is written by enroll.c alone, after its creation. What the two
@@ -13,6 +13,28 @@
 #include <stdatomic.h>
 
 enum { Q__TURNS_MAX = 2, Q__PARK_MS = 4000, Q__TICK_MS = 250, Q__POLL_MS = 1000 };
+
+/* A place for one large entry: the list T:slot:<wid>:<n>. Slot n takes from inbox n % 3. */
+enum { Q__MARKER_MAX = Q__HEADER_MAX + 8 };
+enum q__slot_state {
+    Q__SLOT_FREE,
+    Q__SLOT_MOVING, /* LMOVE is under way */
+    Q__SLOT_LANDED, /* its entry is here and in Redis, nobody owns it yet */
+    Q__SLOT_ASKED,  /* the same, in a turn that asks to own it */
+    Q__SLOT_OWNED,  /* by a job */
+    Q__SLOT_DOUBT,  /* a reply was lost, or the entry is not wanted: to be swept */
+    Q__SLOT_SWEPT   /* in a turn that does it */
+};
+struct q__slot {
+    enum q__slot_state state;
+    char *bytes; /* from malloc; LANDED and ASKED only */
+    size_t len;
+    struct q__header header;
+};
+/* What a turn says of slots. */
+struct q__slot_turn {
+    uint8_t n_sweep, n_admit, sweep[Q__SLOTS], admit[Q__SLOTS];
+};
 
 struct q__park {
     struct q__queue *queue;
@@ -47,6 +69,11 @@ struct q__queue {
     unsigned mismatches; /* beats in a row that found another count than ours */
     bool reconciling;
     struct q__park park[3];
+    unsigned large;    /* > 0: large entries about, claims go through slots; see slot.c */
+    unsigned n_landed; /* slots in that state */
+    bool doubt;        /* some slot is in doubt */
+    uint64_t dry_ms[3], redo_look_ms;
+    struct q__slot slot[Q__SLOTS];
 };
 
 /* What the loop tells the heartbeat and hears from it. */
@@ -140,8 +167,35 @@ void q__worker_handle_closed(uv_handle_t *h);
 void q__turn_all(struct q_worker *w); /* at the end of each loop iteration */
 void q__turn_push(struct q__queue *q, struct q_job *job, char verb, const char *state,
                   char *envelope, size_t envelope_len, int64_t due_ms);
+struct q__origin { /* of an entry that has no header in front */
+    unsigned slot;
+    struct q__header header;
+};
+struct q_job *q__turn_take(struct q__queue *q, char *bytes, size_t len, uint64_t token,
+                           const struct q__origin *origin);
 void q__turn_claimed(struct q__queue *q, redisReply *entries, uint64_t first_token, bool cancels);
 void q__turn_reconcile(struct q__queue *q);
+void q__shares(struct q__queue *q, uint32_t n, uint32_t out[3]);
+
+/* --- slot.c */
+enum { Q__LARGE_BYTES = 32 << 10 };
+void q__slot_met(struct q__queue *q, size_t entry_len); /* an entry of that size was claimed */
+/* Sends for up to n entries; says how many are left for the ordinary claim, because slots ran out.
+ */
+uint32_t q__slot_pull(struct q__queue *q, uint32_t n);
+/* A blocking read landed a large entry: moves it on into a slot; false: leave it to a turn. */
+bool q__slot_take_landed(struct q__queue *q, int inbox);
+void q__slot_keys(struct q__queue *q, struct q__args *a, struct q__slot_turn *t, bool admit);
+void q__slot_words(struct q__queue *q, struct q__args *a, const struct q__slot_turn *t);
+/* The turn's answer, NULL if it was lost. */
+void q__slot_turned(struct q__queue *q, const struct q__slot_turn *t, const char *said,
+                    size_t n_said, uint64_t first_token, bool cancels);
+void q__slot_key(struct q__args *a, const struct q__queue *q, unsigned n);
+void q__args_slot(struct q__args *a, const char *queue, const char *wid, unsigned n);
+void q__slot_return(struct q__queue *q); /* what landed is not wanted any more */
+void q__slot_forget(struct q__queue *q); /* the wid is gone, and all slots with it */
+void q__slot_release(struct q_job *job);
+bool q__slot_marker(const char *text, size_t len, unsigned *n, struct q__header *h);
 
 /* --- admit.c */
 struct q__admission {

@@ -33,6 +33,7 @@ static void on_lost(void *ctx, struct q__conn *c, const struct q_error *why, uin
 static void on_moved(void *ctx, redisReply *r, const struct q_error *err) {
     struct q__park *park = ctx;
     struct q__queue *q = park->queue;
+    bool dirty = q->land_dirty;
     park->parked = false;
     q->land_dirty = true; /* also where the reply was lost: it may have landed */
     if (!r) return;
@@ -46,10 +47,10 @@ static void on_moved(void *ctx, redisReply *r, const struct q_error *err) {
             q__conn_drop(park->conn, err->code, err->text); /* backs off */
     } else {
         q->full = false;
-        if (q__reply_text(r))
-            q->maybe_more = true;
-        else
-            q->land_dirty = false;
+        if (q__reply_text(r)) q->maybe_more = true;
+        if (!q__reply_text(r) ||
+            (r->len >= Q__LARGE_BYTES && !q->w->draining && q__slot_take_landed(q, park->inbox)))
+            q->land_dirty = dirty;
     }
 }
 

@@ -101,11 +101,12 @@ static bool reap(struct question *ask) {
     q__args_key(a, r->queue, "w:", ask->wid);
     q__args_key(a, r->queue, "gone", NULL);
     q__args_key(a, r->queue, "cx", NULL);
+    for (unsigned i = 0; i < Q__SLOTS; i++) q__args_slot(a, r->queue, ask->wid, i);
     q__args_text(a, ask->wid);
     q__args_text(a, ask->counter);
     q__args_int(a, REAP_AT_ONCE);
     q__args_int(a, q_worker_now_ms(r->w));
-    return q__conn_script(r->conn, Q__SCRIPT_reap, 12, a, on_reaped, ask);
+    return q__conn_script(r->conn, Q__SCRIPT_reap, 12 + Q__SLOTS, a, on_reaped, ask);
 }
 
 /* --- is anything of it still connected? */

@@ -21,11 +21,16 @@ struct turn {
     struct q__queue *queue;
     struct q__item *items;
     uint32_t n_items, asked;
-    bool land;
+    bool land, inboxes;
+    struct q__slot_turn slots;
     char wid[Q_WID_MAX + 1]; /* under which it was sent */
 };
 
-enum { TURN_BYTES = 32 << 20 }; /* of envelopes in one call */
+enum {
+    TURN_BYTES = 32 << 20, /* of envelopes in one call */
+    REDO_LOOK_MS = 100,    /* among large entries: how often redo and delayed ones have a turn */
+    REDO_MORE_MS = 2       /* the same after one that found some */
+};
 
 enum {
     WAIT = 1,
@@ -73,6 +78,7 @@ static size_t item_keys(struct q__args *a, const struct q__item *item, unsigned 
     size_t n = a->n;
     char bulk[Q_ID_MAX + 4];
     size_t id_len = strlen(job->id);
+    if (job->priv->slot) q__slot_key(a, job->priv->queue, job->priv->slot - 1);
     memcpy(bulk, job->id, id_len);
     if (item->verb == 'c' || item->verb == 'x' || item->verb == 'r')
         q__args_key(a, q, "r:", job->id);
@@ -104,10 +110,10 @@ static void delayed_id(struct q__args *a, const struct q_job *job) {
 
 static void item_words(struct q__args *a, const struct q__item *item, unsigned flags) {
     const struct q_job *job = item->job;
-    char verb[2] = {item->verb, 0}, header[Q__HEADER_MAX];
+    char verb[2] = {item->verb, 's'}, header[Q__HEADER_MAX];
     size_t header_len;
     q__args_int(a, (int64_t)job->token);
-    q__args_copy(a, verb, 1);
+    q__args_copy(a, verb, job->priv->slot ? 2 : 1);
     switch (item->verb) {
     case 'c':
     case 'x':
@@ -141,7 +147,7 @@ static void item_words(struct q__args *a, const struct q__item *item, unsigned f
 
 /* Shares of hi, in, lo in n claims: smooth weighted round robin, a unit at a time, so that weights
  * hold for claims of one as well as of 64. */
-static void shares(struct q__queue *q, uint32_t n, uint32_t out[3]) {
+void q__shares(struct q__queue *q, uint32_t n, uint32_t out[3]) {
     int32_t sum = 0;
     out[0] = out[1] = out[2] = 0;
     for (int i = 0; i < 3; i++) sum += (int32_t)q->weight_in[i];
@@ -229,8 +235,9 @@ static void on_turn(void *ctx, redisReply *r, const struct q_error *err) {
     struct q_worker *w = q->w;
     q->turns--;
     q->asked -= t->asked;
-    if (!r || err->code != Q_OK || r->type != REDIS_REPLY_ARRAY || r->elements != 7) {
+    if (!r || err->code != Q_OK || r->type != REDIS_REPLY_ARRAY || r->elements != 8) {
         give_back(t);
+        if (strcmp(t->wid, q->wid) == 0) q__slot_turned(q, &t->slots, NULL, 0, 0, false);
         q->maybe_more = true;
         q->land_dirty |= t->land;
         q->not_before_ms = q__worker_ms(w) + 50 + q__random_below(200);
@@ -244,7 +251,8 @@ static void on_turn(void *ctx, redisReply *r, const struct q_error *err) {
     redisReply *entries = r->element[6];
     free_items(t, q__reply_text(said) ? said->str : "", q__reply_text(said) ? said->len : 0);
     w->stats.turns++;
-    uint32_t asked = t->asked;
+    uint32_t asked = t->inboxes ? t->asked - t->slots.n_admit : 0;
+    struct q__slot_turn slots = t->slots;
     bool current =
         strcmp(t->wid, q->wid) == 0; /* else fenced meanwhile: what it claimed is reaped */
     free(t);
@@ -260,54 +268,79 @@ static void on_turn(void *ctx, redisReply *r, const struct q_error *err) {
     q->paused = q__reply_int(r->element[1], 0) == 1;
     q->due_ms = q__reply_int(r->element[3], -1);
     size_t got = entries->type == REDIS_REPLY_ARRAY ? entries->elements : 0;
-    if (asked) q->maybe_more = got == asked;
+    if (asked)
+        q->maybe_more = got == asked;
+    else if (got)
+        q->redo_look_ms = q__worker_ms(w) + REDO_MORE_MS;
     int64_t cancels = q__reply_int(r->element[2], 0);
-    if (got) q__turn_claimed(q, entries, (uint64_t)q__reply_int(r->element[4], 0), cancels > 0);
+    uint64_t token = (uint64_t)q__reply_int(r->element[4], 0);
+    if (got) q__turn_claimed(q, entries, token, cancels > 0);
+    if (slots.n_sweep || slots.n_admit)
+        q__slot_turned(q, &slots, q__reply_text(r->element[7]) ? r->element[7]->str : "",
+                       r->element[7]->len, token + got, cancels > 0);
     if (cancels > 0) q__cancel_look(q, cancels);
     q__worker_check_drained(w);
 }
 
+/* One claimed entry becomes a job, or is buried; NULL: nothing to admit. Takes the bytes over. */
+struct q_job *q__turn_take(struct q__queue *q, char *bytes, size_t len, uint64_t token,
+                           const struct q__origin *origin) {
+    struct q_worker *w = q->w;
+    enum q_code code;
+    struct q_error err = {.code = Q_OK};
+    struct q_job *job;
+    enum q_status s = q__job_parse(&job, q->name, bytes, len, w->opt.entry_bytes_max, &code, &err);
+    if (!job) return NULL; /* no memory: it stays owned, reconciliation finds it */
+    struct q__header *h = &job->priv->header;
+    if (origin) {
+        *h = origin->header;
+        job->attempt = h->attempt + 1;
+        job->crashes = h->crashes;
+        job->ticket = h->ticket;
+        if (!job->queued_ms) job->queued_ms = h->queued_ms;
+        job->priv->slot = origin->slot + 1;
+    }
+    job->token = token;
+    job->claimed_ms = q_worker_now_ms(w);
+    if (!job->queued_ms) job->queued_ms = h->queued_ms = job->claimed_ms;
+    if (job->ttl_ms == UINT32_MAX) job->ttl_ms = w->opt.ttl_ms;
+    if (!job->priv->has_id) {
+        char *id = (char *)(uintptr_t)job->id;
+        size_t uuid = strlen(w->uuid);
+        memcpy(id, w->uuid, uuid);
+        id[uuid++] = '-';
+        id[uuid + q__digits(id + uuid, (int64_t)token)] = 0;
+    }
+    q__job_link(q, job);
+    w->stats.claimed++;
+    if (s == Q_OK) return job;
+    q__finish_end(job, "dead", code, err.text, false, true, false, NULL, 0, NULL);
+    return NULL;
+}
+
 /* Parses what was claimed and hands it to admission. Steals the strings. */
 void q__turn_claimed(struct q__queue *q, redisReply *entries, uint64_t first_token, bool cancels) {
-    struct q_worker *w = q->w;
     struct q_job *jobs[Q_BATCH_MAX];
     size_t n = 0;
-    int64_t now = q_worker_now_ms(w);
     for (size_t i = 0; i < entries->elements && n < Q_BATCH_MAX; i++) {
         redisReply *e = entries->element[i];
-        enum q_code code;
-        struct q_error err = {.code = Q_OK};
         if (!q__reply_text(e)) continue;
         char *bytes = e->str;
         e->str = NULL;
-        struct q_job *job;
-        enum q_status s =
-            q__job_parse(&job, q->name, bytes, e->len, w->opt.entry_bytes_max, &code, &err);
-        if (!job) continue; /* no memory: it stays owned, reconciliation finds it */
-        job->token = first_token + i;
-        job->claimed_ms = now;
-        if (!job->queued_ms) job->queued_ms = job->priv->header.queued_ms = now;
-        if (job->ttl_ms == UINT32_MAX) job->ttl_ms = w->opt.ttl_ms;
-        if (!job->priv->has_id) {
-            char *id = (char *)(uintptr_t)job->id;
-            size_t len = strlen(w->uuid);
-            memcpy(id, w->uuid, len);
-            id[len++] = '-';
-            id[len + q__digits(id + len, (int64_t)job->token)] = 0;
-        }
-        q__job_link(q, job);
-        w->stats.claimed++;
-        if (s == Q_OK)
-            jobs[n++] = job;
-        else
-            q__finish_end(job, "dead", code, err.text, false, true, false, NULL, 0, NULL);
+        q__slot_met(q, e->len);
+        struct q_job *job = q__turn_take(q, bytes, e->len, first_token + i, NULL);
+        if (job) jobs[n++] = job;
     }
     if (n) q__admit(q, jobs, n, cancels);
 }
 
 /* --- sending */
 
-static void send_turn(struct q__queue *q, uint32_t n) {
+static bool may_claim(const struct q__queue *q) {
+    return !q->paused && !q->w->draining && !q->w->held;
+}
+
+static void send_turn(struct q__queue *q, uint32_t n, bool inboxes) {
     struct q_worker *w = q->w;
     struct q__args *a = &w->args;
     struct turn *t = calloc(1, sizeof *t);
@@ -315,7 +348,7 @@ static void send_turn(struct q__queue *q, uint32_t n) {
     int64_t now = q_worker_now_ms(w);
     uint32_t share[3], redo = (n + 1) / 2;
     t->queue = q;
-    t->asked = n;
+    t->inboxes = inboxes;
     t->land = q->land_dirty;
     strcpy(t->wid, q->wid);
     t->items = q->pending;
@@ -330,19 +363,27 @@ static void send_turn(struct q__queue *q, uint32_t n) {
         item_keys(a, item, item_flags(item));
         last = item;
     }
+    q__slot_keys(q, a, &t->slots, may_claim(q));
     size_t n_keys = a->n;
-    shares(q, n, share);
+    q__shares(q, inboxes ? n : 0, share);
     q__args_text(a, q->wid);
     q__args_int(a, n);
     q__args_int(a, now);
     q__args_int(a, redo);
     for (int i = 0; i < 3; i++) q__args_int(a, share[i]);
     q__args_text(a, t->land ? "1" : "0");
+    q__args_text(a, inboxes ? "1" : "0");
     q__args_int(a, t->n_items);
+    q__args_int(a, t->slots.n_sweep);
+    q__args_int(a, t->slots.n_admit);
     uint32_t k = 0;
     for (struct q__item *item = q->pending; item && k < t->n_items; item = item->next, k++)
         item_words(a, item, item_flags(item));
+    q__slot_words(q, a, &t->slots);
+    t->asked = n + t->slots.n_admit; /* those were counted when they were sent for */
     if (!q__conn_script(w->cmd, Q__SCRIPT_turn, n_keys, a, on_turn, t)) {
+        q__slot_turned(q, &t->slots, NULL, 0, 0, false);
+        q->asked -= t->slots.n_admit;
         free(t);
         return;
     }
@@ -358,15 +399,11 @@ static void send_turn(struct q__queue *q, uint32_t n) {
     q->land_dirty = false;
 }
 
-static bool may_claim(const struct q__queue *q) {
-    return !q->paused && !q->w->draining && !q->w->held;
-}
-
 /* Is a turn worth it now? */
 static bool due(const struct q__queue *q, uint64_t now_ms) {
     if (!q->enrolled || q->turns >= Q__TURNS_MAX || now_ms < q->not_before_ms) return false;
     if (q->n_pending >= Q_BATCH_MAX || (q->n_pending && q->turns == 0)) return true;
-    if (q->land_dirty && q->turns == 0) return true;
+    if ((q->land_dirty || q->n_landed) && q->turns == 0) return true;
     if (q->paused && q->maybe_more && q->turns == 0) return true; /* asks whether it still is */
     return q->maybe_more && may_claim(q) && q__queue_room(q) > 0;
 }
@@ -374,6 +411,8 @@ static bool due(const struct q__queue *q, uint64_t now_ms) {
 /* Room is dealt out a unit at a time by the queues' weights, among those that go now. */
 void q__turn_all(struct q_worker *w) {
     uint64_t now = q__worker_ms(w);
+    for (size_t i = 0; i < w->n_queues; i++)
+        if (!may_claim(&w->queue[i])) q__slot_return(&w->queue[i]);
     uint32_t n[Q_QUEUES_MAX] = {0}, room = q__worker_room(w);
     bool go[Q_QUEUES_MAX], any = false;
     int64_t sum = 0;
@@ -399,10 +438,18 @@ void q__turn_all(struct q_worker *w) {
         n[best->index]++;
         room--;
     }
-    for (size_t i = 0; i < w->n_queues; i++)
-        if (go[i] &&
-            (n[i] || w->queue[i].n_pending || w->queue[i].land_dirty || w->queue[i].paused))
-            send_turn(&w->queue[i], n[i]);
+    for (size_t i = 0; i < w->n_queues; i++) {
+        struct q__queue *q = &w->queue[i];
+        bool inboxes = q->large == 0;
+        if (!go[i]) continue;
+        if (!inboxes && now < q->redo_look_ms && !q->land_dirty) {
+            n[i] = n[i] ? q__slot_pull(q, n[i]) : 0;
+            inboxes = n[i] > 0;
+        } else
+            q->redo_look_ms = now + REDO_LOOK_MS;
+        if (n[i] || q->n_pending || q->land_dirty || q->n_landed || q->paused)
+            send_turn(q, n[i], inboxes);
+    }
 }
 
 /* --- reconciliation: what does Redis say is mine?
@@ -414,23 +461,54 @@ struct adoption {
     struct q__queue *queue;
     uint64_t token;
     char wid[Q_WID_MAX + 1];
+    struct q__origin origin;
 };
-
-static void on_adopt(void *ctx, redisReply *r, const struct q_error *err) {
-    struct adoption *ad = ctx;
-    struct q__queue *q = ad->queue;
-    if (r && err->code == Q_OK && q__reply_text(r) && strcmp(ad->wid, q->wid) == 0 &&
-        !q->w->closing) {
-        redisReply *one[1] = {r}, list = {.type = REDIS_REPLY_ARRAY, .elements = 1, .element = one};
-        q__turn_claimed(q, &list, ad->token, true);
-    }
-    free(ad);
-}
 
 static bool known(const struct q__queue *q, uint64_t token) {
     for (const struct q_job_priv *p = q->jobs; p; p = p->next)
         if (p->job.token == token && !p->job.fenced) return true;
     return false;
+}
+
+static bool adoptable(const struct adoption *ad, const redisReply *r, const struct q_error *err) {
+    struct q__queue *q = ad->queue;
+    return r && err->code == Q_OK && q__reply_text(r) && strcmp(ad->wid, q->wid) == 0 &&
+           !q->w->closing && !known(q, ad->token);
+}
+
+static void on_adopt_slot(void *ctx, redisReply *r, const struct q_error *err) {
+    struct adoption *ad = ctx;
+    struct q__queue *q = ad->queue;
+    if (adoptable(ad, r, err)) {
+        char *bytes = r->str;
+        r->str = NULL;
+        struct q__slot *slot = &q->slot[ad->origin.slot];
+        if (slot->state == Q__SLOT_FREE || slot->state == Q__SLOT_DOUBT)
+            slot->state = Q__SLOT_OWNED;
+        struct q_job *job = q__turn_take(q, bytes, r->len, ad->token, &ad->origin);
+        if (job) q__admit(q, &job, 1, true);
+    }
+    free(ad);
+}
+
+static void on_adopt(void *ctx, redisReply *r, const struct q_error *err) {
+    struct adoption *ad = ctx;
+    struct q__queue *q = ad->queue;
+    if (adoptable(ad, r, err)) {
+        if (q__slot_marker(r->str, r->len, &ad->origin.slot, &ad->origin.header)) {
+            struct q__args *a = &q->w->args;
+            q__args_reset(a);
+            q__args_text(a, "LINDEX");
+            q__slot_key(a, q, ad->origin.slot);
+            q__args_text(a, "-1");
+            if (q__conn_args(q->w->cmd, a, on_adopt_slot, ad)) return;
+        } else {
+            redisReply *one[1] = {r};
+            redisReply list = {.type = REDIS_REPLY_ARRAY, .elements = 1, .element = one};
+            q__turn_claimed(q, &list, ad->token, true);
+        }
+    }
+    free(ad);
 }
 
 static void adopt(struct q__queue *q, const redisReply *token) {

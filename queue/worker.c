@@ -95,6 +95,7 @@ void q__job_unlink(struct q_job *job) {
         q->jobs = p->next;
     if (p->next) p->next->prev = p->prev;
     q->n_jobs--;
+    q__slot_release(job);
 }
 
 /* --- every so often */

@@ -1,6 +1,7 @@
 -- Takes over from a dead worker: only if its counter still is what was seen (compare and swap), or if
 -- it is gone from the list already (what remained then).
--- KEYS 1 hb  2 a  3 land  4 land:hi  5 land:lo  6 in  7 in:hi  8 in:lo  9 redo  10 w:<wid>  11 gone  12 cx
+-- KEYS 1 hb  2 a  3 land  4 land:hi  5 land:lo  6 in  7 in:hi  8 in:lo  9 redo  10 w:<wid>  11 gone  12 cx,
+--      then the slots
 -- ARGV 1 wid  2 counter seen, '' for one that is gone  3 most entries  4 now
 -- Returns {-1} alive, else {entries moved, entries left}.
 local counter = redis.call('HGET', KEYS[1], ARGV[1])
@@ -19,15 +20,35 @@ for i = 1, 3 do
   end
 end
 
+local mark = '@' .. ARGV[1]
+for i = 13, #KEYS do
+  local entry = redis.call('LINDEX', KEYS[i], 0)
+  while entry and entry ~= mark do
+    redis.call('LPOP', KEYS[i])
+    redis.call('RPUSH', KEYS[6 + (i - 13) % 3], entry)
+    moved = moved + 1
+    entry = redis.call('LINDEX', KEYS[i], 0)
+  end
+end
+
 -- Every owned one is suspect: one crash more.
 local own = redis.call('HRANDFIELD', KEYS[2], tonumber(ARGV[3]), 'WITHVALUES')
 for i = 1, #own, 2 do
   redis.call('HDEL', KEYS[2], own[i])
-  local attempt, crashes, rest = string.match(string.sub(own[i + 1], 1, 96), '^~1,(%d+),(%d+),()')
+  local entry = own[i + 1]
+  local slot, header = string.match(string.sub(entry, 1, 100), '^@(%d+)(.*)$')
+  if slot then
+    slot = KEYS[13 + tonumber(slot)]
+    entry = redis.call('LINDEX', slot, -1) or ''
+    redis.call('LTRIM', slot, 0, -3)
+    local from = string.match(entry, '^~1,%d+,%d+,%d+,%w*~()')
+    entry = header .. (from and string.sub(entry, from) or entry)
+  end
+  local attempt, crashes, rest = string.match(string.sub(entry, 1, 96), '^~1,(%d+),(%d+),()')
   if attempt then
-    redis.call('LPUSH', KEYS[9], '~1,' .. attempt .. ',' .. (tonumber(crashes) + 1) .. ',' .. string.sub(own[i + 1], rest))
+    redis.call('LPUSH', KEYS[9], '~1,' .. attempt .. ',' .. (tonumber(crashes) + 1) .. ',' .. string.sub(entry, rest))
   else
-    redis.call('LPUSH', KEYS[9], own[i + 1])
+    redis.call('LPUSH', KEYS[9], entry)
   end
   moved = moved + 1
 end

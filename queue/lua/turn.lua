@@ -1,20 +1,28 @@
 -- Ends a batch of jobs and claims the next ones: one round trip.
 -- KEYS 1 hb  2 a  3 redo  4 in:hi  5 in  6 in:lo  7 land  8 land:hi  9 land:lo  10 del  11 delb
---      12 dead  13 deadb  14 cfg  15 fence  16 pops  17 st  18 cx, then the items' keys
+--      12 dead  13 deadb  14 cfg  15 fence  16 pops  17 st  18 cx, then the items' keys, the slots to
+--      sweep, the slots to admit
 -- ARGV 1 wid  2 how many to claim  3 now  4..7 shares of redo, hi, in, lo  8 look into land?
---      9 number of items, then the items: token, verb, what the verb needs
--- Verbs: c commit  x bury  d delay  h hand back  l leave  r repeat the stored result.
+--      9 look into the inboxes?  10 number of items  11 of slots to sweep  12 of slots to admit, then
+--      the items: token, verb, what the verb needs; the inbox flag of each slot to sweep; the marker
+--      of each slot to admit (slot.c)
+-- Verbs: c commit  x bury  d delay  h hand back  l leave  r repeat the stored result; followed by an
+-- s if the entry lies in a slot, which is then the item's first key.
+-- Returns {alive, paused, cancellations, next due, first token, a word an item, entries claimed,
+-- a word a slot swept (0 empty, 2 owned) and then a slot admitted (1, or 0: not a single entry)};
+-- tokens of admitted slots follow those of the entries.
 -- The first write of an item is HDEL, the first of a claim RPOP: both free memory, so that the rest
 -- of the script runs on a full Redis too.
 local a, now = KEYS[2], ARGV[3]
-local want, at, key = tonumber(ARGV[2]), 10, 18
+local want, at, key = tonumber(ARGV[2]), 13, 18
+local mark = '@' .. ARGV[1]
 local said, stat = {}, {}
 
 local function bit(flags, b) return flags % (b + b) >= b end
 
 local function json(entry)
-  if string.byte(entry) ~= 126 then return entry end
-  return string.sub(entry, string.find(entry, '~', 2, true) + 1)
+  local from = string.match(entry, '^~1,%d+,%d+,%d+,%w*~()')
+  return from and string.sub(entry, from) or entry
 end
 
 local function inbox(header)
@@ -72,10 +80,19 @@ local function ended(flags, ttl, id, envelope, state, mine)
   return '2'
 end
 
-for i = 1, tonumber(ARGV[9]) do
+for i = 1, tonumber(ARGV[10]) do
   local token, verb = ARGV[at], ARGV[at + 1]
+  local slot
+  if #verb > 1 then
+    verb, key = string.sub(verb, 1, 1), key + 1
+    slot = KEYS[key]
+  end
   local entry = (verb == 'x' or verb == 'd' or verb == 'h') and redis.call('HGET', a, token)
   local mine = redis.call('HDEL', a, token) == 1
+  if mine and slot then
+    if entry then entry = redis.call('LINDEX', slot, -1) or '' end
+    redis.call('LTRIM', slot, 0, -3) -- the mark and the entry, without passing it through here
+  end
   local word = '1'
   if verb == 'c' or verb == 'x' then
     local flags, id, envelope = tonumber(ARGV[at + 2]), ARGV[at + 4], ARGV[at + 5]
@@ -124,6 +141,27 @@ local function take(entry, flag)
   out[#out + 1] = entry
 end
 
+local swept = {}
+for i = 1, tonumber(ARGV[11]) do
+  local slot, flag, word = KEYS[key + i], ARGV[at], '0'
+  at = at + 1
+  for _ = 1, redis.call('LLEN', slot) do
+    local entry = redis.call('LPOP', slot)
+    if entry == mark then
+      redis.call('LPUSH', slot, mark)
+      word = '2'
+      break
+    end
+    if #out < want then
+      take(entry, flag)
+    else
+      redis.call('RPUSH', flag == 'h' and KEYS[4] or flag == 'l' and KEYS[6] or KEYS[5], entry)
+    end
+  end
+  swept[i] = word
+end
+key = key + tonumber(ARGV[11])
+
 if ARGV[8] == '1' then
   local flags = {'', 'h', 'l'}
   local back = {KEYS[5], KEYS[4], KEYS[6]}
@@ -159,12 +197,14 @@ if #out < want then
       if entry then take(entry, '') end
     end
   end
-  pop(KEYS[4], tonumber(ARGV[5]), 'h')
-  pop(KEYS[5], tonumber(ARGV[6]), '')
-  pop(KEYS[6], tonumber(ARGV[7]), 'l')
-  pop(KEYS[4], want, 'h')
-  pop(KEYS[5], want, '')
-  pop(KEYS[6], want, 'l')
+  if ARGV[9] == '1' then
+    pop(KEYS[4], tonumber(ARGV[5]), 'h')
+    pop(KEYS[5], tonumber(ARGV[6]), '')
+    pop(KEYS[6], tonumber(ARGV[7]), 'l')
+    pop(KEYS[4], want, 'h')
+    pop(KEYS[5], want, '')
+    pop(KEYS[6], want, 'l')
+  end
   pop(KEYS[3], want, '')
   if #out < want then
     local first = redis.call('ZRANGE', KEYS[10], 0, 0, 'WITHSCORES')
@@ -172,16 +212,29 @@ if #out < want then
   end
 end
 
-local last = 0
-if #out > 0 then
-  last = redis.call('INCRBY', KEYS[15], #out)
-  redis.call('INCRBY', KEYS[16], #out)
+local admitted = {}
+for i = 1, tonumber(ARGV[12]) do
+  local slot, word = KEYS[key + i], '0'
+  if alive and not paused and redis.call('LLEN', slot) == 1 then
+    if #admitted == 0 then redis.call('HDEL', a, '') end -- a freeing write first, for a full Redis
+    redis.call('LPUSH', slot, mark)
+    admitted[#admitted + 1] = ARGV[at]
+    word = '1'
+  end
+  at = at + 1
+  swept[#swept + 1] = word
+end
+
+local last, n = 0, #out + #admitted
+if n > 0 then
+  last = redis.call('INCRBY', KEYS[15], n)
+  redis.call('INCRBY', KEYS[16], n)
   local own = {}
-  for i = 1, #out do
-    own[2 * i - 1] = string.format('%.0f', last - #out + i)
-    own[2 * i] = out[i]
+  for i = 1, n do
+    own[2 * i - 1] = string.format('%.0f', last - n + i)
+    own[2 * i] = out[i] or admitted[i - #out]
   end
   redis.call('HSET', a, unpack(own))
 end
-return {alive and 1 or 0, paused and 1 or 0, redis.call('HLEN', KEYS[18]), due, last - #out + 1,
-        table.concat(said), out}
+return {alive and 1 or 0, paused and 1 or 0, redis.call('HLEN', KEYS[18]), due, last - n + 1,
+        table.concat(said), out, table.concat(swept)}
