@@ -63,10 +63,15 @@ static bool outputs(struct w_graph *g, const struct w_layer *l, const struct w_n
         int64_t perm[] = {2, 0, 1, 3}, dims[] = {0, steps, d * h};
         g->flow.value = *y;
         w__transpose(g, 4, perm);
-        if (sum)
-            g->flow.value = W_NODE1(g, "ReduceSum", g->flow.value, W_INT("keepdims", 0));
-        else if (!w__reshape(g, "merged", 3, dims))
+        if (sum) {
+            struct w_name axes;
+            const struct op_arg args[] = {W_INT("keepdims", 0)};
+            w__ints(g, "axes", 1, (int64_t[]){2}, &axes);
+            g->flow.value =
+                w__node(g, "ReduceSum", (const char *[]){g->flow.value.s, axes.s}, 2, args, 1);
+        } else if (!w__reshape(g, "merged", 3, dims)) {
             return false;
+        }
         g->flow.rank = 2;
     } else { /* Y_h is [d, N, H] */
         int64_t perm[] = {1, 0, 2}, dims[] = {0, d * h};
