@@ -28,6 +28,7 @@ struct op_builder {
     struct op_out nodes, others; /* fields of GraphProto but the outputs */
     char **outputs;
     int n_outputs;
+    bool cut; /* outputs were taken away: what only led to them goes too */
     struct op_error err;
 };
 
@@ -137,6 +138,7 @@ void op_builder_output(struct op_builder *b, const char *name) {
 void op_builder_clear_outputs(struct op_builder *b) {
     for (int i = 0; i < b->n_outputs; i++) free(b->outputs[i]);
     b->n_outputs = 0;
+    b->cut = true;
 }
 
 void op_builder_destroy(struct op_builder *b) {
@@ -203,6 +205,86 @@ int op_builder_shape(struct op_builder *b, const char *name, enum op_type *dtype
     return t.rank;
 }
 
+/* --- what an old head leaves ------------------------------------------------------------------- */
+
+struct names {
+    const struct wire_field *items; /* spans of the buffers */
+    size_t n, room;
+};
+
+static bool has_name(const struct names *s, const struct wire_field *name) {
+    for (size_t i = 0; i < s->n; i++)
+        if (s->items[i].len == name->len && memcmp(s->items[i].data, name->data, name->len) == 0) return true;
+    return false;
+}
+
+static bool add_name(struct names *s, const struct wire_field *name) {
+    if (name->len == 0 || has_name(s, name)) return true;
+    if (s->n == s->room) {
+        size_t room = s->room ? 2 * s->room : 64;
+        struct wire_field *grown = realloc((void *)(uintptr_t)s->items, room * sizeof *grown);
+        if (!grown) return false;
+        s->items = grown;
+        s->room = room;
+    }
+    ((struct wire_field *)(uintptr_t)s->items)[s->n++] = *name;
+    return true;
+}
+
+/* Whether a NodeProto gives a needed value; its inputs are then needed. *whole: it has a subgraph, which may use any name. */
+static bool node_needed(const struct wire_field *node, struct names *needed, bool *whole, bool *good) {
+    struct wire_field f, g;
+    bool is = false;
+    for (struct wire in = wire_open(node->data, node->len); wire_next(&in, &f);) {
+        if (f.number == 2) is |= has_name(needed, &f);
+        if (f.number == 5 && f.type == WIRE_BYTES)
+            for (struct wire arg = wire_open(f.data, f.len); wire_next(&arg, &g);) *whole |= g.number == 6 || g.number == 11; /* graph, graphs */
+    }
+    if (!is) return false;
+    for (struct wire in = wire_open(node->data, node->len); wire_next(&in, &f);)
+        if (f.number == 1) *good &= add_name(needed, &f);
+    return true;
+}
+
+/* Leaves out the nodes and initializers that no output depends on. Graphs with subgraphs stay as they are. */
+static void drop_unused(struct op_builder *b) {
+    struct wire_field f, g, *nodes = NULL;
+    size_t n = 0, i = 0;
+    bool whole = false, good = true;
+    struct names needed = {0};
+    struct op_out kept = {0}, others = {0};
+    for (struct wire in = wire_open(b->nodes.data, b->nodes.n); wire_next(&in, &f);) n++;
+    bool *keep = calloc(n + 1, sizeof *keep);
+    nodes = calloc(n + 1, sizeof *nodes);
+    good = keep && nodes;
+    for (int k = 0; k < b->n_outputs && good; k++) {
+        const struct wire_field name = {.type = WIRE_BYTES, .data = (const uint8_t *)b->outputs[k], .len = strlen(b->outputs[k])};
+        good = add_name(&needed, &name);
+    }
+    for (struct wire in = wire_open(b->nodes.data, b->nodes.n); good && wire_next(&in, &f);) nodes[i++] = f;
+    for (i = n; good && i-- > 0;) keep[i] = node_needed(&nodes[i], &needed, &whole, &good);
+    for (i = 0; good && i < n; i++)
+        if (keep[i]) copy_field(&kept, &nodes[i]);
+    for (struct wire in = wire_open(b->others.data, b->others.n); good && wire_next(&in, &f);) {
+        bool used = f.number != GRAPH_INITIALIZER;
+        for (struct wire t = wire_open(f.data, used ? 0 : f.len); !used && wire_next(&t, &g);) used = g.number == 8 && has_name(&needed, &g);
+        if (used) copy_field(&others, &f);
+    }
+    if (good && !whole && !kept.failed && !others.failed) {
+        struct op_out swap = b->nodes;
+        b->nodes = kept;
+        kept = swap;
+        swap = b->others;
+        b->others = others;
+        others = swap;
+    }
+    op__out_finish(&kept);
+    op__out_finish(&others);
+    free(nodes);
+    free(keep);
+    free((void *)(uintptr_t)needed.items);
+}
+
 struct op_model *op_builder_finish(struct op_builder *b, struct op_error *err) {
     struct op_error own;
     struct op_out infos = {0};
@@ -210,6 +292,7 @@ struct op_model *op_builder_finish(struct op_builder *b, struct op_error *err) {
     *err = (struct op_error){.code = OP_NOMEM, .text = "out of memory"};
     if (!b) return NULL;
     if (b->n_outputs == 0) fail(b, OP_BAD_MODEL, "the graph has no output");
+    if (b->cut) drop_unused(b);
     struct op_model *m = b->err.code == OP_OK ? assemble(b, b->outputs, b->n_outputs, NULL) : NULL;
     struct op_tensor *shapes = calloc((size_t)b->n_outputs + 1, sizeof *shapes);
     if (m && shapes && op__output_shapes(m, shapes)) {
