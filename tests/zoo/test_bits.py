@@ -1,7 +1,8 @@
 """A row has the same bits in any batch, at any position, with 1 and 2 threads, at every ISA level of the machine (TAP).
 
 The nets of models/ (made by models/make.py: a CNN in f32 and int8, recurrent, Transformer) and, with QUERN_TEST_DATA, real ones. For each
-level every result is compared, bit by bit, with the row alone on one thread. Levels differ from each other only by rounding."""
+level every result is compared, bit by bit, with the row alone on one thread. Levels differ from each other only by rounding.
+`quern score` gives the same bits too, whatever rows it runs together and on however many lanes."""
 import glob
 import os
 import subprocess
@@ -64,6 +65,27 @@ def bits(path, level, make_inputs):
     return test
 
 
+def score(model, make_inputs):
+    def test():
+        full = os.path.join(HERE, "models", model)
+        with tempfile.TemporaryDirectory() as folder:
+            os.mkdir(f"{folder}/run")
+            (rows,) = make_inputs(np.random.default_rng(12)).values()
+            rows = np.concatenate([rows, rows[::-1], rows[2:5]])
+            np.save(f"{folder}/rows.npy", rows)
+            (alone,) = zip(*(run(full, {"x": rows}, [r], f"{folder}/run", "generic", 1).values() for r in range(len(rows))))
+            for batch, lanes in ((1, 1), (3, 1), (5, 2), (32, 2)):
+                out = f"{folder}/{batch}.npy"
+                p = subprocess.run([tap.QUERN, "score", "--model", full, "--input", f"{folder}/rows.npy", "--output", out, "--batch-rows-max", str(batch), "--lanes", str(lanes),
+                                    "--cpu", "generic"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                assert p.returncode == 0, p.stdout
+                got = np.load(out)
+                assert got.shape[0] == len(rows), got.shape
+                for r, want in enumerate(alone):
+                    assert got[r].tobytes() == want.tobytes(), f"row {r}: other bits than alone, batches of up to {batch}, {lanes} lanes"
+    return test
+
+
 def reals(*shape):
     return lambda random: {"x": (random.random((ROWS, *shape)) * 2 - 1).astype(np.float32)}
 
@@ -94,4 +116,5 @@ REAL = {
 }
 tests = {f"test_{name}_{level}": bits(path, level, make) for name, (path, make) in MODELS.items() for level in LEVELS}
 tests.update({f"test_{name}_{level}": bits(path, level, make) for name, (path, make) in REAL.items() for level in LEVELS[-1:] + LEVELS[:1] * (name != "darknet")})
+tests.update({f"test_score_{name}": score(MODELS[name][0], MODELS[name][1]) for name in ("cnn", "cnn_int8", "transformer")})
 tap.main(tests)
