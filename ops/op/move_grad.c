@@ -232,9 +232,13 @@ static enum op_status moved_grad(struct op_grad *g) {
         else *(int64_t *)data = -1;
         n_in = n_in < 3 ? 3 : n_in;
     }
+    const bool from_one = op__node_is(g->node, "CenterCropPad"); /* fills with 0, which then means nowhere */
+    const int one = from_one ? op__emit_ints(g, (const int64_t[]){1}, 1) : -1;
+    if (from_one) in[0] = op__emit2(g, "Add", in[0], one);
     struct op_node *n = op__emit(g, g->node->domain, g->node->op_type, n_in, in, 1, &positions);
     if (n) n->desc = g->node->desc; /* the form of this opset */
     op__attrs_copy(g, n);
+    if (from_one) positions = op__emit2(g, "Sub", positions, one);
     op__grad_set(g, 0, op__emit_quern(g, "ScatterSum", 3, (int[]){g->dy[0], positions, g->in[0]}));
     return OP_OK;
 }

@@ -313,17 +313,24 @@ OP_REGISTER(batch_grad_desc);
 /* dy, x, scale and what follows → dx, dscale, dbias */
 static struct op_node *emit_three(struct op_grad *g, const char *op, int n_in) {
     int in[5] = {g->dy[0]}, out[3];
+    if (g->dy[0] < 0) return NULL;
     for (int i = 1; i < n_in; i++) in[i] = g->in[i < 3 ? i - 1 : i];
     struct op_node *n = op__emit(g, "quern", op, n_in, in, 3, out);
     op__attr_copy(g, n, "epsilon");
     for (int i = 0; i < 3; i++) op__grad_set(g, i, out[i]);
     return n;
 }
+/* A loss that looks at the statistics themselves. */
+static enum op_status first_output_only(struct op_grad *g) {
+    for (int i = 1; i < g->n_out; i++)
+        if (g->dy[i] >= 0) return op__grad_refuse(g, "for the statistics that it puts out");
+    return OP_OK;
+}
 static enum op_status layer_grad(struct op_grad *g) {
     struct op_node *n = emit_three(g, "LayerNormalizationGrad", 3);
     op__attr_copy(g, n, "axis");
     if (n && g->node->op_type[0] != 'L' && op__attr_set_int(g->graph, n, "centred", 0) != OP_OK) g->failed = true;
-    return OP_OK;
+    return first_output_only(g);
 }
 static enum op_status group_grad(struct op_grad *g) {
     struct op_node *n = emit_three(g, "GroupNormalizationGrad", 3);
@@ -335,7 +342,7 @@ static enum op_status batch_grad(struct op_grad *g) {
     if (op__attr_int(g->node, "spatial", 1) == 0) return op__grad_refuse(g, "with statistics of each activation (spatial = 0)");
     if (!op__attr_int(g->node, "training_mode", 0) && (op__grad_wants(g, 3) || op__grad_wants(g, 4))) return op__grad_refuse(g, "for its mean and variance");
     op__attr_copy(g, emit_three(g, "BatchNormalizationGrad", 5), "training_mode");
-    return OP_OK;
+    return first_output_only(g);
 }
 
 static const struct op_grad_row normalization_grads[] = {

@@ -1,10 +1,10 @@
 /* pool_grad.c: gradients of MaxPool and AveragePool, with the forward operator's attributes.
  *
- *   MaxPoolGrad(dy, x)      dy of a window goes to its largest element, the first in the window's order (NaN counts as largest)
+ *   MaxPoolGrad(dy, x)      dy of a window goes to its largest element, the first in the window's order
  *   AveragePoolGrad(dy, x)  dy of a window is shared by its elements
  *
  * The largest elements are looked for again: it costs no more than keeping and reading indices of eight bytes. Planes are independent and
- * divided between the threads; in a plane windows come in order. */
+ * divided between the threads; in a plane windows come in order. f32 in one or two dimensions has a form of its own. */
 #include "ops/op/nn.h"
 
 #include <stdlib.h>
@@ -66,7 +66,7 @@ static int64_t counted(const struct nn_fit *f, int a, int64_t o, int64_t inside,
             for (int a = 0; a < f->rank; a++) at = at * f->in[a] + start[a] + tap[a] * f->dilation[a]; \
             for (int64_t i = 0; i < n[last]; i++, at += f->dilation[last]) {                       \
                 if (j->average) dx[at] += d;                                                       \
-                else if (best < 0 || x[at] > x[best] || (x[at] != x[at] && x[best] == x[best])) best = at; \
+                else if (best < 0 || x[at] > x[best]) best = at; \
             }                                                                                      \
         } while (nn_next(tap, n, last));                                                           \
         if (best >= 0) dx[best] += d;                                                              \
@@ -93,9 +93,67 @@ static int64_t counted(const struct nn_fit *f, int a, int64_t o, int64_t inside,
 PLANE(float)
 PLANE(double)
 
+/* --- f32 in one or two dimensions without dilation: windows are rectangles -------------------------- */
+
+static int64_t larger(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+static int64_t smaller(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+/* The largest of a rectangle of 2 x 2, by arithmetic: which one it is, no branch predictor can know. */
+static inline int64_t best_of_four(const float *x, const float *below, int64_t row) {
+    const int64_t up = x[1] > x[0], down = below[1] > below[0];
+    const float upper = x[1] > x[0] ? x[1] : x[0], lower = below[1] > below[0] ? below[1] : below[0];
+    const int64_t mask = -(int64_t)(lower > upper);
+    return (up & ~mask) | ((row + down) & mask);
+}
+
+static int64_t best_of(const float *x, int64_t row, int64_t rows, int64_t cols) {
+    int64_t best = 0;
+    if (rows == 2 && cols == 2) return best_of_four(x, x + row, row);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < cols; c++) best = x[r * row + c] > x[best] ? r * row + c : best;
+    return best;
+}
+
+static void plane_2d(const struct job *j, int64_t plane) {
+    const struct nn_fit *f = &j->f;
+    const int v = f->rank - 2, h = f->rank - 1; /* v -1: one row */
+    const int64_t height = v < 0 ? 1 : f->in[v], width = f->in[h], out_h = v < 0 ? 1 : f->out[v];
+    const float *dy = (const float *)j->ctx->in[0]->data + plane * f->out_size, *x = (const float *)j->ctx->in[1]->data + plane * f->in_size;
+    float *dx = (float *)j->ctx->out[0]->data + plane * f->in_size;
+    memset(dx, 0, (size_t)f->in_size * sizeof *dx);
+    for (int64_t oh = 0; oh < out_h; oh++) {
+        const int64_t top = v < 0 ? 0 : oh * f->stride[v] - f->begin[v], r0 = larger(top, 0), rows = smaller(top + (v < 0 ? 1 : f->kernel[v]), height) - r0;
+        if (rows <= 0) continue;
+        for (int64_t ow = 0; ow < f->out[h]; ow++) {
+            const int64_t left = ow * f->stride[h] - f->begin[h], c0 = larger(left, 0), cols = smaller(left + f->kernel[h], width) - c0;
+            const float d = dy[oh * f->out[h] + ow];
+            float *to = dx + r0 * width + c0;
+            if (cols <= 0) continue;
+            if (!j->average) {
+                to[best_of(x + r0 * width + c0, width, rows, cols)] += d;
+                continue;
+            }
+            const int64_t count = (v < 0 ? 1 : counted(f, v, oh, rows, j->pads)) * counted(f, h, ow, cols, j->pads);
+            for (int64_t r = 0; r < rows; r++)
+                for (int64_t c = 0; c < cols; c++) to[r * width + c] += d / (float)count;
+        }
+    }
+}
+
+static bool is_2d(const struct op_ctx *ctx, const struct nn_fit *f) {
+    bool flat = ctx->in[1]->dtype == OP_F32 && f->rank <= 2;
+    for (int a = 0; a < f->rank; a++) flat = flat && f->dilation[a] == 1;
+    return flat;
+}
+
 static void task(void *arg, int64_t plane) {
     const struct job *j = arg;
-    if (j->ctx->in[1]->dtype == OP_F32) plane_float(j, plane);
+    if (is_2d(j->ctx, &j->f)) plane_2d(j, plane);
+    else if (j->ctx->in[1]->dtype == OP_F32) plane_float(j, plane);
     else plane_double(j, plane);
 }
 
