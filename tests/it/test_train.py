@@ -201,6 +201,22 @@ def test_folders_of_pictures_are_classes():
             assert all(json.loads(r)["file"].startswith(json.loads(r)["top"][0]["label"]) for r in rows)
 
 
+def test_an_onnx_model_is_fine_tuned_with_a_new_head():
+    base = os.path.abspath("configs/examples/digits/store/digits/1/model.onnx")
+    with Folder() as f:
+        spec = changed(model={"onnx": base, "output": "/head/head.2/Relu_output_0", "freeze": ["features*"],
+                              "head": [{"type": "Dense", "units": 10, "activation": "softmax"}]}, fit__epochs=2)
+        del spec["data"]["preprocess"]
+        f.train(spec)
+        assert json.loads(f.read("out", "metrics.json"))["test"]["accuracy"] > 0.97
+        done = subprocess.run([tap.QUERN, "model", "check", f.at("out")], capture_output=True, text=True, env=CLEAN)
+        assert done.returncode == 0, done
+        out = f.read("out", "model.onnx")
+        assert b"features.0.weight" in out and b"dense/kernel" in out and b"head.4.weight" not in out
+        refused(changed(spec, model__output="nothing"), "model.output", '"nothing"')
+        refused(changed(spec, model__freeze=["*"]), "frozen")
+
+
 def test_a_spec_that_is_wrong_says_where_and_what_would_be_right():
     layers = SPEC["model"]["layers"]
     refused(changed(fit__epoch=3), "fit", '"epoch"', '"epochs"')
