@@ -36,8 +36,7 @@
 #include <stdint.h>
 #include <uv.h>
 
-/* --- errors ------------------------------------------------------------------------------------
- */
+/* --- errors ----------------------------------------------------------------------------------- */
 
 /* What can go wrong with the world or with a call. X(name, code, text) */
 #define Q_STATUS_MAP(X)                                                                            \
@@ -110,8 +109,7 @@ bool q_code_retryable(enum q_code code);      /* the default; q_job_fail may say
 /* The code of that name, or Q_CODE_N. */
 enum q_code q_code_from_name(const char *name);
 
-/* --- limits (all from outside is compared with these before anything else)
- * ------------------------ */
+/* --- limits (all from outside is compared with these before anything else) -------------------- */
 
 enum {
     Q_QUEUE_NAME_MAX = 64, /* [A-Za-z0-9_.-] */
@@ -130,8 +128,7 @@ enum {
     Q_BULK_TICKETS_MAX = 256,
 };
 
-/* --- connections ---------------------------------------------------------------------------------
- */
+/* --- connections ------------------------------------------------------------------------------ */
 
 /* Where Redis is. Pointers are borrowed during the call that takes the options. */
 struct q_conn_options {
@@ -164,8 +161,7 @@ enum q_status q_url_parse(struct q_url *url, const char *text, struct q_error *e
 /* The URL without its password, for logs. Returns buf. */
 char *q_url_redact(const struct q_url *url, char *buf, size_t buf_len);
 
-/* --- jobs
- * ------------------------------------------------------------------------------------------ */
+/* --- jobs ------------------------------------------------------------------------------------- */
 
 /* A piece of the job's JSON text, not decoded, not NUL-terminated; ptr NULL: the field is absent.
  * Lanes decode it with a JSON library. In entries above 64 KiB the value of `input` was only
@@ -228,8 +224,7 @@ enum q_status q_job_parse(struct q_job **job, const char *queue, const char *ent
 /* Frees a job that came from q_job_parse (never one that came through on.jobs). NULL is fine. */
 void q_job_free(struct q_job *job);
 
-/* --- the worker
- * -------------------------------------------------------------------------------------- */
+/* --- the worker ------------------------------------------------------------------------------- */
 
 struct q_worker;
 
@@ -435,8 +430,7 @@ void q_bulk_ranges(struct q_worker *w, struct q_job *job, q_bulk_ranges_fn *done
 /* Ends this ticket without a word to the producer. Finishes (frees) the job. */
 void q_bulk_leave(struct q_worker *w, struct q_job *job);
 
-/* --- the blocking client
- * ------------------------------------------------------------------------------ */
+/* --- the blocking client ---------------------------------------------------------------------- */
 
 struct q_ctl;
 
@@ -547,8 +541,7 @@ struct q_ctl_server {
 };
 enum q_status q_ctl_server(struct q_ctl *c, struct q_ctl_server *out);
 
-/* --- small parts that tools need too
- * -------------------------------------------------------------------- */
+/* --- small parts that tools need too ---------------------------------------------------------- */
 
 bool q_id_valid(const char *id, size_t len);
 bool q_queue_name_valid(const char *name, size_t len);

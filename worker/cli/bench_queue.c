@@ -51,8 +51,7 @@ static void sleep_ms(long ms) {
     nanosleep(&t, NULL);
 }
 
-/* --- the parts ---------------------------------------------------------------------------------
- */
+/* --- the parts -------------------------------------------------------------------------------- */
 
 static int open_redis(struct bench *b) {
     char text[256];
@@ -216,8 +215,7 @@ static int measure_pickup(struct bench *b) {
     return 0;
 }
 
-/* --- the whole ---------------------------------------------------------------------------------
- */
+/* --- the whole -------------------------------------------------------------------------------- */
 
 static void report(const struct bench *b) {
     double per_s = b->run_s > 0 ? (double)n_jobs / b->run_s : 0,

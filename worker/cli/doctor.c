@@ -43,8 +43,7 @@ static void say(enum verdict v, const char *subject, const char *mend, const cha
     if (mend) printf("  %-12s → %s\n", "", mend);
 }
 
-/* --- the host ----------------------------------------------------------------------------------
- */
+/* --- the host --------------------------------------------------------------------------------- */
 
 /* Whole CPUs that the cgroup's quota allows; 0: no quota. */
 static double cgroup_quota(void) {
@@ -93,13 +92,9 @@ static void check_host(void) {
         double gb = (double)fs.f_bavail * (double)fs.f_frsize / 1e9;
         say(gb < 1 ? WORTH : GOOD, "temporary", NULL, "%s, %.1f GB free", tmp, gb);
     }
-    if (getenv("OPENBLAS_CORETYPE"))
-        say(WORTH, "OpenBLAS", NULL, "OPENBLAS_CORETYPE=%s is set (used for double precision only)",
-            getenv("OPENBLAS_CORETYPE"));
 }
 
-/* --- Redis -------------------------------------------------------------------------------------
- */
+/* --- Redis ------------------------------------------------------------------------------------ */
 
 static void check_rights(struct q_ctl *c) {
     static const char *const probes[][2] = {
@@ -168,8 +163,7 @@ static void check_redis(void) {
     q_ctl_close(c);
 }
 
-/* --- the store ---------------------------------------------------------------------------------
- */
+/* --- the store -------------------------------------------------------------------------------- */
 
 static void check_store(void) {
     const char *folder = w_config()->models;

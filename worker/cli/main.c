@@ -40,8 +40,7 @@ static const struct w_command *find(int argc, char **argv, int *n_words) {
     return NULL;
 }
 
-/* --- help --------------------------------------------------------------------------------------
- */
+/* --- help ------------------------------------------------------------------------------------- */
 
 static int by_name(const void *a, const void *b) {
     return strcmp((*(const struct w_command *const *)a)->name,
@@ -169,8 +168,7 @@ static void help_man(FILE *to) {
           to);
 }
 
-/* --- options of a command ----------------------------------------------------------------------
- */
+/* --- options of a command --------------------------------------------------------------------- */
 
 static const char *option_name(void *user, size_t i) {
     return ((const struct w_option *)user)[i].name;
@@ -260,8 +258,7 @@ static int parse_options(const struct w_command *c, int *argc, char **argv) {
     return 0;
 }
 
-/* --- the entry ---------------------------------------------------------------------------------
- */
+/* --- the entry -------------------------------------------------------------------------------- */
 
 static int unknown_command(int argc, char **argv) {
     char next[160] = "see: quern --help", group[80];

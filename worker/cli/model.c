@@ -29,8 +29,7 @@ static void print_json(json_t *o) {
     json_decref(o);
 }
 
-/* --- list --------------------------------------------------------------------------------------
- */
+/* --- list ------------------------------------------------------------------------------------- */
 
 static int run_list(int argc, char **argv) {
     struct w_listed *l;
@@ -56,8 +55,7 @@ static int run_list(int argc, char **argv) {
     return W_EXIT_OK;
 }
 
-/* --- show --------------------------------------------------------------------------------------
- */
+/* --- show ------------------------------------------------------------------------------------- */
 
 /* "f32[N,3,224,224]" with the model's names for symbolic dimensions. */
 static void describe_io(const struct op_io *io, char *dst, size_t n) {
@@ -155,8 +153,7 @@ static int run_show(int argc, char **argv) {
     return rc;
 }
 
-/* --- check -------------------------------------------------------------------------------------
- */
+/* --- check ------------------------------------------------------------------------------------ */
 
 struct runner {
     const struct w_model *m;

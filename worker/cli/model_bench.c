@@ -36,7 +36,8 @@ static struct w_option options[] = {
     {"precision", W_OPT_STRING, &precision, "P", "fp32 or auto", 0, 0},
     {"models", W_OPT_STRING, &models, "DIR", "the model store (the configured one)", 0, 0},
     {"cpu", W_OPT_STRING, &cpu, "LEVEL", "generic, avx2, avx512 or vnni", 0, 0},
-    {"train", W_OPT_STRING, &train_spec, "SPEC.json", "measure training steps of a spec instead of a model", 0, 0},
+    {"train", W_OPT_STRING, &train_spec, "SPEC.json",
+     "measure training steps of a spec instead of a model", 0, 0},
     {"profile", W_OPT_FLAG, &want_profile, NULL, "a table of the nodes: time, GFLOP/s, share", 0,
      0},
     {0}};
@@ -77,8 +78,7 @@ static uint64_t now_ns(void) {
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* --- profile -----------------------------------------------------------------------------------
- */
+/* --- profile ---------------------------------------------------------------------------------- */
 
 static struct node_time *profile_find(struct profile *p, const char *op_type, const char *name) {
     for (size_t i = 0; i < p->n; i++) {
@@ -135,8 +135,7 @@ static void print_profile(struct profile *p, size_t n_runs) {
     }
 }
 
-/* --- lanes -------------------------------------------------------------------------------------
- */
+/* --- lanes ------------------------------------------------------------------------------------ */
 
 static void *lane_main(void *arg) {
     struct lane *l = arg;
@@ -233,8 +232,7 @@ static bool evaluate(struct lane *lanes, struct result *r) {
     return true;
 }
 
-/* --- the command -------------------------------------------------------------------------------
- */
+/* --- the command ------------------------------------------------------------------------------ */
 
 static void print_result(struct op_model *m, const char *name, const struct result *r,
                          double load_ms, size_t peak, double flops) {

@@ -60,8 +60,7 @@ int w__model_read_inputs(const struct op_model *m, const struct w_list *given,
     return W_EXIT_OK;
 }
 
-/* --- random ------------------------------------------------------------------------------------
- */
+/* --- random ----------------------------------------------------------------------------------- */
 
 static uint64_t next_random(uint64_t *state) { /* splitmix64 */
     uint64_t z = *state += 0x9e3779b97f4a7c15u;

@@ -58,8 +58,7 @@ static struct w_option options[] = {
     {"threads", W_OPT_INT, &n_threads, "N", "threads of one run (1)", 1, 1024},
     {0}};
 
-/* --- comparing ---------------------------------------------------------------------------------
- */
+/* --- comparing -------------------------------------------------------------------------------- */
 
 static double half_of(uint16_t h) {
     int exponent = h >> 10 & 31, mantissa = h & 1023;
@@ -184,8 +183,7 @@ static bool same_value(const struct op_tensor *got, const struct op_tensor *want
                                    : same_numbers(got, want, n, rtol, atol, reason);
 }
 
-/* --- one case ----------------------------------------------------------------------------------
- */
+/* --- one case --------------------------------------------------------------------------------- */
 
 static void say_error(struct outcome *o, const struct op_error *err) {
     o->verdict = err->code == OP_UNSUPPORTED ? SKIPPED : FAILED;
@@ -351,8 +349,7 @@ static void run_isolated(const char *folder, struct outcome *o) {
     close(ends[0]);
 }
 
-/* --- finding cases, telling --------------------------------------------------------------------
- */
+/* --- finding cases, telling ------------------------------------------------------------------- */
 
 static void tell(const char *name, const struct outcome *o) {
     static const char *const words[] = {"ok", "FAIL", "skip"};

@@ -138,8 +138,7 @@ static int run_resume(int argc, char **argv) {
     return with_redis(argc, "resume", do_resume);
 }
 
-/* --- top: a frame a second on the alternate screen, which is left on any exit -------------------
- */
+/* --- top: a frame a second on the alternate screen, which is left on any exit ----------------- */
 
 static volatile sig_atomic_t stop;
 

@@ -67,8 +67,7 @@ static int fail(char *err, size_t err_bytes, const char *format, ...) {
     return -1;
 }
 
-/* --- setting one value -------------------------------------------------------------------------
- */
+/* --- setting one value ------------------------------------------------------------------------ */
 
 static int parse_int(const struct row *r, const char *text, int64_t *dst, char *err,
                      size_t err_bytes) {
@@ -174,8 +173,7 @@ static int set_json(struct w_config *c, const struct row *r, json_t *v, char *er
                 expected[r->type]);
 }
 
-/* --- files -------------------------------------------------------------------------------------
- */
+/* --- files ------------------------------------------------------------------------------------ */
 
 /* The line of `"key"` in text, for messages. */
 static int line_of(const char *text, const char *key) {
@@ -239,8 +237,7 @@ static int load_file(struct w_config *c, const char *path, char *err, size_t err
     return rc;
 }
 
-/* --- environment and options -------------------------------------------------------------------
- */
+/* --- environment and options ------------------------------------------------------------------ */
 
 static int load_environment(struct w_config *c, char *err, size_t err_bytes) {
     char name[80], what[300];
@@ -315,8 +312,7 @@ static int load_options(struct w_config *c, int *argc, char **argv, bool all, ch
     return rc;
 }
 
-/* --- the whole ---------------------------------------------------------------------------------
- */
+/* --- the whole -------------------------------------------------------------------------------- */
 
 static int load_known_file(struct w_config *c, const char *path, char *err, size_t err_bytes) {
     return access(path, F_OK) == 0 ? load_file(c, path, err, err_bytes) : 0;
@@ -396,8 +392,7 @@ int w_config_reload(const struct w_config *now, struct w_config *fresh,
     return W_EXIT_OK;
 }
 
-/* --- printing ----------------------------------------------------------------------------------
- */
+/* --- printing --------------------------------------------------------------------------------- */
 
 static json_t *value_json(const struct w_config *c, const struct row *r) {
     const char *at = (const char *)c + r->offset;
