@@ -65,7 +65,7 @@ static size_t list_commands(const char *prefix, FILE *to) {
 
 static void help_all(FILE *to) {
     fputs("usage: quern COMMAND [options]\n\nA job-queue worker for asynchronous batch "
-          "inference.\n\ncommands:\n",
+          "inference and training.\n\ncommands:\n",
           to);
     list_commands("", to);
     fputs("\noptions of every command:\n  --json\n        machine output, one object a line\n  "
@@ -123,7 +123,7 @@ static void put_troff(const char *text, FILE *to) {
 static void help_man(FILE *to) {
     fputs(".TH QUERN 1 \"\" \"quern " QUERN_VERSION
           "\" \"User Commands\"\n.SH NAME\nquern \\- job\\-queue worker for asynchronous batch "
-          "inference\n"
+          "inference and training\n"
           ".SH SYNOPSIS\n.B quern\n.I COMMAND\n[options]\n.SH DESCRIPTION\nProducers push a JSON "
           "job onto a Redis list with any client; workers pull jobs, run them\n"
           "through one compute engine for ONNX models, and write progress and results back to "
