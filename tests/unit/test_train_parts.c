@@ -1,4 +1,5 @@
-/* The parts of training that need no training: names, schedules, callbacks, metrics, augmentation, IDX, shapes of layers. */
+/* The parts of training that need no training: names, schedules, callbacks, metrics, augmentation,
+ * IDX, shapes of layers. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -22,12 +23,20 @@ static void assert_near(double a, double b) {
     if (!(fabs(a - b) <= 1e-9 * (1 + fabs(b)))) fail_msg("%.12g is not %.12g", a, b);
 }
 
-/* --- names -------------------------------------------------------------------------------------- */
+/* --- names --------------------------------------------------------------------------------------
+ */
 
 static void test_class_names_become_keras_short_names(void **state) {
-    static const char *const pairs[][2] = {{"Conv2D", "conv2d"}, {"GlobalAveragePooling1D", "global_average_pooling1d"}, {"LSTM", "lstm"},
-                                           {"SimpleRNN", "simple_rnn"}, {"HeNormal", "he_normal"}, {"TopKCategoricalAccuracy", "top_k_categorical_accuracy"},
-                                           {"mse", "mse"}, {"MeanSquaredError", "mean_squared_error"}, {"", ""}};
+    static const char *const pairs[][2] = {
+        {"Conv2D", "conv2d"},
+        {"GlobalAveragePooling1D", "global_average_pooling1d"},
+        {"LSTM", "lstm"},
+        {"SimpleRNN", "simple_rnn"},
+        {"HeNormal", "he_normal"},
+        {"TopKCategoricalAccuracy", "top_k_categorical_accuracy"},
+        {"mse", "mse"},
+        {"MeanSquaredError", "mean_squared_error"},
+        {"", ""}};
     char got[64];
     (void)state;
     for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
@@ -38,7 +47,8 @@ static void test_class_names_become_keras_short_names(void **state) {
     assert_true(strlen(got) < 6);
 }
 
-/* --- schedules ---------------------------------------------------------------------------------- */
+/* --- schedules ----------------------------------------------------------------------------------
+ */
 
 static double rate(const char *text, double base, uint64_t total, uint64_t step) {
     struct w_error err;
@@ -54,23 +64,34 @@ static double rate(const char *text, double base, uint64_t total, uint64_t step)
 static void test_schedules_are_keras_formulas(void **state) {
     (void)state;
     assert_near(rate(NULL, 0.1, 100, 57), 0.1);
-    static const char exponential[] = "{\"type\":\"ExponentialDecay\",\"initial_learning_rate\":0.1,\"decay_steps\":10,\"decay_rate\":0.5}";
+    static const char exponential[] = "{\"type\":\"ExponentialDecay\",\"initial_learning_rate\":0."
+                                      "1,\"decay_steps\":10,\"decay_rate\":0.5}";
     assert_near(rate(exponential, 1, 100, 10), 0.05);
     assert_near(rate(exponential, 1, 100, 5), 0.1 * sqrt(0.5));
-    assert_near(rate("{\"type\":\"StepDecay\",\"initial_learning_rate\":0.1,\"decay_steps\":10,\"decay_rate\":0.5}", 1, 100, 19), 0.05);
-    static const char cosine[] = "{\"type\":\"CosineDecay\",\"initial_learning_rate\":0.2,\"decay_steps\":100,\"alpha\":0.1}";
+    assert_near(rate("{\"type\":\"StepDecay\",\"initial_learning_rate\":0.1,\"decay_steps\":10,"
+                     "\"decay_rate\":0.5}",
+                     1, 100, 19),
+                0.05);
+    static const char cosine[] = "{\"type\":\"CosineDecay\",\"initial_learning_rate\":0.2,\"decay_"
+                                 "steps\":100,\"alpha\":0.1}";
     assert_near(rate(cosine, 1, 9, 0), 0.2);
     assert_near(rate(cosine, 1, 9, 50), 0.2 * (0.5 * 0.9 + 0.1));
     assert_near(rate(cosine, 1, 9, 1000), 0.02);
-    static const char warm[] = "{\"type\":\"CosineDecay\",\"initial_learning_rate\":0,\"warmup_target\":1,\"warmup_steps\":4,\"decay_steps\":10}";
+    static const char warm[] = "{\"type\":\"CosineDecay\",\"initial_learning_rate\":0,\"warmup_"
+                               "target\":1,\"warmup_steps\":4,\"decay_steps\":10}";
     assert_near(rate(warm, 1, 9, 1), 0.25);
     assert_near(rate(warm, 1, 9, 4), 1);
-    assert_near(rate("{\"type\":\"PolynomialDecay\",\"initial_learning_rate\":1,\"end_learning_rate\":0.2,\"decay_steps\":10,\"power\":2}", 1, 9, 5), 0.8 * 0.25 + 0.2);
-    static const char pieces[] = "{\"type\":\"PiecewiseConstantDecay\",\"boundaries\":[10,20],\"values\":[3,2,1]}";
+    assert_near(rate("{\"type\":\"PolynomialDecay\",\"initial_learning_rate\":1,\"end_learning_"
+                     "rate\":0.2,\"decay_steps\":10,\"power\":2}",
+                     1, 9, 5),
+                0.8 * 0.25 + 0.2);
+    static const char pieces[] =
+        "{\"type\":\"PiecewiseConstantDecay\",\"boundaries\":[10,20],\"values\":[3,2,1]}";
     assert_near(rate(pieces, 1, 9, 10), 3);
     assert_near(rate(pieces, 1, 9, 11), 2);
     assert_near(rate(pieces, 1, 9, 99), 1);
-    static const char cycle[] = "{\"type\":\"OneCycle\",\"max_learning_rate\":0.4,\"pct_start\":0.3}";
+    static const char cycle[] =
+        "{\"type\":\"OneCycle\",\"max_learning_rate\":0.4,\"pct_start\":0.3}";
     assert_near(rate(cycle, 1, 100, 0), 0.4 / 25);
     assert_near(rate(cycle, 1, 100, 29), 0.4);
     assert_near(rate(cycle, 1, 100, 99), 0.4 / 25 / 1e4);
@@ -79,8 +100,9 @@ static void test_schedules_are_keras_formulas(void **state) {
 static void test_schedules_refuse_what_they_do_not_know(void **state) {
     struct w_error err;
     (void)state;
-    static const char *const bad[] = {"{\"type\":\"CosineDecai\"}", "{\"type\":\"CosineDecay\",\"alfa\":1}", "{\"type\":\"PiecewiseConstantDecay\",\"boundaries\":[1],\"values\":[1]}",
-                                      "{\"decay\":1}"};
+    static const char *const bad[] = {
+        "{\"type\":\"CosineDecai\"}", "{\"type\":\"CosineDecay\",\"alfa\":1}",
+        "{\"type\":\"PiecewiseConstantDecay\",\"boundaries\":[1],\"values\":[1]}", "{\"decay\":1}"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         json_t *o = parse(bad[i]);
         assert_null(w_schedule_create(o, 1, 10, &err));
@@ -90,7 +112,8 @@ static void test_schedules_refuse_what_they_do_not_know(void **state) {
     }
 }
 
-/* --- callbacks ---------------------------------------------------------------------------------- */
+/* --- callbacks ----------------------------------------------------------------------------------
+ */
 
 static struct w_verdict epoch(struct w_callbacks *c, int i, double loss) {
     struct w_error err;
@@ -105,7 +128,8 @@ static void test_early_stopping_waits_and_keeps_the_best(void **state) {
     struct w_callbacks c;
     struct w_error err;
     (void)state;
-    json_t *list = parse("[{\"type\":\"EarlyStopping\",\"patience\":2,\"min_delta\":0.1,\"restore_best_weights\":true}]");
+    json_t *list = parse("[{\"type\":\"EarlyStopping\",\"patience\":2,\"min_delta\":0.1,\"restore_"
+                         "best_weights\":true}]");
     assert_true(w_callbacks_parse(list, &c, &err));
     assert_true(epoch(&c, 0, 1).best);
     assert_true(epoch(&c, 1, 0.5).best);
@@ -125,7 +149,8 @@ static void test_a_plateau_lowers_the_rate_down_to_its_floor(void **state) {
     struct w_callbacks c;
     struct w_error err;
     (void)state;
-    json_t *list = parse("[{\"type\":\"ReduceLROnPlateau\",\"patience\":1,\"factor\":0.5,\"min_lr\":0.01,\"cooldown\":1}]");
+    json_t *list = parse("[{\"type\":\"ReduceLROnPlateau\",\"patience\":1,\"factor\":0.5,\"min_"
+                         "lr\":0.01,\"cooldown\":1}]");
     assert_true(w_callbacks_parse(list, &c, &err));
     assert_near(epoch(&c, 0, 1).lr_factor, 1);
     struct w_verdict v = epoch(&c, 1, 1);
@@ -140,7 +165,8 @@ static void test_a_callback_that_watches_nothing_is_told(void **state) {
     struct w_error err;
     struct w_verdict v;
     (void)state;
-    json_t *list = parse("[{\"type\":\"EarlyStopping\",\"monitor\":\"val_acc\"}]"), *o = parse("{\"loss\":1}");
+    json_t *list = parse("[{\"type\":\"EarlyStopping\",\"monitor\":\"val_acc\"}]"),
+           *o = parse("{\"loss\":1}");
     assert_true(w_callbacks_parse(list, &c, &err));
     assert_int_equal(c.items[0].mode, 1);
     assert_false(w_callbacks_epoch(&c, 0, o, &v, &err));
@@ -150,7 +176,8 @@ static void test_a_callback_that_watches_nothing_is_told(void **state) {
     w_callbacks_finish(&c);
 }
 
-/* --- metrics ------------------------------------------------------------------------------------ */
+/* --- metrics ------------------------------------------------------------------------------------
+ */
 
 static double metric(const char *name, const char *loss, const struct w_outcome *o) {
     struct w_error err;
@@ -191,14 +218,16 @@ static void test_metrics_by_hand(void **state) {
     assert_near(metric("r2", "mse", &line), 1 - 1.0 / 5);
 }
 
-/* --- augmentation ------------------------------------------------------------------------------- */
+/* --- augmentation -------------------------------------------------------------------------------
+ */
 
 static void test_augmentation_follows_from_the_seed(void **state) {
     struct w_error err;
     float a[48], b[48], c[48];
     int differs = 0;
     (void)state;
-    json_t *list = parse("[\"RandomFlip\",{\"type\":\"RandomTranslation\",\"height_factor\":0.3,\"width_factor\":0.3},{\"type\":\"RandomRotation\",\"factor\":0.1}]");
+    json_t *list = parse("[\"RandomFlip\",{\"type\":\"RandomTranslation\",\"height_factor\":0.3,"
+                         "\"width_factor\":0.3},{\"type\":\"RandomRotation\",\"factor\":0.1}]");
     struct w_augment *g = w_augment_create(list, 3, (int64_t[]){4, 4, 3}, &err);
     assert_non_null(g);
     for (uint64_t seed = 0; seed < 20; seed++) {
@@ -218,7 +247,8 @@ static void test_augmentation_follows_from_the_seed(void **state) {
     json_decref(list);
 }
 
-/* --- IDX ---------------------------------------------------------------------------------------- */
+/* --- IDX ----------------------------------------------------------------------------------------
+ */
 
 static void test_idx_reads_its_types_and_refuses_lies(void **state) {
     struct w_error err;
@@ -232,24 +262,30 @@ static void test_idx_reads_its_types_and_refuses_lies(void **state) {
     assert_int_equal(((int64_t *)a.data)[0], -1);
     assert_int_equal(((int64_t *)a.data)[1], 256);
     free(a.data);
-    for (size_t n = 0; n < sizeof shorts; n++) assert_false(w__train_read_idx(shorts, n, "x", &a, &err));
-    static const uint8_t huge[] = {0, 0, 8, 4, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 7};
+    for (size_t n = 0; n < sizeof shorts; n++)
+        assert_false(w__train_read_idx(shorts, n, "x", &a, &err));
+    static const uint8_t huge[] = {0,   0,   8,   4,   255, 255, 255, 255, 255, 255, 255,
+                                   255, 255, 255, 255, 255, 255, 255, 255, 255, 7};
     assert_false(w__train_read_idx(huge, sizeof huge, "x", &a, &err));
     assert_false(w__train_is_idx((const uint8_t *)"0,0,5,13,9", 10));
 }
 
-/* --- the graph ---------------------------------------------------------------------------------- */
+/* --- the graph ----------------------------------------------------------------------------------
+ */
 
 static bool build(const char *model, struct w_train_model *m, struct w_error *err) {
     char text[2048];
-    snprintf(text, sizeof text, "{\"model\":%s,\"data\":{\"train\":{\"x\":\"x\"}},\"compile\":{\"loss\":\"mse\"}}", model);
+    snprintf(text, sizeof text,
+             "{\"model\":%s,\"data\":{\"train\":{\"x\":\"x\"}},\"compile\":{\"loss\":\"mse\"}}",
+             model);
     struct w_spec_train *s = w_train_spec_parse(text, strlen(text), err);
     bool ok = s && w_train_model_build(s, NULL, NULL, m, err);
     w_train_spec_destroy(s);
     return ok;
 }
 
-/* Row-major channels-last rows must reach Dense in Keras's order whatever order the pools work in. */
+/* Row-major channels-last rows must reach Dense in Keras's order whatever order the pools work in.
+ */
 static void test_flatten_has_the_order_of_channels_last(void **state) {
     struct w_train_model m;
     struct w_error err;
@@ -258,14 +294,18 @@ static void test_flatten_has_the_order_of_channels_last(void **state) {
     const struct op_tensor *out;
     (void)state;
     for (int i = 0; i < 24; i++) x[i] = (float)i;
-    assert_true(build("{\"input_shape\":[2,4,3],\"layers\":[{\"type\":\"MaxPooling2D\",\"pool_size\":[1,2]},{\"type\":\"Flatten\"}]}", &m, &err));
+    assert_true(build("{\"input_shape\":[2,4,3],\"layers\":[{\"type\":\"MaxPooling2D\",\"pool_"
+                      "size\":[1,2]},{\"type\":\"Flatten\"}]}",
+                      &m, &err));
     struct op_session *s = op_session_create(m.model, NULL, &why);
     const struct op_tensor in = {.dtype = OP_F32, .rank = 4, .dims = {1, 2, 4, 3}, .data = x};
     assert_int_equal(op_session_run(s, &in, 1, &out, &why), OP_OK);
     assert_int_equal(out->dims[1], 12);
     for (int y = 0; y < 2; y++)
         for (int i = 0; i < 2; i++)
-            for (int c = 0; c < 3; c++) assert_near((double)((const float *)out->data)[(y * 2 + i) * 3 + c], (double)x[(y * 4 + 2 * i + 1) * 3 + c]);
+            for (int c = 0; c < 3; c++)
+                assert_near((double)((const float *)out->data)[(y * 2 + i) * 3 + c],
+                            (double)x[(y * 4 + 2 * i + 1) * 3 + c]);
     op_session_destroy(s);
     w_train_model_finish(&m);
 }
@@ -275,31 +315,54 @@ static void test_shapes_are_worked_out_layer_by_layer(void **state) {
         const char *model;
         int rank;
         int64_t dims[3];
-    } cases[] = {
-        {"{\"input_shape\":[7,7,3],\"layers\":[{\"type\":\"Conv2D\",\"filters\":5,\"kernel_size\":3,\"strides\":2,\"padding\":\"same\"}]}", 3, {4, 4, 5}},
-        {"{\"input_shape\":[7,7,3],\"layers\":[{\"type\":\"Conv2D\",\"filters\":5,\"kernel_size\":[3,2]}]}", 3, {5, 6, 5}},
-        {"{\"input_shape\":[9,4],\"layers\":[{\"type\":\"Conv1D\",\"filters\":2,\"kernel_size\":3,\"padding\":\"causal\",\"dilation_rate\":2}]}", 2, {9, 2}},
-        {"{\"input_shape\":[9,4],\"layers\":[{\"type\":\"Bidirectional\",\"layer\":{\"type\":\"LSTM\",\"units\":3}}]}", 1, {6}},
-        {"{\"input_shape\":[4],\"layers\":[{\"type\":\"Embedding\",\"input_dim\":9,\"output_dim\":2},{\"type\":\"Reshape\",\"target_shape\":[-1]}]}", 1, {8}},
-        {"{\"input_shape\":[3,3,2],\"layers\":[{\"type\":\"ZeroPadding2D\"},{\"type\":\"UpSampling2D\",\"size\":[1,3]},{\"type\":\"DepthwiseConv2D\",\"kernel_size\":1,\"depth_multiplier\":2}]}", 3, {5, 15, 4}}};
+    } cases[] = {{"{\"input_shape\":[7,7,3],\"layers\":[{\"type\":\"Conv2D\",\"filters\":5,"
+                  "\"kernel_size\":3,\"strides\":2,\"padding\":\"same\"}]}",
+                  3,
+                  {4, 4, 5}},
+                 {"{\"input_shape\":[7,7,3],\"layers\":[{\"type\":\"Conv2D\",\"filters\":5,"
+                  "\"kernel_size\":[3,2]}]}",
+                  3,
+                  {5, 6, 5}},
+                 {"{\"input_shape\":[9,4],\"layers\":[{\"type\":\"Conv1D\",\"filters\":2,\"kernel_"
+                  "size\":3,\"padding\":\"causal\",\"dilation_rate\":2}]}",
+                  2,
+                  {9, 2}},
+                 {"{\"input_shape\":[9,4],\"layers\":[{\"type\":\"Bidirectional\",\"layer\":{"
+                  "\"type\":\"LSTM\",\"units\":3}}]}",
+                  1,
+                  {6}},
+                 {"{\"input_shape\":[4],\"layers\":[{\"type\":\"Embedding\",\"input_dim\":9,"
+                  "\"output_dim\":2},{\"type\":\"Reshape\",\"target_shape\":[-1]}]}",
+                  1,
+                  {8}},
+                 {"{\"input_shape\":[3,3,2],\"layers\":[{\"type\":\"ZeroPadding2D\"},{\"type\":"
+                  "\"UpSampling2D\",\"size\":[1,3]},{\"type\":\"DepthwiseConv2D\",\"kernel_size\":"
+                  "1,\"depth_multiplier\":2}]}",
+                  3,
+                  {5, 15, 4}}};
     struct w_train_model m;
     struct w_error err;
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         if (!build(cases[i].model, &m, &err)) fail_msg("%s", err.text);
         assert_int_equal(m.output_rank, cases[i].rank);
-        for (int k = 0; k < m.output_rank; k++) assert_int_equal(m.output_dims[k], cases[i].dims[k]);
+        for (int k = 0; k < m.output_rank; k++)
+            assert_int_equal(m.output_dims[k], cases[i].dims[k]);
         /* The engine, too, finds these shapes: one row of zeros is run. */
         float zeros[256] = {0};
         int64_t ids[16] = {0};
         struct op_error why;
         const struct op_tensor *out;
-        struct op_tensor in = {.dtype = m.input_dtype, .rank = m.input_rank + 1, .dims = {1}, .data = m.input_dtype == OP_I64 ? (void *)ids : (void *)zeros};
+        struct op_tensor in = {.dtype = m.input_dtype,
+                               .rank = m.input_rank + 1,
+                               .dims = {1},
+                               .data = m.input_dtype == OP_I64 ? (void *)ids : (void *)zeros};
         memcpy(in.dims + 1, m.input_dims, (size_t)m.input_rank * sizeof *in.dims);
         struct op_session *s = op_session_create(m.model, NULL, &why);
         if (op_session_run(s, &in, 1, &out, &why) != OP_OK) fail_msg("%s", why.text);
         assert_int_equal(out->rank, m.output_rank + 1);
-        for (int k = 0; k < m.output_rank; k++) assert_int_equal(out->dims[k + 1], cases[i].dims[k]);
+        for (int k = 0; k < m.output_rank; k++)
+            assert_int_equal(out->dims[k + 1], cases[i].dims[k]);
         op_session_destroy(s);
         w_train_model_finish(&m);
     }
@@ -309,18 +372,31 @@ static void test_bad_layers_are_refused_with_their_place(void **state) {
     static const char *const cases[][2] = {
         {"{\"input_shape\":[4],\"layers\":[{\"type\":\"Dense\"}]}", "units"},
         {"{\"input_shape\":[4],\"layers\":[{\"type\":\"Dense\",\"units\":0}]}", "units"},
-        {"{\"input_shape\":[4],\"layers\":[{\"type\":\"Dense\",\"units\":2,\"activation\":\"rellu\"}]}", "\"relu\""},
-        {"{\"input_shape\":[4],\"layers\":[{\"type\":\"Dense\",\"units\":2,\"kernel_initializer\":\"he\"}]}", "he_normal"},
+        {"{\"input_shape\":[4],\"layers\":[{\"type\":\"Dense\",\"units\":2,\"activation\":"
+         "\"rellu\"}]}",
+         "\"relu\""},
+        {"{\"input_shape\":[4],\"layers\":[{\"type\":\"Dense\",\"units\":2,\"kernel_initializer\":"
+         "\"he\"}]}",
+         "he_normal"},
         {"{\"input_shape\":[0],\"layers\":[{\"type\":\"Flatten\"}]}", "input_shape"},
-        {"{\"input_shape\":[1000000000,1000000000],\"layers\":[{\"type\":\"Flatten\"}]}", "input_shape"},
+        {"{\"input_shape\":[1000000000,1000000000],\"layers\":[{\"type\":\"Flatten\"}]}",
+         "input_shape"},
         {"{\"input_shape\":[4],\"layers\":[]}", "layers"},
         {"{\"input_shape\":[4],\"layers\":[7]}", "layers[0]"},
-        {"{\"input_shape\":[1],\"layers\":[{\"type\":\"Dense\",\"units\":16777216},{\"type\":\"Dense\",\"units\":16777216}]}", "layers[1]"},
-        {"{\"input_shape\":[4],\"layers\":[{\"type\":\"Reshape\",\"target_shape\":[3,-1]}]}", "target_shape"},
+        {"{\"input_shape\":[1],\"layers\":[{\"type\":\"Dense\",\"units\":16777216},{\"type\":"
+         "\"Dense\",\"units\":16777216}]}",
+         "layers[1]"},
+        {"{\"input_shape\":[4],\"layers\":[{\"type\":\"Reshape\",\"target_shape\":[3,-1]}]}",
+         "target_shape"},
         {"{\"input_shape\":[4],\"layers\":[{\"type\":\"Add\"}]}", "inputs"},
-        {"{\"input_shape\":[4],\"layers\":[{\"type\":\"Dense\",\"units\":2,\"name\":\"a\"},{\"type\":\"Dense\",\"units\":2,\"name\":\"a\"}]}", "\"a\""},
-        {"{\"input_shape\":[4],\"layers\":[{\"type\":\"Dense\",\"units\":2,\"inputs\":\"b\"}]}", "\"b\""},
-        {"{\"input_shape\":[4],\"layers\":[{\"type\":\"Dense\",\"units\":2},{\"type\":\"Embedding\",\"input_dim\":3,\"output_dim\":2}]}", "first layer"}};
+        {"{\"input_shape\":[4],\"layers\":[{\"type\":\"Dense\",\"units\":2,\"name\":\"a\"},{"
+         "\"type\":\"Dense\",\"units\":2,\"name\":\"a\"}]}",
+         "\"a\""},
+        {"{\"input_shape\":[4],\"layers\":[{\"type\":\"Dense\",\"units\":2,\"inputs\":\"b\"}]}",
+         "\"b\""},
+        {"{\"input_shape\":[4],\"layers\":[{\"type\":\"Dense\",\"units\":2},{\"type\":"
+         "\"Embedding\",\"input_dim\":3,\"output_dim\":2}]}",
+         "first layer"}};
     struct w_train_model m;
     struct w_error err;
     (void)state;

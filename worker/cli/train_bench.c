@@ -1,6 +1,6 @@
-/* quern model bench --train: how fast a training step is. Steps run over the spec's own rows, batches
- * made as in training, for the given seconds; the time is cut into tenths, the best of which is what
- * the machine can do when nobody else wants it, and the median what it did. */
+/* quern model bench --train: how fast a training step is. Steps run over the spec's own rows,
+ * batches made as in training, for the given seconds; the time is cut into tenths, the best of
+ * which is what the machine can do when nobody else wants it, and the median what it did. */
 #include <jansson.h>
 #include <limits.h>
 #include <stdio.h>
@@ -20,16 +20,19 @@ static int failed(const struct w_error *err) {
     return w_report(W_EXIT_FAILED, err->code ? err->code : W_INTERNAL, NULL, "%s", err->text);
 }
 
-static void print(const struct w_fit *f, const char *path, int n_threads, double best, double median, int64_t steps) {
-    json_t *o = json_pack("{s:s,s:i,s:i,s:s,s:f,s:f,s:I,s:I}", "spec", path, "batch", (int)f->spec->fit.batch_size,
-                          "threads", n_threads, "isa", op_isa(), "samples_per_s", best, "samples_per_s_median", median,
-                          "peak_bytes", (json_int_t)f->peak_bytes, "steps", (json_int_t)steps);
+static void print(const struct w_fit *f, const char *path, int n_threads, double best,
+                  double median, int64_t steps) {
+    json_t *o = json_pack("{s:s,s:i,s:i,s:s,s:f,s:f,s:I,s:I}", "spec", path, "batch",
+                          (int)f->spec->fit.batch_size, "threads", n_threads, "isa", op_isa(),
+                          "samples_per_s", best, "samples_per_s_median", median, "peak_bytes",
+                          (json_int_t)f->peak_bytes, "steps", (json_int_t)steps);
     char *text = o ? json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(10)) : NULL;
     if (w_globals.json)
         puts(text ? text : "{}");
     else
-        printf("%s: %.1f samples/s (median %.1f), batch %d, %d threads, %.1f MB, on %s\n", path, best, median,
-               (int)f->spec->fit.batch_size, n_threads, (double)f->peak_bytes / 1e6, op_isa());
+        printf("%s: %.1f samples/s (median %.1f), batch %d, %d threads, %.1f MB, on %s\n", path,
+               best, median, (int)f->spec->fit.batch_size, n_threads, (double)f->peak_bytes / 1e6,
+               op_isa());
     free(text);
     json_decref(o);
 }
@@ -60,9 +63,10 @@ int w__train_bench(const char *path, int n_threads, double seconds) {
     char folder[PATH_MAX];
     struct w_error err = {0};
     struct w_spec_train *spec = w__train_read_spec(path, folder, sizeof folder, &err);
-    const struct w_fit_options o = {
-        .files = {.open = w__train_open_beside, .user = folder, .bytes_max = W_TRAIN_DATA_BYTES_MAX},
-        .n_threads = n_threads};
+    const struct w_fit_options o = {.files = {.open = w__train_open_beside,
+                                              .user = folder,
+                                              .bytes_max = W_TRAIN_DATA_BYTES_MAX},
+                                    .n_threads = n_threads};
     struct w_fit *f = spec ? w_fit_create(spec, &o, &err) : NULL;
     int rc = f ? measure(f, path, n_threads, seconds) : failed(&err);
     w_fit_destroy(f);

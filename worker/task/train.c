@@ -36,9 +36,9 @@ struct training {
     const char *store;
     volatile bool cancel; /* set by the lane that trains */
     bool over;
-    int parent; /* descriptor of the output's folder; -1: none */
-    char output[340];   /* "" where nothing but the store gets it */
-    char folder[4200];  /* of the checkpoints */
+    int parent;        /* descriptor of the output's folder; -1: none */
+    char output[340];  /* "" where nothing but the store gets it */
+    char folder[4200]; /* of the checkpoints */
     char checkpoint[4300], resume[4300];
     char status[STATUS_BYTES_MAX + 200];
 };
@@ -56,12 +56,14 @@ static void free_state(struct w_task *t) {
     free(s);
 }
 
-/* --- on a lane: telling ------------------------------------------------------------------------- */
+/* --- on a lane: telling -------------------------------------------------------------------------
+ */
 
 static void on_tick(void *user) {
     struct training *s = user;
     w_lane_beat(s->lane);
-    if (atomic_load(&s->task->stop) == W_STOP_FENCED) s->fit->o.checkpoint = NULL; /* not ours any more */
+    if (atomic_load(&s->task->stop) == W_STOP_FENCED)
+        s->fit->o.checkpoint = NULL; /* not ours any more */
     if (atomic_load(&s->task->stop) != W_GO) __atomic_store_n(&s->cancel, true, __ATOMIC_RELAXED);
 }
 
@@ -69,19 +71,23 @@ static void on_step(void *user, const struct w_fit_status *st) {
     struct training *s = user;
     json_t *metrics = json_object();
     for (int i = 0; i < st->metrics->n; i++)
-        json_object_set_new(metrics, st->metrics->items[i].name, json_real(w_metric_value(&st->metrics->items[i])));
-    int64_t done = (int64_t)(st->epoch - 1) * st->steps + st->step, total = (int64_t)st->epochs * st->steps;
-    json_t *o = json_pack("{s:i,s:i,s:I,s:I,s:I,s:I,s:f,s:o,s:f,s:f,s:f}", "epoch", st->epoch, "epochs", st->epochs,
-                          "step", (json_int_t)st->step, "steps", (json_int_t)st->steps, "done", (json_int_t)done,
-                          "total", (json_int_t)total, "loss", st->loss, "metrics", metrics, "learning_rate",
-                          st->learning_rate, "samples_per_s", st->samples_per_s, "eta_s", st->eta_s);
+        json_object_set_new(metrics, st->metrics->items[i].name,
+                            json_real(w_metric_value(&st->metrics->items[i])));
+    int64_t done = (int64_t)(st->epoch - 1) * st->steps + st->step,
+            total = (int64_t)st->epochs * st->steps;
+    json_t *o = json_pack(
+        "{s:i,s:i,s:I,s:I,s:I,s:I,s:f,s:o,s:f,s:f,s:f}", "epoch", st->epoch, "epochs", st->epochs,
+        "step", (json_int_t)st->step, "steps", (json_int_t)st->steps, "done", (json_int_t)done,
+        "total", (json_int_t)total, "loss", st->loss, "metrics", metrics, "learning_rate",
+        st->learning_rate, "samples_per_s", st->samples_per_s, "eta_s", st->eta_s);
     char *text = o ? json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(6)) : NULL;
     if (text && strlen(text) <= STATUS_BYTES_MAX) snprintf(s->status, sizeof s->status, "%s", text);
     free(text);
     json_decref(o);
 }
 
-/* --- on a lane: places --------------------------------------------------------------------------- */
+/* --- on a lane: places ---------------------------------------------------------------------------
+ */
 
 static int open_ref(void *user, const char *path, bool *is_folder, struct w_error *err) {
     struct training *s = user;
@@ -98,7 +104,8 @@ static bool open_output(struct training *s, struct w_error *err) {
     free(ref);
     if (s->parent < 0) return false;
     if (mkdirat(s->parent, name, 0755) != 0 && errno != EEXIST)
-        return w_fail(err, W_OUTPUT_FAILED, "output_ref: the folder \"%.100s\" cannot be made: %s", name, strerror(errno));
+        return w_fail(err, W_OUTPUT_FAILED, "output_ref: the folder \"%.100s\" cannot be made: %s",
+                      name, strerror(errno));
     struct stat st;
     if (fstatat(s->parent, name, &st, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISDIR(st.st_mode))
         return w_fail(err, W_OUTPUT_FAILED, "output_ref: \"%.100s\" is no folder", name);
@@ -117,7 +124,8 @@ static uint64_t job_hash(const struct q_job *job) {
 /* The token of a checkpoint of this job; 0: another file. */
 static uint64_t token_of(const struct training *s, const char *name) {
     char prefix[48], *end;
-    size_t n = (size_t)snprintf(prefix, sizeof prefix, ".train-%016jx.", (uintmax_t)job_hash(s->task->job));
+    size_t n = (size_t)snprintf(prefix, sizeof prefix, ".train-%016jx.",
+                                (uintmax_t)job_hash(s->task->job));
     if (strncmp(name, prefix, n) != 0) return 0;
     uint64_t token = strtoull(name + n, &end, 10);
     return *end ? 0 : token;
@@ -136,7 +144,8 @@ static uint64_t newest(const struct training *s) {
 }
 
 static void name_checkpoint(const struct training *s, uint64_t token, char *dst, size_t size) {
-    snprintf(dst, size, "%s/.train-%016jx.%ju", s->folder, (uintmax_t)job_hash(s->task->job), (uintmax_t)token);
+    snprintf(dst, size, "%s/.train-%016jx.%ju", s->folder, (uintmax_t)job_hash(s->task->job),
+             (uintmax_t)token);
 }
 
 /* Removes those of tokens up to the given one. */
@@ -155,7 +164,8 @@ static bool find_places(struct training *s, struct w_error *err) {
     if (s->spec->publish && !*s->store)
         return w_fail(err, "bad_job", "params.publish: this worker has no model store (--models)");
     if (!s->spec->publish && !*s->output)
-        return w_fail(err, "bad_job", "the model would go nowhere: give output_ref (a folder) or params.publish");
+        return w_fail(err, "bad_job",
+                      "the model would go nowhere: give output_ref (a folder) or params.publish");
     if (*s->output)
         snprintf(s->folder, sizeof s->folder, "%s", s->output);
     else
@@ -167,11 +177,13 @@ static bool find_places(struct training *s, struct w_error *err) {
     return true;
 }
 
-/* --- on a lane: the work -------------------------------------------------------------------------- */
+/* --- on a lane: the work
+ * -------------------------------------------------------------------------- */
 
 static bool make(struct training *s, struct w_error *err) {
     struct q_span p = s->task->job->params;
-    if (!p.ptr || !w_json_is(p, '{')) return w_fail(err, "bad_job", "params must be the training spec, an object");
+    if (!p.ptr || !w_json_is(p, '{'))
+        return w_fail(err, "bad_job", "params must be the training spec, an object");
     s->spec = w_train_spec_parse(p.ptr, p.len, err);
     if (!s->spec || !find_places(s, err)) return false;
     const struct w_fit_options o = {
@@ -191,9 +203,11 @@ static bool make(struct training *s, struct w_error *err) {
 static bool deliver(struct training *s, struct w_error *err) {
     struct w_task *t = s->task;
     int64_t version = 0;
-    if (newest(s) > t->job->token) return w_fail(err, "fenced", "a later attempt of this job has begun");
+    if (newest(s) > t->job->token)
+        return w_fail(err, "fenced", "a later attempt of this job has begun");
     if (*s->output && !w_fit_write(s->fit, s->output, err)) return false;
-    if (s->spec->publish && !w_fit_publish(s->fit, s->store, s->spec->publish, t->job->id, t->job->token, &version, err))
+    if (s->spec->publish && !w_fit_publish(s->fit, s->store, s->spec->publish, t->job->id,
+                                           t->job->token, &version, err))
         return false;
     json_t *epochs = s->fit->history, *o = json_object();
     size_t n = json_array_size(epochs);
@@ -225,10 +239,12 @@ static void slice(struct w_lane *lane, struct w_task **tasks, size_t n) {
     }
     enum w_fit_end end = w_fit_run(s->fit, &err);
     s->over = end != W_FIT_PAUSED;
-    if (end == W_FIT_FAILED || (end == W_FIT_DONE && !deliver(s, &err))) w_task_lane_fail(tasks[0], &err);
+    if (end == W_FIT_FAILED || (end == W_FIT_DONE && !deliver(s, &err)))
+        w_task_lane_fail(tasks[0], &err);
 }
 
-/* --- on the loop ---------------------------------------------------------------------------------- */
+/* --- on the loop
+ * ---------------------------------------------------------------------------------- */
 
 static void sliced(struct w_task *t) {
     struct training *s = of(t);

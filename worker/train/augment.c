@@ -57,7 +57,8 @@ static void flip(struct w_augment *a, const struct params *p, float *row, struct
     for (int64_t y = 0; y < a->h; y++)
         for (int64_t x = 0; x < a->w; x++)
             memcpy(row + (y * a->w + x) * a->c,
-                   a->copy + ((down ? a->h - 1 - y : y) * a->w + (across ? a->w - 1 - x : x)) * a->c,
+                   a->copy +
+                       ((down ? a->h - 1 - y : y) * a->w + (across ? a->w - 1 - x : x)) * a->c,
                    (size_t)a->c * sizeof *row);
 }
 
@@ -76,7 +77,8 @@ static void shift(struct w_augment *a, int64_t dy, int64_t dx, const struct para
     memcpy(a->copy, row, (size_t)(a->h * a->w * a->c) * sizeof *row);
     for (int64_t y = 0; y < a->h; y++)
         for (int64_t x = 0; x < a->w; x++) {
-            int64_t sy = inside(y - dy, a->h, p->fill_mode), sx = inside(x - dx, a->w, p->fill_mode);
+            int64_t sy = inside(y - dy, a->h, p->fill_mode),
+                    sx = inside(x - dx, a->w, p->fill_mode);
             for (int64_t c = 0; c < a->c; c++)
                 row[(y * a->w + x) * a->c + c] =
                     sy < 0 || sx < 0 ? (float)p->fill_value : a->copy[(sy * a->w + sx) * a->c + c];
@@ -97,7 +99,8 @@ static void padded_crop(struct w_augment *a, const struct params *p, float *row,
 }
 
 /* Bilinear, around the middle: source = turn(dst) · zoom. */
-static void warp(struct w_augment *a, double angle, double zoom, const struct params *p, float *row) {
+static void warp(struct w_augment *a, double angle, double zoom, const struct params *p,
+                 float *row) {
     double cy = (double)(a->h - 1) / 2, cx = (double)(a->w - 1) / 2, s = sin(angle) * zoom,
            c = cos(angle) * zoom;
     memcpy(a->copy, row, (size_t)(a->h * a->w * a->c) * sizeof *row);
@@ -113,8 +116,9 @@ static void warp(struct w_augment *a, double angle, double zoom, const struct pa
                             sy = inside(y0 + (q >> 1), a->h, p->fill_mode);
                     double weight = (q & 1 ? u - (double)x0 : 1 - u + (double)x0) *
                                     (q >> 1 ? v - (double)y0 : 1 - v + (double)y0);
-                    sum += weight * (sx < 0 || sy < 0 ? p->fill_value
-                                                      : (double)a->copy[(sy * a->w + sx) * a->c + k]);
+                    sum +=
+                        weight * (sx < 0 || sy < 0 ? p->fill_value
+                                                   : (double)a->copy[(sy * a->w + sx) * a->c + k]);
                 }
                 row[(y * a->w + x) * a->c + k] = (float)sum;
             }
@@ -138,10 +142,12 @@ static void noise(struct w_augment *a, const struct params *p, float *row, struc
 static void erase(struct w_augment *a, const struct params *p, float *row, struct random *r) {
     double chance = uniform(r), area = 0.02 + uniform(r) * (p->factor - 0.02);
     int64_t h = (int64_t)(sqrt(area) * (double)a->h), w = (int64_t)(sqrt(area) * (double)a->w);
-    int64_t y = (int64_t)(uniform(r) * (double)(a->h - h + 1)), x = (int64_t)(uniform(r) * (double)(a->w - w + 1));
+    int64_t y = (int64_t)(uniform(r) * (double)(a->h - h + 1)),
+            x = (int64_t)(uniform(r) * (double)(a->w - w + 1));
     if (chance >= p->probability) return;
     for (int64_t i = y; i < y + h; i++)
-        for (int64_t k = x * a->c; k < (x + w) * a->c; k++) row[i * a->w * a->c + k] = (float)p->fill_value;
+        for (int64_t k = x * a->c; k < (x + w) * a->c; k++)
+            row[i * a->w * a->c + k] = (float)p->fill_value;
 }
 
 /* clang-format off */
@@ -182,21 +188,26 @@ static bool read_step(struct w_augment *a, json_t *json, struct w_error *err) {
         if (strcmp(descs[i].name, type) == 0) s->desc = &descs[i];
     if (!s->desc) return w__train_unknown(where, "augmentation", type, next_desc, NULL, err);
     json_t *none = json_object();
-    bool ok = w__train_params(s->desc->params, json_is_object(json) ? json : none, &s->p, where, err);
+    bool ok =
+        w__train_params(s->desc->params, json_is_object(json) ? json : none, &s->p, where, err);
     json_decref(none);
     a->n++;
     return ok;
 }
 
-struct w_augment *w_augment_create(json_t *list, int rank, const int64_t *dims, struct w_error *err) {
+struct w_augment *w_augment_create(json_t *list, int rank, const int64_t *dims,
+                                   struct w_error *err) {
     err->code = NULL;
     if (!list) return NULL;
     size_t i, n = json_array_size(list);
     json_t *json;
     if (!json_is_array(list) || n > STEPS_MAX)
-        return w_fail(err, W_BAD_SPEC, "data.augment must be a list of at most %d steps", STEPS_MAX), NULL;
+        return w_fail(err, W_BAD_SPEC, "data.augment must be a list of at most %d steps",
+                      STEPS_MAX),
+               NULL;
     if (rank != 3)
-        return w_fail(err, W_BAD_SPEC, "data.augment is for pictures, rows of [height, width, channels]"),
+        return w_fail(err, W_BAD_SPEC,
+                      "data.augment is for pictures, rows of [height, width, channels]"),
                NULL;
     struct w_augment *a = calloc(1, sizeof *a);
     if (a) {

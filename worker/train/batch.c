@@ -64,7 +64,8 @@ bool w__fit_batch(struct w_fit *f, const struct w_set *s, const int64_t *rows, i
     (void)err;
     for (int64_t i = 0; i < n; i++) {
         if (f->m.input_dtype == OP_I64) {
-            memcpy((int64_t *)f->x.data + i * elements, (const int64_t *)s->x.data + rows[i] * elements,
+            memcpy((int64_t *)f->x.data + i * elements,
+                   (const int64_t *)s->x.data + rows[i] * elements,
                    (size_t)elements * sizeof(int64_t));
         } else {
             float *dst = (float *)f->x.data + i * elements;
@@ -72,8 +73,10 @@ bool w__fit_batch(struct w_fit *f, const struct w_set *s, const int64_t *rows, i
             if (training && f->augment)
                 w_augment_apply(f->augment, dst,
                                 w__train_mix(w__train_mix((uint64_t)f->spec->fit.seed + 0xa06) +
-                                             (uint64_t)f->epoch * 0x100000001b3u + (uint64_t)rows[i]));
-            if (f->flip_images) channels_first(&s->x, dst, (float *)f->x.data + f->spec->fit.batch_size * elements);
+                                             (uint64_t)f->epoch * 0x100000001b3u +
+                                             (uint64_t)rows[i]));
+            if (f->flip_images)
+                channels_first(&s->x, dst, (float *)f->x.data + f->spec->fit.batch_size * elements);
         }
         load_target(f, &s->y, rows[i], i);
         float weight = s->weight.data ? (float)target_number(&s->weight, rows[i]) : 1;

@@ -32,8 +32,8 @@ static void early_stopping(struct w_callback *c, int epoch, double value, struct
     if (++c->wait < c->patience || epoch == 0) return;
     v->stop = true;
     v->restore |= c->restore_best_weights;
-    snprintf(v->why, sizeof v->why, "%s did not improve for %d epochs (best %.6g)", c->monitor, c->wait,
-             c->best);
+    snprintf(v->why, sizeof v->why, "%s did not improve for %d epochs (best %.6g)", c->monitor,
+             c->wait, c->best);
 }
 
 /* The weights of the best epoch are what is written in the end. */
@@ -103,8 +103,9 @@ static bool read_callback(json_t *json, int index, struct w_callback *dst, struc
         *dst = g.c;
         dst->filepath = NULL;
         snprintf(dst->monitor, sizeof dst->monitor, "%s", monitor);
-        bool up = strstr(monitor, "acc") || strstr(monitor, "auc") || strstr(monitor, "precision") ||
-                  strstr(monitor, "recall") || strstr(monitor, "f1") || strstr(monitor, "r2");
+        bool up = strstr(monitor, "acc") || strstr(monitor, "auc") ||
+                  strstr(monitor, "precision") || strstr(monitor, "recall") ||
+                  strstr(monitor, "f1") || strstr(monitor, "r2");
         dst->mode = g.mode == 1 ? -1 : g.mode == 2 ? 1 : up ? 1 : -1;
         dst->best = NAN;
         dst->cooling = 0;
@@ -119,7 +120,8 @@ bool w_callbacks_parse(json_t *list, struct w_callbacks *dst, struct w_error *er
     *dst = (struct w_callbacks){0};
     if (!list) return true;
     if (!json_is_array(list) || json_array_size(list) > W_TRAIN_CALLBACKS_MAX)
-        return w_fail(err, W_BAD_SPEC, "fit.callbacks must be a list of at most %d", W_TRAIN_CALLBACKS_MAX);
+        return w_fail(err, W_BAD_SPEC, "fit.callbacks must be a list of at most %d",
+                      W_TRAIN_CALLBACKS_MAX);
     json_array_foreach(list, i, json) {
         if (!read_callback(json, (int)i, &dst->items[dst->n], err)) return false;
         dst->terminate_on_nan |= strcmp(dst->items[dst->n].desc->name, "TerminateOnNaN") == 0;
@@ -137,7 +139,8 @@ bool w_callbacks_epoch(struct w_callbacks *c, int epoch, json_t *results, struct
         if (!value && one->desc->epoch != terminate_on_nan) {
             char *known = json_dumps(results, JSON_COMPACT);
             w_fail(err, W_BAD_SPEC,
-                   "fit.callbacks[%d]: %s watches \"%s\", which the epochs do not have (validation data "
+                   "fit.callbacks[%d]: %s watches \"%s\", which the epochs do not have (validation "
+                   "data "
                    "gives val_…): %.200s",
                    i, one->desc->name, one->monitor, known ? known : "");
             free(known);
@@ -152,7 +155,8 @@ json_t *w_callbacks_save(const struct w_callbacks *c) {
     json_t *all = json_array();
     for (int i = 0; i < c->n; i++) {
         const struct w_callback *one = &c->items[i];
-        json_array_append_new(all, json_pack("[o,i,i]", isnan(one->best) ? json_null() : json_real(one->best),
+        json_array_append_new(all, json_pack("[o,i,i]",
+                                             isnan(one->best) ? json_null() : json_real(one->best),
                                              one->wait, one->cooling));
     }
     return all;

@@ -55,10 +55,11 @@ bool w__fit_put(const char *path, const void *bytes, size_t len, struct w_error 
 
 /* [bytes of JSON: u64][JSON][best weights] */
 static char *pack(const struct w_fit *f, size_t *len) {
-    json_t *o = json_pack("{s:s, s:i, s:I, s:f, s:f, s:b, s:O, s:o, s:o}", "hash", f->hash, "epoch", f->epoch,
-                          "step", (json_int_t)f->step, "lr_scale", f->lr_scale, "seconds",
-                          f->seconds + (w__fit_now() - f->started_s), "over", f->over, "history", f->history,
-                          "metrics", w_metrics_save(&f->metrics), "callbacks", w_callbacks_save(&f->callbacks));
+    json_t *o = json_pack("{s:s, s:i, s:I, s:f, s:f, s:b, s:O, s:o, s:o}", "hash", f->hash, "epoch",
+                          f->epoch, "step", (json_int_t)f->step, "lr_scale", f->lr_scale, "seconds",
+                          f->seconds + (w__fit_now() - f->started_s), "over", f->over, "history",
+                          f->history, "metrics", w_metrics_save(&f->metrics), "callbacks",
+                          w_callbacks_save(&f->callbacks));
     char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
     uint64_t n = text ? strlen(text) : 0;
     char *all = text ? malloc(sizeof n + n + f->best_bytes) : NULL;
@@ -86,13 +87,15 @@ bool w__fit_save(struct w_fit *f, struct w_error *err) {
     return ok;
 }
 
-/* --- and back ---------------------------------------------------------------------------------- */
+/* --- and back ----------------------------------------------------------------------------------
+ */
 
 static char *read_whole(const char *path, size_t *len, struct w_error *err) {
     struct stat st;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     if (fd < 0) {
-        if (errno != ENOENT) w_fail(err, W_REF_FAILED, "%s cannot be read: %s", path, strerror(errno));
+        if (errno != ENOENT)
+            w_fail(err, W_REF_FAILED, "%s cannot be read: %s", path, strerror(errno));
         return NULL;
     }
     char *bytes = fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size <= CHECKPOINT_BYTES_MAX
@@ -140,7 +143,8 @@ bool w__fit_load(struct w_fit *f, bool *resumed, struct w_error *err) {
     err->code = NULL;
     char *bytes = read_whole(f->o.resume ? f->o.resume : f->o.checkpoint, &len, err);
     if (!bytes) return err->code == NULL;
-    /* The block is loaded before it is known whose it is: the state of now is kept to go back to. */
+    /* The block is loaded before it is known whose it is: the state of now is kept to go back to.
+     */
     fresh = op_trainer_save(f->trainer, NULL, 0, &n, &why);
     if (!fresh) {
         free(bytes);
@@ -164,7 +168,8 @@ bool w__fit_load(struct w_fit *f, bool *resumed, struct w_error *err) {
                                    : "the checkpoint is damaged or of another model: started anew");
     }
     json_decref(o);
-    bool good = *resumed || op_trainer_load(f->trainer, fresh, n, NULL, NULL, &why) == OP_OK || w_train_fail(err, &why);
+    bool good = *resumed || op_trainer_load(f->trainer, fresh, n, NULL, NULL, &why) == OP_OK ||
+                w_train_fail(err, &why);
     free(extra);
     free(fresh);
     free(bytes);

@@ -27,7 +27,8 @@ static void widen(json_t *history, const char *key, struct range *r) {
     }
 }
 
-static void line(FILE *f, json_t *history, const char *key, const char *color, int x0, const struct range *r) {
+static void line(FILE *f, json_t *history, const char *key, const char *color, int x0,
+                 const struct range *r) {
     size_t n = json_array_size(history);
     fprintf(f, "<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"1.8\" points=\"", color);
     for (size_t i = 0; i < n; i++) {
@@ -51,13 +52,17 @@ static void panel(FILE *f, json_t *history, const char *key, int x0) {
     r.high += margin;
     fprintf(f, "<text x=\"%d\" y=\"22\" font-weight=\"bold\">%s</text>\n", x0, key);
     for (int i = 0; i <= TICKS; i++) {
-        double y = TOP + PANEL_H * (1 - (double)i / TICKS), v = r.low + (r.high - r.low) * i / TICKS;
-        fprintf(f, "<line x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%.1f\" stroke=\"#ddd\"/>"
-                   "<text x=\"%d\" y=\"%.1f\" text-anchor=\"end\">%.4g</text>\n",
+        double y = TOP + PANEL_H * (1 - (double)i / TICKS),
+               v = r.low + (r.high - r.low) * i / TICKS;
+        fprintf(f,
+                "<line x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%.1f\" stroke=\"#ddd\"/>"
+                "<text x=\"%d\" y=\"%.1f\" text-anchor=\"end\">%.4g</text>\n",
                 x0, x0 + PANEL_W, y, y, x0 - 6, y + 4, v);
     }
-    fprintf(f, "<text x=\"%d\" y=\"%d\">epoch 1</text><text x=\"%d\" y=\"%d\" text-anchor=\"end\">%zu</text>\n", x0,
-            TOP + PANEL_H + 18, x0 + PANEL_W, TOP + PANEL_H + 18, json_array_size(history));
+    fprintf(f,
+            "<text x=\"%d\" y=\"%d\">epoch 1</text><text x=\"%d\" y=\"%d\" "
+            "text-anchor=\"end\">%zu</text>\n",
+            x0, TOP + PANEL_H + 18, x0 + PANEL_W, TOP + PANEL_H + 18, json_array_size(history));
     line(f, history, key, "#1f77b4", x0, &r);
     line(f, history, val, "#d62728", x0, &r);
 }
@@ -68,13 +73,17 @@ bool w__fit_curve(const struct w_fit *fit, const char *path, struct w_error *err
     FILE *f = open_memstream(&text, &len);
     if (!f) return w_fail(err, W_NO_MEMORY, "no memory for the curve");
     int width = 2 * (LEFT + PANEL_W) + GAP, height = TOP + PANEL_H + 56;
-    fprintf(f, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" viewBox=\"0 0 %d %d\" "
-               "font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%%\" height=\"100%%\" fill=\"white\"/>\n",
+    fprintf(f,
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" viewBox=\"0 0 %d "
+            "%d\" "
+            "font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%%\" height=\"100%%\" "
+            "fill=\"white\"/>\n",
             width, height, width, height);
     panel(f, fit->history, "loss", LEFT);
     if (fit->metrics.n) panel(f, fit->history, fit->metrics.items[0].name, LEFT + PANEL_W + GAP);
-    fprintf(f, "<text x=\"%d\" y=\"%d\" fill=\"#1f77b4\">training</text><text x=\"%d\" y=\"%d\" "
-               "fill=\"#d62728\">validation</text>\n</svg>\n",
+    fprintf(f,
+            "<text x=\"%d\" y=\"%d\" fill=\"#1f77b4\">training</text><text x=\"%d\" y=\"%d\" "
+            "fill=\"#d62728\">validation</text>\n</svg>\n",
             LEFT, height - 12, LEFT + 70, height - 12);
     bool ok = fclose(f) == 0 && text && w__fit_put(path, text, len, err);
     free(text);

@@ -28,7 +28,8 @@ void *w__train_array_row(struct w_array *a, int64_t *room, size_t bytes_max, str
             return NULL;
         }
         void *grown = realloc(a->data, bytes);
-        if (!grown) return w_fail(err, W_NO_MEMORY, "no memory for %zu MB of rows", bytes >> 20), NULL;
+        if (!grown)
+            return w_fail(err, W_NO_MEMORY, "no memory for %zu MB of rows", bytes >> 20), NULL;
         a->data = grown;
         *room = more;
     }
@@ -53,7 +54,8 @@ void w__train_words_finish(struct w_words *w) {
     *w = (struct w_words){0};
 }
 
-/* --- labels ------------------------------------------------------------------------------------ */
+/* --- labels ------------------------------------------------------------------------------------
+ */
 
 static int by_text(const void *a, const void *b) {
     return strcmp(*(char *const *)a, *(char *const *)b);
@@ -85,21 +87,24 @@ static bool number_words(const struct w_words *w, const char *where, const struc
     for (int64_t i = 0; i < w->n; i++) {
         char **hit = n ? bsearch(&w->items[i], names, (size_t)n, sizeof *names, by_text) : NULL;
         if (!hit)
-            return w_fail(err, W_BAD_INPUT, "%s: row %lld has the label \"%.60s\", which the training "
-                                            "rows do not have",
+            return w_fail(err, W_BAD_INPUT,
+                          "%s: row %lld has the label \"%.60s\", which the training "
+                          "rows do not have",
                           where, (long long)i, w->items[i]);
         y[i] = hit - names;
     }
     return true;
 }
 
-/* --- arrays ------------------------------------------------------------------------------------ */
+/* --- arrays ------------------------------------------------------------------------------------
+ */
 
 /* A whole tensor as rows; numbers of other types become f32 (or i64 where they are whole). */
 static bool tensor_rows(const struct op_tensor *t, const char *where, size_t bytes_max,
                         struct w_array *dst, struct w_error *err) {
     *dst = (struct w_array){.rank = t->rank - 1, .n = t->rank ? t->dims[0] : 0, .elements = 1};
-    if (t->rank < 1) return w_fail(err, W_BAD_SHAPE, "%s is a single number, rows are expected", where);
+    if (t->rank < 1)
+        return w_fail(err, W_BAD_SHAPE, "%s is a single number, rows are expected", where);
     for (int i = 1; i < t->rank; i++) dst->elements *= dst->dims[i - 1] = t->dims[i];
     int64_t count = op_tensor_count(t);
     if (count < 0) return w_fail(err, W_TOO_LARGE, "%s has an impossible shape", where);
@@ -128,8 +133,8 @@ static bool tensor_rows(const struct op_tensor *t, const char *where, size_t byt
     }
     size_t bytes = (size_t)count * op_type_size(dst->dtype);
     if (bytes > bytes_max)
-        return w_fail(err, W_TOO_LARGE, "%s has %zu MB, at most %zu MB are read", where, bytes >> 20,
-                      bytes_max >> 20);
+        return w_fail(err, W_TOO_LARGE, "%s has %zu MB, at most %zu MB are read", where,
+                      bytes >> 20, bytes_max >> 20);
     dst->data = malloc(bytes + 1);
     if (!dst->data) return w_fail(err, W_NO_MEMORY, "no memory for %s", where);
     if (op_type_size(t->dtype) == op_type_size(dst->dtype)) {
@@ -137,14 +142,24 @@ static bool tensor_rows(const struct op_tensor *t, const char *where, size_t byt
         return true;
     }
     int64_t *whole = dst->data;
-    for (int64_t i = 0; i < count; i++)
-        switch (t->dtype) {
-        case OP_I8: whole[i] = ((const int8_t *)t->data)[i]; break;
-        case OP_I16: whole[i] = ((const int16_t *)t->data)[i]; break;
-        case OP_U16: whole[i] = ((const uint16_t *)t->data)[i]; break;
-        case OP_I32: whole[i] = ((const int32_t *)t->data)[i]; break;
-        case OP_U32: whole[i] = ((const uint32_t *)t->data)[i]; break;
-        default: ((float *)dst->data)[i] = (float)((const double *)t->data)[i];
+    for (int64_t i = 0; i < count; i++) switch (t->dtype) {
+        case OP_I8:
+            whole[i] = ((const int8_t *)t->data)[i];
+            break;
+        case OP_I16:
+            whole[i] = ((const int16_t *)t->data)[i];
+            break;
+        case OP_U16:
+            whole[i] = ((const uint16_t *)t->data)[i];
+            break;
+        case OP_I32:
+            whole[i] = ((const int32_t *)t->data)[i];
+            break;
+        case OP_U32:
+            whole[i] = ((const uint32_t *)t->data)[i];
+            break;
+        default:
+            ((float *)dst->data)[i] = (float)((const double *)t->data)[i];
         }
     return true;
 }
@@ -164,7 +179,8 @@ static bool all_finite(const struct w_array *a, const char *where, struct w_erro
     return true;
 }
 
-/* --- opening ----------------------------------------------------------------------------------- */
+/* --- opening -----------------------------------------------------------------------------------
+ */
 
 struct input {
     int fd;
@@ -203,8 +219,9 @@ static bool read_npy(const struct input *in, const char *where, size_t bytes_max
     struct w_arena arena;
     struct op_tensor t;
     w_arena_init(&arena, bytes_max + (1 << 20));
-    bool ok = w_npy_read_file(in->file, &arena, &t, err) ? tensor_rows(&t, where, bytes_max, dst, err)
-                                                         : w_fail_in(err, "%s: ", where);
+    bool ok = w_npy_read_file(in->file, &arena, &t, err)
+                  ? tensor_rows(&t, where, bytes_max, dst, err)
+                  : w_fail_in(err, "%s: ", where);
     w_arena_finish(&arena);
     return ok;
 }
@@ -212,7 +229,8 @@ static bool read_npy(const struct input *in, const char *where, size_t bytes_max
 static bool read_idx(const struct input *in, const char *where, struct w_array *dst,
                      struct w_error *err) {
     struct stat st;
-    if (fstat(in->fd, &st) || st.st_size <= 0) return w_fail(err, W_BAD_INPUT, "%s is empty", where);
+    if (fstat(in->fd, &st) || st.st_size <= 0)
+        return w_fail(err, W_BAD_INPUT, "%s is empty", where);
     void *map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, in->fd, 0);
     if (map == MAP_FAILED) return w_fail(err, W_NO_MEMORY, "no memory to read %s", where);
     bool ok = w__train_read_idx(map, (size_t)st.st_size, where, dst, err);
@@ -221,8 +239,8 @@ static bool read_idx(const struct input *in, const char *where, struct w_array *
 }
 
 /* x of a file that may hold y too. *both: y and words were looked for. */
-static bool read_any(const struct w_table *t, const char *what, struct w_array *x, struct w_array *y,
-                     struct w_words *words, struct w_error *err) {
+static bool read_any(const struct w_table *t, const char *what, struct w_array *x,
+                     struct w_array *y, struct w_words *words, struct w_error *err) {
     struct input in;
     char where[200];
     snprintf(where, sizeof where, "%s.%s (%.100s)", t->where, what, t->path);
@@ -238,7 +256,8 @@ static bool read_any(const struct w_table *t, const char *what, struct w_array *
         ok = read_npy(&in, where, t->files->bytes_max, x, err);
     else if (w__train_is_idx(in.head, in.n_head) && !has_end(t->path, ".csv"))
         ok = read_idx(&in, where, x, err);
-    else if (has_end(t->path, ".jsonl") || has_end(t->path, ".ndjson") || first == '{' || first == '[')
+    else if (has_end(t->path, ".jsonl") || has_end(t->path, ".ndjson") || first == '{' ||
+             first == '[')
         ok = w__train_read_jsonl(t, in.file, x, y, words, err);
     else
         ok = w__train_read_csv(t, in.file, x, y, words, err);
@@ -246,7 +265,8 @@ static bool read_any(const struct w_table *t, const char *what, struct w_array *
     return ok;
 }
 
-/* --- a set ------------------------------------------------------------------------------------- */
+/* --- a set -------------------------------------------------------------------------------------
+ */
 
 static bool fit_shape(struct w_array *x, const struct w_set_wish *wish, const char *where,
                       struct w_error *err) {
@@ -261,10 +281,12 @@ static bool fit_shape(struct w_array *x, const struct w_set_wish *wish, const ch
         return true;
     }
     for (int i = 0; i < x->rank && n + 24 < sizeof text; i++)
-        n += (size_t)snprintf(text + n, sizeof text - n, "%s%lld", i ? ", " : "", (long long)x->dims[i]);
+        n += (size_t)snprintf(text + n, sizeof text - n, "%s%lld", i ? ", " : "",
+                              (long long)x->dims[i]);
     text[n] = 0;
-    return w_fail(err, W_BAD_SHAPE, "%s: a row of x is [%s], %lld elements; model.input_shape has %lld",
-                  where, text, (long long)x->elements, (long long)wanted);
+    return w_fail(err, W_BAD_SHAPE,
+                  "%s: a row of x is [%s], %lld elements; model.input_shape has %lld", where, text,
+                  (long long)x->elements, (long long)wanted);
 }
 
 static bool whole_numbers(struct w_array *x, const char *where, struct w_error *err) {
@@ -277,8 +299,9 @@ static bool whole_numbers(struct w_array *x, const char *where, struct w_error *
         dst[i] = (int64_t)v;
         if ((double)dst[i] == v) continue;
         free(dst);
-        return w_fail(err, W_BAD_INPUT, "%s: row %lld of x holds %g, the Embedding takes whole numbers",
-                      where, (long long)(i / x->elements), v);
+        return w_fail(err, W_BAD_INPUT,
+                      "%s: row %lld of x holds %g, the Embedding takes whole numbers", where,
+                      (long long)(i / x->elements), v);
     }
     free(x->data);
     x->data = dst;
@@ -297,8 +320,9 @@ static bool read_weights(json_t *json, const struct w_table *t, struct w_set *ds
     w__train_words_finish(&words);
     if (!ok) return false;
     if (dst->weight.elements != 1 || dst->weight.n != dst->x.n)
-        return w_fail(err, W_BAD_SHAPE, "%s.sample_weight has %lld rows of %lld, %lld of 1 are expected",
-                      t->where, (long long)dst->weight.n, (long long)dst->weight.elements,
+        return w_fail(err, W_BAD_SHAPE,
+                      "%s.sample_weight has %lld rows of %lld, %lld of 1 are expected", t->where,
+                      (long long)dst->weight.n, (long long)dst->weight.elements,
                       (long long)dst->x.n);
     return all_finite(&dst->weight, "sample_weight", err);
 }
@@ -343,14 +367,16 @@ bool w_train_set_load(json_t *json, const char *where, const struct w_train_file
     w__train_words_finish(&words);
     if (ok && dst->x.n == 0) ok = w_fail(err, W_BAD_INPUT, "%s has no rows", where);
     if (ok && !dst->y.data)
-        ok = w_fail(err, W_BAD_SPEC, "%s has x and no targets: give \"y\", or \"target\" of a CSV, or "
-                                     "\"fields\" of JSONL",
+        ok = w_fail(err, W_BAD_SPEC,
+                    "%s has x and no targets: give \"y\", or \"target\" of a CSV, or "
+                    "\"fields\" of JSONL",
                     where);
     if (ok && dst->y.n != dst->x.n)
         ok = w_fail(err, W_BAD_SHAPE, "%s: x has %lld rows, y has %lld", where, (long long)dst->x.n,
                     (long long)dst->y.n);
-    ok = ok && (dst->is_image || fit_shape(&dst->x, wish, where, err)) && all_finite(&dst->x, where, err) &&
-         all_finite(&dst->y, where, err) && read_weights(g.weight, &t, dst, err) &&
+    ok = ok && (dst->is_image || fit_shape(&dst->x, wish, where, err)) &&
+         all_finite(&dst->x, where, err) && all_finite(&dst->y, where, err) &&
+         read_weights(g.weight, &t, dst, err) &&
          (wish->dtype != OP_I64 || whole_numbers(&dst->x, where, err));
     if (!ok) w_train_set_finish(dst);
     return ok;
@@ -367,7 +393,8 @@ void w_train_set_finish(struct w_set *s) {
     *s = (struct w_set){0};
 }
 
-/* --- parts ------------------------------------------------------------------------------------- */
+/* --- parts -------------------------------------------------------------------------------------
+ */
 
 static void part_of(const struct w_array *src, int64_t first, int64_t n, struct w_array *dst) {
     *dst = *src;
@@ -403,7 +430,8 @@ bool w_train_set_split(struct w_set *s, double part, uint64_t seed, struct w_set
         return w_fail(err, W_BAD_SPEC, "data.test_split of %lld rows leaves one side empty",
                       (long long)n);
     for (int64_t i = n - 1; i > 0; i--) {
-        int64_t j = (int64_t)(w__train_mix(w__train_mix(seed ^ 0x7e57) + (uint64_t)i) % (uint64_t)(i + 1));
+        int64_t j =
+            (int64_t)(w__train_mix(w__train_mix(seed ^ 0x7e57) + (uint64_t)i) % (uint64_t)(i + 1));
         swap_rows(&s->x, i, j);
         swap_rows(&s->y, i, j);
         swap_rows(&s->weight, i, j);

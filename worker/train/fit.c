@@ -41,14 +41,16 @@ static void tick(struct w_fit *f) {
     if (f->o.on_tick) f->o.on_tick(f->o.user);
 }
 
-/* --- data -------------------------------------------------------------------------------------- */
+/* --- data --------------------------------------------------------------------------------------
+ */
 
 static bool load_sets(struct w_fit *f, struct w_error *err) {
     const struct w_spec_train *s = f->spec;
     struct w_set_wish wish = {.dtype = f->m.input_dtype, .rank = f->m.input_rank};
     memcpy(wish.dims, f->m.input_dims, sizeof wish.dims);
     wish.first = s->model.onnx && f->m.input_rank == 3;
-    if (!w_train_set_load(s->data.train, "data.train", &f->o.files, &wish, &f->whole, err)) return false;
+    if (!w_train_set_load(s->data.train, "data.train", &f->o.files, &wish, &f->whole, err))
+        return false;
     w_train_set_part(&f->whole, 0, f->whole.x.n, &f->train);
     if (s->data.test && s->data.test_split > 0)
         return w_fail(err, W_BAD_SPEC, "data has both \"test\" and \"test_split\"");
@@ -58,18 +60,20 @@ static bool load_sets(struct w_fit *f, struct w_error *err) {
     w_train_set_part(&f->whole, 0, f->whole.x.n - f->test.x.n, &f->train);
     wish.like = &f->whole;
     if (s->data.test) {
-        if (!w_train_set_load(s->data.test, "data.test", &f->o.files, &wish, &f->held, err)) return false;
+        if (!w_train_set_load(s->data.test, "data.test", &f->o.files, &wish, &f->held, err))
+            return false;
         w_train_set_part(&f->held, 0, f->held.x.n, &f->test);
     }
     if (s->data.validation) {
-        if (!w_train_set_load(s->data.validation, "data.validation", &f->o.files, &wish, &f->extra, err))
+        if (!w_train_set_load(s->data.validation, "data.validation", &f->o.files, &wish, &f->extra,
+                              err))
             return false;
         w_train_set_part(&f->extra, 0, f->extra.x.n, &f->validation);
     } else if (s->fit.validation_split > 0) { /* the last part, as Keras takes it */
         int64_t n = f->train.x.n, keep = (int64_t)floor((double)n * (1 - s->fit.validation_split));
         if (keep < 1 || keep == n)
-            return w_fail(err, W_BAD_SPEC, "fit.validation_split of %lld rows leaves one side empty",
-                          (long long)n);
+            return w_fail(err, W_BAD_SPEC,
+                          "fit.validation_split of %lld rows leaves one side empty", (long long)n);
         w_train_set_part(&f->train, keep, n - keep, &f->validation);
         w_train_set_part(&f->train, 0, keep, &f->train);
     }
@@ -92,9 +96,10 @@ static bool check_targets(const struct w_fit *f, const struct w_set *s, const ch
     for (int i = 0; i < m->output_rank - (f->sparse ? 1 : 0); i++) wanted *= m->output_dims[i];
     bool numbers = f->sparse || (n == 1 && wanted > 1);
     if (n != wanted && !(numbers && !f->sparse))
-        return w_fail(err, W_BAD_SHAPE,
-                      "%s: a row of y has %lld numbers, the model's output and the loss \"%s\" want %lld",
-                      where, (long long)n, f->spec->loss.name, (long long)wanted);
+        return w_fail(
+            err, W_BAD_SHAPE,
+            "%s: a row of y has %lld numbers, the model's output and the loss \"%s\" want %lld",
+            where, (long long)n, f->spec->loss.name, (long long)wanted);
     if (!f->sparse && n == 1 && wanted > 1 && strncmp(f->spec->loss.name, "categorical", 11) != 0)
         return w_fail(err, W_BAD_SHAPE, "%s: a row of y has 1 number, the model gives %lld", where,
                       (long long)wanted);
@@ -102,8 +107,8 @@ static bool check_targets(const struct w_fit *f, const struct w_set *s, const ch
         double v = target_at(&s->y, i);
         if (v != floor(v) || v < 0 || v >= (double)f->n_classes)
             return w_fail(err, W_BAD_INPUT,
-                          "%s: row %lld has the class %g, the model's output has classes 0 to %lld", where,
-                          (long long)(i / n), v, (long long)f->n_classes - 1);
+                          "%s: row %lld has the class %g, the model's output has classes 0 to %lld",
+                          where, (long long)(i / n), v, (long long)f->n_classes - 1);
     }
     return true;
 }
@@ -116,7 +121,8 @@ static bool read_class_weights(struct w_fit *f, struct w_error *err) {
     f->class_weights = malloc((size_t)n * sizeof *f->class_weights);
     if (!f->class_weights) return w_fail(err, W_NO_MEMORY, "out of memory");
     for (int64_t i = 0; i < n; i++) f->class_weights[i] = 1;
-    if (!json_is_object(json)) return w_fail(err, W_BAD_SPEC, "fit.class_weight must be {class: weight}");
+    if (!json_is_object(json))
+        return w_fail(err, W_BAD_SPEC, "fit.class_weight must be {class: weight}");
     json_object_foreach(json, key, value) {
         char *end;
         long long c = strtoll(key, &end, 10);
@@ -127,14 +133,15 @@ static bool read_class_weights(struct w_fit *f, struct w_error *err) {
         }
         double v = json_number_value(value);
         if (c < 0 || c >= n || !json_is_number(value) || !(v >= 0 && v < 1e9))
-            return w_fail(err, W_BAD_SPEC, "fit.class_weight: \"%.40s\" must be a class with a weight from 0",
-                          key);
+            return w_fail(err, W_BAD_SPEC,
+                          "fit.class_weight: \"%.40s\" must be a class with a weight from 0", key);
         f->class_weights[c] = (float)v;
     }
     return true;
 }
 
-/* --- making ------------------------------------------------------------------------------------ */
+/* --- making ------------------------------------------------------------------------------------
+ */
 
 static struct op_model *load_base(struct w_fit *f, struct w_error *err) {
     char path[64];
@@ -152,16 +159,21 @@ static struct op_model *load_base(struct w_fit *f, struct w_error *err) {
 /* The batch size that would fit, for the message. */
 static bool plan(struct w_fit *f, struct w_error *err) {
     struct op_error why;
-    int64_t full = f->spec->fit.batch_size < f->train.x.n ? f->spec->fit.batch_size : f->train.x.n, n = full;
+    int64_t full = f->spec->fit.batch_size < f->train.x.n ? f->spec->fit.batch_size : f->train.x.n,
+            n = full;
     double flops;
     for (; n > 0; n /= 2) {
         f->x.dims[0] = f->y.dims[0] = f->weight.dims[0] = n;
-        if (op_trainer_plan(f->trainer, &f->x, 1, &f->y, 1, &f->peak_bytes, &flops, &why) == OP_OK) break;
+        if (op_trainer_plan(f->trainer, &f->x, 1, &f->y, 1, &f->peak_bytes, &flops, &why) == OP_OK)
+            break;
         if (why.code != OP_NOMEM && why.code != OP_LIMIT) return w_train_fail(err, &why);
     }
     if (n == full) return true;
-    if (n == 0) return w_fail(err, W_NO_MEMORY, "a step does not fit into memory with any batch size: %.300s", why.text);
-    return w_fail(err, W_NO_MEMORY, "fit.batch_size: a step with %lld rows does not fit into memory; %lld would",
+    if (n == 0)
+        return w_fail(err, W_NO_MEMORY,
+                      "a step does not fit into memory with any batch size: %.300s", why.text);
+    return w_fail(err, W_NO_MEMORY,
+                  "fit.batch_size: a step with %lld rows does not fit into memory; %lld would",
                   (long long)full, (long long)n);
 }
 
@@ -206,7 +218,8 @@ static bool make_trainer(struct w_fit *f, struct w_error *err) {
 static void hash_array(EVP_MD_CTX *c, const struct w_array *a) {
     EVP_DigestUpdate(c, a->dims, sizeof a->dims);
     EVP_DigestUpdate(c, &a->n, sizeof a->n);
-    if (a->data) EVP_DigestUpdate(c, a->data, (size_t)(a->n * a->elements) * op_type_size(a->dtype));
+    if (a->data)
+        EVP_DigestUpdate(c, a->data, (size_t)(a->n * a->elements) * op_type_size(a->dtype));
 }
 
 static void hex(EVP_MD_CTX *c, char *dst) {
@@ -247,7 +260,8 @@ static bool prepare(struct w_fit *f, struct w_error *err) {
     const struct w_spec_train *s = f->spec;
     if (!make_model(f, err)) return false;
     if (f->m.output_rank < 1)
-        return w_fail(err, W_BAD_SPEC, "the model gives a single number a row: end in a Dense layer");
+        return w_fail(err, W_BAD_SPEC,
+                      "the model gives a single number a row: end in a Dense layer");
     f->sparse = op_loss_is_sparse(s->loss.name);
     f->n_classes = f->m.output_dims[f->m.output_rank - 1];
     f->augment = w_augment_create(s->data.augment, f->m.input_rank, f->m.input_dims, err);
@@ -262,16 +276,17 @@ static bool prepare(struct w_fit *f, struct w_error *err) {
         f->affine_inside = true;
         if (!make_model(f, err)) return false;
     } else if (f->affine.n > 1 && !f->train.is_image) {
-        return w_fail(err, W_UNSUPPORTED, "data.preprocess: Normalization by channel goes into the graph of "
-                                          "layers; with model.onnx use \"axis\": null");
+        return w_fail(err, W_UNSUPPORTED,
+                      "data.preprocess: Normalization by channel goes into the graph of "
+                      "layers; with model.onnx use \"axis\": null");
     }
     f->steps_per_epoch = (f->train.x.n + s->fit.batch_size - 1) / s->fit.batch_size;
     f->schedule = w_schedule_create(s->schedule, s->learning_rate,
                                     (uint64_t)f->steps_per_epoch * (uint64_t)s->fit.epochs, err);
     return f->schedule && check_targets(f, &f->train, "data.train", err) &&
-           check_targets(f, &f->validation, "validation", err) && check_targets(f, &f->test, "test", err) &&
-           read_class_weights(f, err) && make_tensors(f, err) && make_trainer(f, err) && plan(f, err) &&
-           hash(f, err);
+           check_targets(f, &f->validation, "validation", err) &&
+           check_targets(f, &f->test, "test", err) && read_class_weights(f, err) &&
+           make_tensors(f, err) && make_trainer(f, err) && plan(f, err) && hash(f, err);
 }
 
 struct w_fit *w_fit_create(const struct w_spec_train *spec, const struct w_fit_options *options,
@@ -312,7 +327,8 @@ void w_fit_destroy(struct w_fit *f) {
     free(f);
 }
 
-/* --- steps ------------------------------------------------------------------------------------- */
+/* --- steps -------------------------------------------------------------------------------------
+ */
 
 static void make_order(struct w_fit *f) {
     int64_t n = f->train.x.n;
@@ -320,7 +336,8 @@ static void make_order(struct w_fit *f) {
     if (f->order_epoch == f->epoch) return;
     for (int64_t i = 0; i < n; i++) f->order[i] = i;
     for (int64_t i = n - 1; i > 0 && f->spec->fit.shuffle; i--) {
-        int64_t j = (int64_t)(w__train_mix(seed + (uint64_t)i) % (uint64_t)(i + 1)), k = f->order[i];
+        int64_t j = (int64_t)(w__train_mix(seed + (uint64_t)i) % (uint64_t)(i + 1)),
+                k = f->order[i];
         f->order[i] = f->order[j];
         f->order[j] = k;
     }
@@ -329,7 +346,8 @@ static void make_order(struct w_fit *f) {
 
 static void outcome_of(const struct w_fit *f, const struct op_tensor *output, struct w_outcome *o) {
     int64_t count = op_tensor_count(output);
-    *o = (struct w_outcome){.classes = f->n_classes, .rows = count / f->n_classes, .output = output->data};
+    *o = (struct w_outcome){
+        .classes = f->n_classes, .rows = count / f->n_classes, .output = output->data};
     if (f->sparse)
         o->sparse = f->y.data;
     else
@@ -346,11 +364,13 @@ static int64_t batch_rows(const struct w_fit *f, int64_t i) {
     return left < f->spec->fit.batch_size ? left : f->spec->fit.batch_size;
 }
 
-static bool step(struct w_fit *f, struct op_step_result *r, struct op_error *why, struct w_error *err) {
+static bool step(struct w_fit *f, struct op_step_result *r, struct op_error *why,
+                 struct w_error *err) {
     int64_t first = f->step * f->spec->fit.batch_size;
     bool weighted = f->train.weight.data || f->class_weights;
     make_order(f);
-    if (!w__fit_batch(f, &f->train, f->order + first, batch_rows(f, f->step), true, err)) return false;
+    if (!w__fit_batch(f, &f->train, f->order + first, batch_rows(f, f->step), true, err))
+        return false;
     return op_trainer_step(f->trainer, &f->x, 1, &f->y, 1, weighted ? &f->weight : NULL,
                            (float)learning_rate(f), r, why) == OP_OK ||
            w_train_fail(err, why);
@@ -377,8 +397,8 @@ static bool evaluate(struct w_fit *f, const struct w_set *s, struct w_error *err
         tick(f);
         if (cancelled(f)) ok = w_fail(err, "cancelled", "cancelled");
         ok = ok && w__fit_batch(f, s, rows, n, false, err) &&
-             (op_trainer_evaluate(f->trainer, &f->x, 1, &f->y, 1, s->weight.data ? &f->weight : NULL, &r,
-                                  &why) == OP_OK ||
+             (op_trainer_evaluate(f->trainer, &f->x, 1, &f->y, 1,
+                                  s->weight.data ? &f->weight : NULL, &r, &why) == OP_OK ||
               w_train_fail(err, &why));
         if (!ok) break;
         outcome_of(f, &r.outputs[0], &o);
@@ -388,13 +408,18 @@ static bool evaluate(struct w_fit *f, const struct w_set *s, struct w_error *err
     return ok;
 }
 
-/* --- the loop ---------------------------------------------------------------------------------- */
+/* --- the loop ----------------------------------------------------------------------------------
+ */
 
 static void tell(struct w_fit *f) {
     double took = f->seconds_seen + w__fit_now() - f->started_s;
-    int64_t total = (int64_t)(f->spec->fit.epochs - f->epoch) * f->train.x.n - f->step * f->spec->fit.batch_size;
-    struct w_fit_status s = {.epoch = f->epoch + 1, .epochs = f->spec->fit.epochs, .step = f->step,
-                             .steps = f->steps_per_epoch, .learning_rate = learning_rate(f),
+    int64_t total = (int64_t)(f->spec->fit.epochs - f->epoch) * f->train.x.n -
+                    f->step * f->spec->fit.batch_size;
+    struct w_fit_status s = {.epoch = f->epoch + 1,
+                             .epochs = f->spec->fit.epochs,
+                             .step = f->step,
+                             .steps = f->steps_per_epoch,
+                             .learning_rate = learning_rate(f),
                              .metrics = &f->metrics};
     s.loss = f->metrics.rows > 0 ? f->metrics.loss / f->metrics.rows : 0;
     s.samples_per_s = took > 0 ? (double)f->rows_seen / took : 0;
@@ -424,7 +449,8 @@ static enum w_fit_end run_steps(struct w_fit *f, struct w_error *err) {
                 w_fail_in(err, "epoch %d, step %lld: ", f->epoch + 1, (long long)f->step + 1);
                 return W_FIT_FAILED;
             }
-            note(f, "the loss is no number at epoch %d, step %lld; stopped with the weights before it",
+            note(f,
+                 "the loss is no number at epoch %d, step %lld; stopped with the weights before it",
                  f->epoch + 1, (long long)f->step + 1);
             f->over = true;
             return W_FIT_DONE;

@@ -27,7 +27,8 @@ struct w_name w__node(struct w_graph *g, const char *op, const char *const *inpu
     return out;
 }
 
-/* --- weights ----------------------------------------------------------------------------------- */
+/* --- weights -----------------------------------------------------------------------------------
+ */
 
 static uint64_t hash_of(const char *text) {
     uint64_t h = 1469598103934665603u;
@@ -51,9 +52,11 @@ static bool initializer(struct w_graph *g, json_t *json, const char *deflt, char
         while (scale[i] && strcmp(scale[i], key)) i++;
         if (strcmp(key, "type") == 0 || strcmp(key, "name") == 0) continue;
         if (!scale[i] || !json_is_number(value))
-            return w__layer_fail(g, "initializer \"%s\": \"%.40s\" is not known, or no number (stddev, "
-                                    "value, gain and maxval are known)",
-                                 name, key);
+            return w__layer_fail(
+                g,
+                "initializer \"%s\": \"%.40s\" is not known, or no number (stddev, "
+                "value, gain and maxval are known)",
+                name, key);
         *a = (float)json_number_value(value);
     }
     return true;
@@ -142,15 +145,17 @@ bool w__regularize(struct w_graph *g, json_t *json) {
     if (!(l1 >= 0 && l2 >= 0 && l1 < 1e6 && l2 < 1e6))
         return w__layer_fail(g, "kernel_regularizer: l1 and l2 must be numbers from 0");
     if (g->n_regularized && (l1 != g->model->l1 || l2 != g->model->l2))
-        return w__layer_fail(g, "kernel_regularizer differs from that of a layer before: one pair of "
-                                "l1 and l2 for the whole model is supported");
+        return w__layer_fail(g,
+                             "kernel_regularizer differs from that of a layer before: one pair of "
+                             "l1 and l2 for the whole model is supported");
     g->n_regularized++;
     g->model->l1 = l1;
     g->model->l2 = l2;
     return true;
 }
 
-/* --- shapes ------------------------------------------------------------------------------------ */
+/* --- shapes ------------------------------------------------------------------------------------
+ */
 
 void w__transpose(struct w_graph *g, int n, const int64_t *perm) {
     g->flow.value = W_NODE1(g, "Transpose", g->flow.value, W_INTS("perm", perm, n));
@@ -190,9 +195,8 @@ static const char *shape_text(const struct w_flow *f, char *dst, size_t size) {
 
 bool w__rank_is(struct w_graph *g, int rank, const char *layout) {
     char text[160];
-    return g->flow.rank == rank ||
-           w__layer_fail(g, "it takes %s, the layer before gives %s", layout,
-                         shape_text(&g->flow, text, sizeof text));
+    return g->flow.rank == rank || w__layer_fail(g, "it takes %s, the layer before gives %s",
+                                                 layout, shape_text(&g->flow, text, sizeof text));
 }
 
 bool w__whole(struct w_graph *g, const char *what, const struct w_floats *f, int n, int64_t deflt,
@@ -201,22 +205,35 @@ bool w__whole(struct w_graph *g, const char *what, const struct w_floats *f, int
         return w__layer_fail(g, "\"%s\" has %d numbers, %d or one are expected", what, f->n, n);
     for (int i = 0; i < n; i++) {
         double v = f->n == 0 ? (double)deflt : f->v[f->n == 1 ? 0 : i];
-        if (v != floor(v)) return w__layer_fail(g, "\"%s\" is %g, a whole number is expected", what, v);
+        if (v != floor(v))
+            return w__layer_fail(g, "\"%s\" is %g, a whole number is expected", what, v);
         dst[i] = (int64_t)v;
     }
     return true;
 }
 
-/* --- activations ------------------------------------------------------------------------------- */
+/* --- activations -------------------------------------------------------------------------------
+ */
 
 static const struct {
     const char *name, *op;
-} activations[] = {{"relu", "Relu"},         {"sigmoid", "Sigmoid"},   {"tanh", "Tanh"},
-                   {"softmax", "Softmax"},   {"elu", "Elu"},           {"selu", "Selu"},
-                   {"softplus", "Softplus"}, {"softsign", "Softsign"}, {"exponential", "Exp"},
-                   {"log_softmax", "LogSoftmax"}, {"hard_sigmoid", "HardSigmoid"},
-                   {"leaky_relu", "LeakyRelu"}, {"relu6", NULL},       {"gelu", NULL},
-                   {"swish", NULL},          {"silu", NULL},           {"linear", NULL}};
+} activations[] = {{"relu", "Relu"},
+                   {"sigmoid", "Sigmoid"},
+                   {"tanh", "Tanh"},
+                   {"softmax", "Softmax"},
+                   {"elu", "Elu"},
+                   {"selu", "Selu"},
+                   {"softplus", "Softplus"},
+                   {"softsign", "Softsign"},
+                   {"exponential", "Exp"},
+                   {"log_softmax", "LogSoftmax"},
+                   {"hard_sigmoid", "HardSigmoid"},
+                   {"leaky_relu", "LeakyRelu"},
+                   {"relu6", NULL},
+                   {"gelu", NULL},
+                   {"swish", NULL},
+                   {"silu", NULL},
+                   {"linear", NULL}};
 
 static const char *next_activation(void *user, size_t i) {
     (void)user;
@@ -259,8 +276,8 @@ bool w__activate(struct w_graph *g, const char *name) {
     if (strcmp(word, "relu6") == 0) {
         struct w_name low, high;
         if (!w__scalar(g, "low", 0, &low) || !w__scalar(g, "high", 6, &high)) return false;
-        g->flow.value = w__node(g, "Clip", (const char *[]){g->flow.value.s, low.s, high.s}, 3,
-                                NULL, 0);
+        g->flow.value =
+            w__node(g, "Clip", (const char *[]){g->flow.value.s, low.s, high.s}, 3, NULL, 0);
         return true;
     }
     if (!op) return w__train_unknown(g->where, "activation", name, next_activation, NULL, g->err);

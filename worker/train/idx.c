@@ -11,7 +11,11 @@
 #include "worker/train/train.h"
 
 static size_t size_of(uint8_t type) {
-    return type == 8 || type == 9 ? 1 : type == 0xb ? 2 : type == 0xc || type == 0xd ? 4 : type == 0xe ? 8 : 0;
+    return type == 8 || type == 9       ? 1
+           : type == 0xb                ? 2
+           : type == 0xc || type == 0xd ? 4
+           : type == 0xe                ? 8
+                                        : 0;
 }
 
 bool w__train_is_idx(const uint8_t *head, size_t n) {
@@ -32,9 +36,15 @@ static void convert(const uint8_t *src, uint8_t type, int64_t n, struct w_array 
         float f;
         double d;
         switch (type) {
-        case 9: ((int64_t *)dst->data)[i] = (int8_t)v; break;
-        case 0xb: ((int64_t *)dst->data)[i] = (int16_t)v; break;
-        case 0xc: ((int64_t *)dst->data)[i] = (int32_t)v; break;
+        case 9:
+            ((int64_t *)dst->data)[i] = (int8_t)v;
+            break;
+        case 0xb:
+            ((int64_t *)dst->data)[i] = (int16_t)v;
+            break;
+        case 0xc:
+            ((int64_t *)dst->data)[i] = (int32_t)v;
+            break;
         case 0xd:
             memcpy(&f, &(uint32_t){(uint32_t)v}, sizeof f);
             ((float *)dst->data)[i] = f;
@@ -63,8 +73,8 @@ bool w__train_read_idx(const uint8_t *bytes, size_t len, const char *where, stru
     }
     size_t expected;
     if (__builtin_mul_overflow((size_t)count, size_of(type), &expected) || expected != len - at)
-        return w_fail(err, W_BAD_INPUT, "%s has %zu bytes of data, its header says %zu", where, len - at,
-                      expected);
+        return w_fail(err, W_BAD_INPUT, "%s has %zu bytes of data, its header says %zu", where,
+                      len - at, expected);
     dst->elements = dst->n ? count / dst->n : 0;
     dst->data = malloc((size_t)count * op_type_size(dst->dtype) + 1);
     if (!dst->data) return w_fail(err, W_NO_MEMORY, "no memory for %s", where);
@@ -75,7 +85,8 @@ bool w__train_read_idx(const uint8_t *bytes, size_t len, const char *where, stru
     return true;
 }
 
-/* --- gzip -------------------------------------------------------------------------------------- */
+/* --- gzip --------------------------------------------------------------------------------------
+ */
 
 static bool unpack_to(gzFile in, int out, const char *path, size_t bytes_max, struct w_error *err) {
     enum { CHUNK = 1 << 18 };
@@ -93,7 +104,8 @@ static bool unpack_to(gzFile in, int out, const char *path, size_t bytes_max, st
     if (n > 0) return w_fail(err, W_NO_MEMORY, "%s cannot be unpacked: %s", path, strerror(errno));
     const char *why = gzerror(in, &zerr);
     return (n == 0 && zerr == Z_OK) ||
-           w_fail(err, W_BAD_INPUT, "%s is a damaged or cut gzip file%s%s", path, *why ? ": " : "", why);
+           w_fail(err, W_BAD_INPUT, "%s is a damaged or cut gzip file%s%s", path, *why ? ": " : "",
+                  why);
 }
 
 int w__train_unpack(int fd, const char *path, size_t bytes_max, struct w_error *err) {

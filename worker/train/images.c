@@ -35,8 +35,9 @@ static bool add_label(const struct w_table *t, const struct w_record *r, struct 
                       struct w_error *err) {
     const char *slash = strchr(r->name, '/');
     if (!slash)
-        return w_fail(err, W_BAD_INPUT, "%s (%s): the picture %.100s lies in no folder that would be "
-                                        "its label",
+        return w_fail(err, W_BAD_INPUT,
+                      "%s (%s): the picture %.100s lies in no folder that would be "
+                      "its label",
                       t->where, t->path, r->name);
     return w__train_words_add(words, r->name, (size_t)(slash - r->name), err);
 }
@@ -51,10 +52,9 @@ bool w__train_read_images(const struct w_table *t, const char *folder, struct w_
     int k = wish->first;
     const int64_t hwc[] = {wish->dims[k], wish->dims[k + 1], wish->dims[k ? 0 : 2]};
     if (wish->rank != 3 || (hwc[2] != 1 && hwc[2] != 3))
-        return w_fail(err, W_BAD_SPEC, "%s: pictures need a model.input_shape of [height, width, 1 or 3]",
-                      t->where);
-    *x = (struct w_array){.dtype = OP_U8, .rank = 3,
-                          .elements = hwc[0] * hwc[1] * hwc[2]};
+        return w_fail(err, W_BAD_SPEC,
+                      "%s: pictures need a model.input_shape of [height, width, 1 or 3]", t->where);
+    *x = (struct w_array){.dtype = OP_U8, .rank = 3, .elements = hwc[0] * hwc[1] * hwc[2]};
     memcpy(x->dims, hwc, sizeof hwc);
     w_arena_init(&arena, (size_t)1 << 30);
     struct w_pipeline *p = decoder(hwc, err);

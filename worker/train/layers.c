@@ -13,6 +13,7 @@
 extern const struct w_layer_desc *const __start_quern_layers[], *const __stop_quern_layers[];
 
 static const struct w_layer_desc *layer_at(size_t i) {
+    /* cppcheck-suppress comparePointers */
     for (const struct w_layer_desc *const *t = __start_quern_layers; t < __stop_quern_layers; t++)
         for (const struct w_layer_desc *d = *t; d->name; d++)
             if (i-- == 0) return d;
@@ -48,7 +49,8 @@ void w__layer_free(const struct w_layer_desc *desc, struct w_layer *l) {
     w__params_free(desc->params, l);
 }
 
-/* --- the walk ---------------------------------------------------------------------------------- */
+/* --- the walk ----------------------------------------------------------------------------------
+ */
 
 struct walk {
     struct w_graph g;
@@ -90,12 +92,14 @@ static bool find_inputs(struct walk *w, const struct w_layer *l, bool joins, str
     size_t n = json_is_string(l->inputs) ? 1 : json_array_size(l->inputs);
     g->flow = w->flows[w->n - 1];
     g->n_inputs = 0;
-    if (!l->inputs) return !joins || w__layer_fail(g, "it joins several layers, \"inputs\" is missing");
+    if (!l->inputs)
+        return !joins || w__layer_fail(g, "it joins several layers, \"inputs\" is missing");
     if (n < 1 || n > (size_t)max || (!joins && n > 1))
-        return w__layer_fail(g, "\"inputs\" must be %s", joins ? "a list of 2 to 16 names" : "one name");
+        return w__layer_fail(g, "\"inputs\" must be %s",
+                             joins ? "a list of 2 to 16 names" : "one name");
     for (size_t i = 0; i < n; i++) {
-        const char *name = json_string_value(
-            json_is_string(l->inputs) ? l->inputs : json_array_get(l->inputs, i));
+        const char *name =
+            json_string_value(json_is_string(l->inputs) ? l->inputs : json_array_get(l->inputs, i));
         int k = 0;
         while (name && k < w->n && strcmp(w->names[k], name)) k++;
         if (!name) return w__layer_fail(g, "\"inputs\" must hold names");
@@ -125,7 +129,8 @@ static bool one_layer(struct walk *w, json_t *json, int index, const char *list)
     snprintf(g->where, sizeof g->where, "%s", where);
     bool ok = name_layer(w, &l, desc->name);
     if (ok) {
-        snprintf(g->where, sizeof g->where, "%s[%d] \"%.40s\" (%s)", list, index, g->name, desc->name);
+        snprintf(g->where, sizeof g->where, "%s[%d] \"%.40s\" (%s)", list, index, g->name,
+                 desc->name);
         ok = find_inputs(w, &l, desc->joins, inputs, 16);
     }
     if (ok) {
@@ -165,14 +170,16 @@ static bool check_regularizers(const struct w_graph *g) {
                   g->n_regularized, g->n_weighted);
 }
 
-/* --- from nothing ------------------------------------------------------------------------------ */
+/* --- from nothing ------------------------------------------------------------------------------
+ */
 
 static bool takes_numbers(json_t *layers) {
     json_t *json;
     size_t i;
     json_array_foreach(layers, i, json) {
         const char *type = json_string_value(json_object_get(json, "type"));
-        if (!type || (strncmp(type, "Input", 5) && strcmp(type, "Reshape") && strcmp(type, "Flatten")))
+        if (!type ||
+            (strncmp(type, "Input", 5) && strcmp(type, "Reshape") && strcmp(type, "Flatten")))
             return type && strcmp(type, "Embedding") == 0;
     }
     return false;
@@ -213,7 +220,8 @@ static bool begin_layers(struct walk *w, const struct w_spec_train *spec,
     return true;
 }
 
-/* --- from an ONNX file ------------------------------------------------------------------------- */
+/* --- from an ONNX file -------------------------------------------------------------------------
+ */
 
 static bool begin_onnx(struct walk *w, const struct w_spec_train *spec, struct op_model *base) {
     struct w_graph *g = &w->g;
@@ -222,17 +230,19 @@ static bool begin_onnx(struct walk *w, const struct w_spec_train *spec, struct o
     int n_given = 0;
     for (int i = 0; i < op_model_n_inputs(base); i++) n_given += !op_model_input(base, i)->optional;
     if (n_given != 1)
-        return w_fail(g->err, W_UNSUPPORTED, "model.onnx has %d inputs, training takes models with one",
-                      n_given);
+        return w_fail(g->err, W_UNSUPPORTED,
+                      "model.onnx has %d inputs, training takes models with one", n_given);
     if (in->rank < 2 || (in->dtype != OP_F32 && in->dtype != OP_I64))
-        return w_fail(g->err, W_UNSUPPORTED, "model.onnx: input \"%s\" is no f32 or i64 with rows", in->name);
+        return w_fail(g->err, W_UNSUPPORTED, "model.onnx: input \"%s\" is no f32 or i64 with rows",
+                      in->name);
     m->input_dtype = in->dtype;
     m->input_rank = in->rank - 1;
     for (int i = 0; i < m->input_rank; i++) {
         m->input_dims[i] = in->dims[i + 1];
         if (in->dims[i + 1] < 1)
             return w_fail(g->err, W_UNSUPPORTED,
-                          "model.onnx: dimension %d of input \"%s\" has no fixed size", i + 1, in->name);
+                          "model.onnx: dimension %d of input \"%s\" has no fixed size", i + 1,
+                          in->name);
     }
     snprintf(m->input_name, sizeof m->input_name, "%s", in->name);
     const char *value = spec->model.output ? spec->model.output : out->name;
@@ -240,8 +250,9 @@ static bool begin_onnx(struct walk *w, const struct w_spec_train *spec, struct o
     enum op_type dtype = OP_UNDEFINED;
     int rank = op_builder_shape(g->builder, value, &dtype, dims);
     if (rank < 2 || rank > 4 || dtype != OP_F32)
-        return w_fail(g->err, W_BAD_SPEC,
-                      "model.output: the value \"%.80s\" is not in the graph, or is no f32 with rows", value);
+        return w_fail(
+            g->err, W_BAD_SPEC,
+            "model.output: the value \"%.80s\" is not in the graph, or is no f32 with rows", value);
     snprintf(g->flow.value.s, sizeof g->flow.value.s, "%s", value);
     g->flow.dtype = OP_F32;
     g->flow.rank = rank - 1;
@@ -250,8 +261,8 @@ static bool begin_onnx(struct walk *w, const struct w_spec_train *spec, struct o
         g->flow.dims[i] = !g->flow.first ? dims[i + 1] : dims[i + 2 < rank ? i + 2 : 1];
     for (int i = 0; i < rank - 1; i++)
         if (g->flow.dims[i] < 1)
-            return w_fail(g->err, W_UNSUPPORTED, "model.output: \"%.80s\" has dimensions of no fixed size",
-                          value);
+            return w_fail(g->err, W_UNSUPPORTED,
+                          "model.output: \"%.80s\" has dimensions of no fixed size", value);
     snprintf(w->names[0], sizeof *w->names, "base");
     w->flows[0] = g->flow;
     w->n = 1;
@@ -259,13 +270,18 @@ static bool begin_onnx(struct walk *w, const struct w_spec_train *spec, struct o
     size_t i;
     if (spec->model.freeze && !json_is_array(spec->model.freeze))
         return w_fail(g->err, W_BAD_SPEC, "model.freeze must be a list of patterns");
-    json_array_foreach(spec->model.freeze, i, pattern)
-        if (!json_is_string(pattern) || !w__freeze(g, json_string_value(pattern)))
-            return w_fail(g->err, W_BAD_SPEC, "model.freeze must be a list of patterns");
+    json_array_foreach(
+        spec->model.freeze, i,
+        pattern) if (!json_is_string(pattern) ||
+                     !w__freeze(
+                         g, json_string_value(
+                                pattern))) return w_fail(g->err, W_BAD_SPEC,
+                                                         "model.freeze must be a list of patterns");
     return true;
 }
 
-/* --- both -------------------------------------------------------------------------------------- */
+/* --- both --------------------------------------------------------------------------------------
+ */
 
 static bool finish(struct walk *w, struct w_train_model *m) {
     struct w_graph *g = &w->g;
@@ -284,9 +300,11 @@ static bool finish(struct walk *w, struct w_train_model *m) {
 
 bool w_train_fail(struct w_error *err, const struct op_error *why) {
     static const char *const codes[] = {
-        [OP_NOMEM] = W_NO_MEMORY,        [OP_IO] = W_OUTPUT_FAILED,  [OP_BAD_MODEL] = W_BAD_MODEL,
-        [OP_UNSUPPORTED] = W_UNSUPPORTED, [OP_BAD_SHAPE] = W_BAD_SHAPE, [OP_BAD_TYPE] = W_BAD_DTYPE,
-        [OP_BAD_VALUE] = W_BAD_INPUT,    [OP_LIMIT] = W_TOO_LARGE,   [OP_CANCELLED] = "cancelled"};
+        [OP_NOMEM] = W_NO_MEMORY,     [OP_IO] = W_OUTPUT_FAILED,
+        [OP_BAD_MODEL] = W_BAD_MODEL, [OP_UNSUPPORTED] = W_UNSUPPORTED,
+        [OP_BAD_SHAPE] = W_BAD_SHAPE, [OP_BAD_TYPE] = W_BAD_DTYPE,
+        [OP_BAD_VALUE] = W_BAD_INPUT, [OP_LIMIT] = W_TOO_LARGE,
+        [OP_CANCELLED] = "cancelled"};
     size_t i = (size_t)why->code;
     return w_fail(err, i < sizeof codes / sizeof *codes && codes[i] ? codes[i] : W_INTERNAL, "%s",
                   why->text);

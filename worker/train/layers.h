@@ -41,7 +41,7 @@ struct w_graph {
     struct op_builder *builder;
     struct w_train_model *model;
     uint64_t seed;
-    struct w_flow flow; /* what the next layer is given */
+    struct w_flow flow;              /* what the next layer is given */
     const struct w_flow *all_inputs; /* of a layer that joins several */
     int n_inputs;
     const struct w_layer *layer;
@@ -63,17 +63,21 @@ struct w_layer_desc {
 
 /* A table that ends with a row without a name. */
 #define W_LAYERS(table)                                                                            \
-    __attribute__((used, section("quern_layers"))) static const struct w_layer_desc *const         \
-        w__registered_##table = table
+    __attribute__((                                                                                \
+        used,                                                                                      \
+        section("quern_layers"))) static const struct w_layer_desc *const w__registered_##table =  \
+        table
 
 const struct w_layer_desc *w__layer_find(const char *name);
 
 enum { W_PADDING_VALID, W_PADDING_SAME, W_PADDING_CAUSAL };
 
-/* --- for build functions ----------------------------------------------------------------------- */
+/* --- for build functions -----------------------------------------------------------------------
+ */
 
 /* Fails with the layer's place and name in front. */
-bool w__layer_fail(struct w_graph *g, const char *format, ...) __attribute__((format(printf, 2, 3)));
+bool w__layer_fail(struct w_graph *g, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 /* Appends a node; the name of its output. */
 struct w_name w__node(struct w_graph *g, const char *op, const char *const *inputs, int n,
                       const struct op_arg *args, int n_args);
@@ -119,7 +123,8 @@ void w__layer_free(const struct w_layer_desc *desc, struct w_layer *l);
 bool w__dense(struct w_graph *g, const char *name, int64_t units, bool use_bias,
               const struct w_layer *l);
 
-/* --- parameter tables -------------------------------------------------------------------------- */
+/* --- parameter tables --------------------------------------------------------------------------
+ */
 
 /* clang-format off */
 #define W_AT(field) offsetof(struct w_layer, field)

@@ -1,6 +1,7 @@
 /* layers_attention.c: self-attention, the block of a Transformer around it, and places as vectors.
  *
- * The heads are written out as MatMul and Softmax: each has a gradient, and any engine runs them. */
+ * The heads are written out as MatMul and Softmax: each has a gradient, and any engine runs them.
+ */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -23,8 +23,9 @@ static bool window(struct w_graph *g, const char *what, int n, const int64_t *ke
         }
         pads[n + i] = total - pads[i];
         if (in + total < span)
-            return w__layer_fail(g, "its %s covers %lld of dimension %d, which has only %lld: use "
-                                    "\"padding\": \"same\", or fewer poolings before",
+            return w__layer_fail(g,
+                                 "its %s covers %lld of dimension %d, which has only %lld: use "
+                                 "\"padding\": \"same\", or fewer poolings before",
                                  what, (long long)span, i, (long long)in);
         dst[i] = (in + total - span) / strides[i] + 1;
     }
@@ -51,8 +52,7 @@ static bool convolve(struct w_graph *g, const struct w_layer *l, int n, const ch
             fan_out = area * (depthwise ? filters / channels : filters);
     if (!w__weight(g, weight, n + 2, dims, l->kernel_initializer, "glorot_uniform", fan_in, fan_out,
                    &w) ||
-        (use_bias &&
-         !w__weight(g, "bias", 1, &filters, l->bias_initializer, "zeros", 1, 1, &b)))
+        (use_bias && !w__weight(g, "bias", 1, &filters, l->bias_initializer, "zeros", 1, 1, &b)))
         return false;
     w__channels_first(g);
     const struct op_arg args[] = {W_INTS("kernel_shape", kernel, n), W_INTS("strides", strides, n),
@@ -101,7 +101,8 @@ static bool separable(struct w_graph *g, const struct w_layer *l) {
            w__activate(g, l->activation);
 }
 
-/* --- pooling ----------------------------------------------------------------------------------- */
+/* --- pooling -----------------------------------------------------------------------------------
+ */
 
 static bool pool(struct w_graph *g, const struct w_layer *l, int n, const char *op) {
     int64_t k[2], s[2], one[2] = {1, 1}, pads[4], out[2];
@@ -160,7 +161,8 @@ static bool global_max1d(struct w_graph *g, const struct w_layer *l) {
     return global_pool(g, 1, "GlobalMaxPool");
 }
 
-/* --- padding and upsampling -------------------------------------------------------------------- */
+/* --- padding and upsampling --------------------------------------------------------------------
+ */
 
 /* 1, [h, w] or [top, bottom, left, right]; Keras's [[top, bottom], [left, right]] is the last. */
 static bool zero_padding(struct w_graph *g, const struct w_layer *l) {
@@ -169,8 +171,9 @@ static bool zero_padding(struct w_graph *g, const struct w_layer *l) {
     struct w_name pads, zero;
     if (!w__rank_is(g, 3, "[N, height, width, channels]")) return false;
     if (p->n != 0 && p->n != 1 && p->n != 2 && p->n != 4)
-        return w__layer_fail(g, "\"padding\" has %d numbers; one, [h, w] or [top, bottom, left, "
-                                "right] is expected",
+        return w__layer_fail(g,
+                             "\"padding\" has %d numbers; one, [h, w] or [top, bottom, left, "
+                             "right] is expected",
                              p->n);
     for (int i = 0; i < 4 && p->n; i++) sides[i] = p->v[p->n == 1 ? 0 : p->n == 2 ? i / 2 : i];
     int64_t values[8] = {0, 0, (int64_t)sides[0], (int64_t)sides[2],

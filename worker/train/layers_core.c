@@ -36,11 +36,12 @@ bool w__dense(struct w_graph *g, const char *name, int64_t units, bool use_bias,
 
 static bool dense(struct w_graph *g, const struct w_layer *l) {
     if (g->flow.rank < 1) return w__layer_fail(g, "it takes [N, features], not single numbers");
-    return w__regularize(g, l->kernel_regularizer) &&
-           w__dense(g, "", l->units, l->use_bias, l) && w__activate(g, l->activation);
+    return w__regularize(g, l->kernel_regularizer) && w__dense(g, "", l->units, l->use_bias, l) &&
+           w__activate(g, l->activation);
 }
 
-/* --- shapes ------------------------------------------------------------------------------------ */
+/* --- shapes ------------------------------------------------------------------------------------
+ */
 
 static bool flatten(struct w_graph *g, const struct w_layer *l) {
     int64_t n = 1, area = 1;
@@ -50,8 +51,7 @@ static bool flatten(struct w_graph *g, const struct w_layer *l) {
     /* One channel, or one place, lies the same in both orders. */
     if (g->flow.first && (area == 1 || g->flow.dims[g->flow.rank - 1] == 1)) g->flow.first = false;
     w__channels_last(g);
-    if (g->flow.rank != 1)
-        g->flow.value = W_NODE1(g, "Flatten", g->flow.value, W_INT("axis", 1));
+    if (g->flow.rank != 1) g->flow.value = W_NODE1(g, "Flatten", g->flow.value, W_INT("axis", 1));
     g->flow.rank = 1;
     g->flow.dims[0] = n;
     return true;
@@ -69,8 +69,9 @@ static bool reshape(struct w_graph *g, const struct w_layer *l) {
     json_array_foreach(l->target_shape, i, item) {
         int64_t d = json_integer_value(item);
         if (!json_is_integer(item) || d < -1 || d == 0 || d > n || (d == -1 && free_at >= 0))
-            return w__layer_fail(g, "\"target_shape\": number %zu must be a size from 1 to %lld, or "
-                                    "-1 once",
+            return w__layer_fail(g,
+                                 "\"target_shape\": number %zu must be a size from 1 to %lld, or "
+                                 "-1 once",
                                  i, (long long)n);
         dims[i + 1] = d;
         if (d == -1) free_at = (int)i + 1;
@@ -109,7 +110,8 @@ static bool permute(struct w_graph *g, const struct w_layer *l) {
     return true;
 }
 
-/* --- regularisation and normalisation ---------------------------------------------------------- */
+/* --- regularisation and normalisation ----------------------------------------------------------
+ */
 
 static bool dropout(struct w_graph *g, const struct w_layer *l) {
     struct w_name rate;
@@ -164,8 +166,8 @@ static bool relu(struct w_graph *g, const struct w_layer *l) {
     if (l->negative_slope > 0 && l->max_value > 0)
         return w__layer_fail(g, "\"negative_slope\" and \"max_value\" together are not supported");
     if (l->negative_slope > 0)
-        g->flow.value = W_NODE1(g, "LeakyRelu", g->flow.value,
-                                W_FLOAT("alpha", (float)l->negative_slope));
+        g->flow.value =
+            W_NODE1(g, "LeakyRelu", g->flow.value, W_FLOAT("alpha", (float)l->negative_slope));
     else if (l->max_value > 0) {
         struct w_name low, high;
         if (!w__scalar(g, "low", 0, &low) || !w__scalar(g, "high", (float)l->max_value, &high))
@@ -198,17 +200,19 @@ static bool rescaling(struct w_graph *g, const struct w_layer *l) {
     return true;
 }
 
-/* --- embedding --------------------------------------------------------------------------------- */
+/* --- embedding ---------------------------------------------------------------------------------
+ */
 
 static bool embedding(struct w_graph *g, const struct w_layer *l) {
     int64_t dims[2] = {l->input_dim, l->output_dim};
     struct w_name w;
     if (g->flow.dtype != OP_I64)
         return w__layer_fail(g, "it takes whole numbers: it must be the first layer of its input");
-    if (g->flow.rank + 1 >= OP_RANK_MAX) return w__layer_fail(g, "its input has too many dimensions");
+    if (g->flow.rank + 1 >= OP_RANK_MAX)
+        return w__layer_fail(g, "its input has too many dimensions");
     /* Keras's "uniform": ±0.05. */
-    if (!w__weight(g, "embeddings", 2, dims, l->embeddings_initializer, "random_uniform",
-                   dims[0], dims[1], &w))
+    if (!w__weight(g, "embeddings", 2, dims, l->embeddings_initializer, "random_uniform", dims[0],
+                   dims[1], &w))
         return false;
     g->flow.value = w__node(g, "Gather", (const char *[]){w.s, g->flow.value.s}, 2, NULL, 0);
     g->flow.dims[g->flow.rank++] = l->output_dim;
@@ -216,7 +220,8 @@ static bool embedding(struct w_graph *g, const struct w_layer *l) {
     return true;
 }
 
-/* --- joins ------------------------------------------------------------------------------------- */
+/* --- joins -------------------------------------------------------------------------------------
+ */
 
 /* Brings each input to one order; all channels first where the first one is. */
 static bool gather_inputs(struct w_graph *g, struct w_flow *flows, int max) {

@@ -117,11 +117,10 @@ static bool recurrent(struct w_graph *g, const struct w_layer *l, const struct c
     snprintf(last.s, sizeof last.s, "%s/y_last", g->name);
     const char *inputs[] = {g->flow.value.s, w.s, r.s, b.s},
                *made[] = {l->return_sequences ? y.s : "", l->return_sequences ? "" : last.s};
-    struct op_arg args[5] = {
-        W_INT("hidden_size", h),
-        W_STRING("direction", d == 2             ? "bidirectional"
-                              : l->go_backwards ? "reverse"
-                                                : "forward")};
+    struct op_arg args[5] = {W_INT("hidden_size", h),
+                             W_STRING("direction", d == 2            ? "bidirectional"
+                                                   : l->go_backwards ? "reverse"
+                                                                     : "forward")};
     int n = 2;
     if (cell->gates == 3) args[n++] = (struct op_arg)W_INT("linear_before_reset", l->reset_after);
     if (strcmp(f, "Sigmoid") || strcmp(a, "Tanh"))
@@ -155,11 +154,11 @@ static bool bidirectional(struct w_graph *g, const struct w_layer *l) {
                               : desc->build == simple_rnn ? &cells[2]
                                                           : NULL;
     inner.merge_mode = l->merge_mode;
-    bool ok = !cell ? w__layer_fail(g, "\"layer\" is %s; LSTM, GRU or SimpleRNN is expected",
-                                    desc->name)
-              : inner.merge_mode == MERGE_SUM && !inner.return_sequences
-                  ? w__layer_fail(g, "merge_mode \"sum\" needs \"return_sequences\": true")
-                  : recurrent(g, &inner, cell, 2);
+    bool ok =
+        !cell ? w__layer_fail(g, "\"layer\" is %s; LSTM, GRU or SimpleRNN is expected", desc->name)
+        : inner.merge_mode == MERGE_SUM && !inner.return_sequences
+            ? w__layer_fail(g, "merge_mode \"sum\" needs \"return_sequences\": true")
+            : recurrent(g, &inner, cell, 2);
     if (ok && inner.merge_mode == MERGE_SUM) g->flow.dims[1] = inner.units;
     w__layer_free(desc, &inner);
     return ok;

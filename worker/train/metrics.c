@@ -46,7 +46,8 @@ static void categorical(struct w_metric *m, const struct w_outcome *o) {
 static void binary(struct w_metric *m, const struct w_outcome *o) {
     for (int64_t i = 0; i < o->rows; i++)
         for (int64_t c = 0; c < o->classes; c++)
-            m->state[0] += ((double)o->output[i * o->classes + c] > m->threshold) == (target(o, i, c) > 0.5);
+            m->state[0] +=
+                ((double)o->output[i * o->classes + c] > m->threshold) == (target(o, i, c) > 0.5);
     m->state[1] += (double)(o->rows * o->classes);
 }
 
@@ -101,7 +102,8 @@ static double r2(const struct w_metric *m) {
 static void hits(struct w_metric *m, const struct w_outcome *o) {
     for (int64_t i = 0; i < o->rows; i++)
         for (int64_t c = 0; c < o->classes; c++) {
-            bool said = (double)o->output[i * o->classes + c] > m->threshold, is = target(o, i, c) > 0.5;
+            bool said = (double)o->output[i * o->classes + c] > m->threshold,
+                 is = target(o, i, c) > 0.5;
             m->state[0] += said && is;
             m->state[1] += said && !is;
             m->state[2] += !said && is;
@@ -162,9 +164,12 @@ static const struct w_metric_desc descs[] = {
 };
 static const struct {
     const char *alias, *name;
-} aliases[] = {{"acc", "accuracy"},        {"mse", "mean_squared_error"},
-               {"mae", "mean_absolute_error"}, {"rmse", "root_mean_squared_error"},
-               {"r2", "r2_score"},         {"f1", "f1_score"},
+} aliases[] = {{"acc", "accuracy"},
+               {"mse", "mean_squared_error"},
+               {"mae", "mean_absolute_error"},
+               {"rmse", "root_mean_squared_error"},
+               {"r2", "r2_score"},
+               {"f1", "f1_score"},
                {"top_k", "top_k_categorical_accuracy"}};
 
 static const char *next_metric(void *user, size_t i) {
@@ -180,8 +185,9 @@ static const struct w_metric_desc *find(const char *name) {
     return NULL;
 }
 
-static bool read_metric(json_t *json, const struct w_spec_train *spec, const struct w_train_model *model,
-                        struct w_metric *m, const char *where, struct w_error *err) {
+static bool read_metric(json_t *json, const struct w_spec_train *spec,
+                        const struct w_train_model *model, struct w_metric *m, const char *where,
+                        struct w_error *err) {
     struct given {
         int32_t k;
         double threshold;
@@ -206,8 +212,9 @@ static bool read_metric(json_t *json, const struct w_spec_train *spec, const str
     snprintf(m->name, sizeof m->name, "%s", g.name ? g.name : word);
     w__params_free(params, &g);
     if (!m->desc) return w__train_unknown(where, "metric", type, next_metric, NULL, err);
-    bool two = strncmp(spec->loss.name, "binary", 6) == 0 ||
-               (model->output_dims[model->output_rank - 1] == 1 && !op_loss_is_sparse(spec->loss.name));
+    bool two =
+        strncmp(spec->loss.name, "binary", 6) == 0 ||
+        (model->output_dims[model->output_rank - 1] == 1 && !op_loss_is_sparse(spec->loss.name));
     if (m->desc == &descs[0] && two) m->desc = find("binary_accuracy");
     m->k = g.k;
     /* Where the model gives logits, 0 is where the probability is ½. */
@@ -217,8 +224,9 @@ static bool read_metric(json_t *json, const struct w_spec_train *spec, const str
     return m->state || w_fail(err, W_NO_MEMORY, "out of memory");
 }
 
-bool w_metrics_parse(json_t *list, const struct w_spec_train *spec, const struct w_train_model *model,
-                     struct w_metrics *dst, struct w_error *err) {
+bool w_metrics_parse(json_t *list, const struct w_spec_train *spec,
+                     const struct w_train_model *model, struct w_metrics *dst,
+                     struct w_error *err) {
     size_t i;
     json_t *json;
     *dst = (struct w_metrics){0};

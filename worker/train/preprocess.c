@@ -79,7 +79,8 @@ static bool given(json_t *json, int64_t i, int64_t n, double *dst) {
 /* Mean and variance of what the steps before make of the training rows. */
 static void adapt(const struct w_affine *a, const struct w_array *x, int64_t channel, int64_t n,
                   double *mean, double *variance) {
-    double sum = 0, squares = 0, count = 0, s = (double)a->scale[channel], o = (double)a->offset[channel];
+    double sum = 0, squares = 0, count = 0, s = (double)a->scale[channel],
+           o = (double)a->offset[channel];
     int64_t total = x->n * x->elements;
     for (int64_t i = channel; i < total; i += n) sum += element(x, i) * s + o, count++;
     *mean = count > 0 ? sum / count : 0;
@@ -103,9 +104,11 @@ static bool normalization(const struct step *st, const struct w_set *train, stru
     double mean = 0, variance = 1;
     for (int64_t i = 0; i < a->n; i++) {
         if (st->mean) {
-            if (!given(st->mean, i, a->n, &mean) || !given(st->variance, i, a->n, &variance) || variance < 0)
-                return w_fail(err, W_BAD_SPEC, "%s: mean and variance must be numbers, or lists of %lld",
-                              where, (long long)a->n);
+            if (!given(st->mean, i, a->n, &mean) || !given(st->variance, i, a->n, &variance) ||
+                variance < 0)
+                return w_fail(err, W_BAD_SPEC,
+                              "%s: mean and variance must be numbers, or lists of %lld", where,
+                              (long long)a->n);
         } else {
             adapt(a, x, i, a->n, &mean, &variance);
         }
@@ -123,14 +126,16 @@ static bool one_step(json_t *json, const char *where, const struct w_set *train,
     json_t *none = json_object(), *params = json_is_object(json) ? json : none;
     bool ok;
     if (strcmp(type, "Rescaling") == 0) {
-        ok = w__train_params(rescaling_params, params, &st, where, err) && (a->n || widen(a, 1, err));
+        ok = w__train_params(rescaling_params, params, &st, where, err) &&
+             (a->n || widen(a, 1, err));
         for (int64_t i = 0; ok && i < a->n; i++) then(a, i, st.scale, st.offset);
     } else if (strcmp(type, "Normalization") == 0) {
         ok = w__train_params(normalization_params, params, &st, where, err) &&
              normalization(&st, train, a, where, err);
     } else if (strcmp(type, "Resizing") == 0) { /* loading has done it: to the model's shape */
         ok = w__train_params(resizing_params, params, &st, where, err);
-        if (ok && (train->x.rank != 3 || train->x.dims[0] != st.height || train->x.dims[1] != st.width))
+        if (ok &&
+            (train->x.rank != 3 || train->x.dims[0] != st.height || train->x.dims[1] != st.width))
             ok = w_fail(err, W_BAD_SPEC,
                         "%s: pictures are resized to model.input_shape, which is not %d×%d", where,
                         st.height, st.width);
@@ -150,12 +155,15 @@ bool w_train_preprocess(const struct w_spec_train *spec, const struct w_set *tra
     *dst = (struct w_affine){0};
     if (!list) return true;
     if (!json_is_array(list)) return w_fail(err, W_BAD_SPEC, "data.preprocess must be a list");
-    if (train->x.dtype == OP_I64 && json_array_size(list) && train->x.rank == 1 && spec->model.layers &&
-        strcmp(json_string_value(json_object_get(json_array_get(spec->model.layers, 0), "type"))
-                   ? json_string_value(json_object_get(json_array_get(spec->model.layers, 0), "type"))
-                   : "",
-               "Embedding") == 0)
-        return w_fail(err, W_BAD_SPEC, "data.preprocess: the Embedding takes whole numbers as they are");
+    if (train->x.dtype == OP_I64 && json_array_size(list) && train->x.rank == 1 &&
+        spec->model.layers &&
+        strcmp(
+            json_string_value(json_object_get(json_array_get(spec->model.layers, 0), "type"))
+                ? json_string_value(json_object_get(json_array_get(spec->model.layers, 0), "type"))
+                : "",
+            "Embedding") == 0)
+        return w_fail(err, W_BAD_SPEC,
+                      "data.preprocess: the Embedding takes whole numbers as they are");
     json_array_foreach(list, i, json) {
         char where[64];
         snprintf(where, sizeof where, "data.preprocess[%zu]", i);

@@ -43,7 +43,8 @@ static int64_t look(const char *folder, const char *job, int64_t *own) {
 }
 
 static void remove_folder(const char *folder) {
-    static const char *const names[] = {"model.onnx", "model.json", "metrics.json", "curve.svg", "train.json"};
+    static const char *const names[] = {"model.onnx", "model.json", "metrics.json", "curve.svg",
+                                        "train.json"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char path[PATH_BYTES + 300];
         snprintf(path, sizeof path, "%s/%s", folder, names[i]);
@@ -52,29 +53,35 @@ static void remove_folder(const char *folder) {
     rmdir(folder);
 }
 
-static bool put_origin(const struct w_fit *f, const char *folder, const char *job, uint64_t token, struct w_error *err) {
+static bool put_origin(const struct w_fit *f, const char *folder, const char *job, uint64_t token,
+                       struct w_error *err) {
     char path[PATH_BYTES + 300];
-    json_t *o = json_pack("{s:s*, s:I, s:s, s:f, s:s, s:O*, s:O}", "job", job, "token", (json_int_t)token,
-                          "data_sha256", f->data_hash, "seed", f->spec->fit.seed, "isa", op_isa(), "test",
-                          f->test_results, "spec", f->spec->json);
+    json_t *o = json_pack("{s:s*, s:I, s:s, s:f, s:s, s:O*, s:O}", "job", job, "token",
+                          (json_int_t)token, "data_sha256", f->data_hash, "seed", f->spec->fit.seed,
+                          "isa", op_isa(), "test", f->test_results, "spec", f->spec->json);
     char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
     snprintf(path, sizeof path, "%s/train.json", folder);
-    bool ok = text ? w__fit_put(path, text, strlen(text), err) : w_fail(err, W_NO_MEMORY, "out of memory");
+    bool ok = text ? w__fit_put(path, text, strlen(text), err)
+                   : w_fail(err, W_NO_MEMORY, "out of memory");
     free(text);
     json_decref(o);
     return ok;
 }
 
-bool w_fit_publish(struct w_fit *f, const char *store, const char *name, const char *job, uint64_t token,
-                   int64_t *version, struct w_error *err) {
+bool w_fit_publish(struct w_fit *f, const char *store, const char *name, const char *job,
+                   uint64_t token, int64_t *version, struct w_error *err) {
     char model[PATH_BYTES], fresh[PATH_BYTES + 64], final[PATH_BYTES + 64];
     int64_t own;
     if (!w_model_name_valid(name, strlen(name)))
-        return w_fail(err, W_BAD_SPEC, "publish.name \"%.60s\" is no model name: letters, digits, _ . - are allowed", name);
+        return w_fail(err, W_BAD_SPEC,
+                      "publish.name \"%.60s\" is no model name: letters, digits, _ . - are allowed",
+                      name);
     if (snprintf(model, sizeof model, "%s/%s", store, name) >= (int)sizeof model)
         return w_fail(err, W_OUTPUT_FAILED, "the store's path is too long");
-    if ((mkdir(store, 0755) != 0 && errno != EEXIST) || (mkdir(model, 0755) != 0 && errno != EEXIST))
-        return w_fail(err, W_OUTPUT_FAILED, "the model \"%s\" has no folder in the store: %s", name, strerror(errno));
+    if ((mkdir(store, 0755) != 0 && errno != EEXIST) ||
+        (mkdir(model, 0755) != 0 && errno != EEXIST))
+        return w_fail(err, W_OUTPUT_FAILED, "the model \"%s\" has no folder in the store: %s", name,
+                      strerror(errno));
     int64_t highest = look(model, job, &own);
     if (own) return *version = own, true;
     snprintf(fresh, sizeof fresh, "%s/.new-%ju-%d", model, (uintmax_t)token, (int)getpid());
@@ -85,7 +92,8 @@ bool w_fit_publish(struct w_fit *f, const char *store, const char *name, const c
         snprintf(final, sizeof final, "%s/%lld", model, (long long)v);
         if (rename(fresh, final) == 0) return *version = v, true;
         if (errno != EEXIST && errno != ENOTEMPTY)
-            ok = w_fail(err, W_OUTPUT_FAILED, "version %lld of \"%s\" cannot be put in place: %s", (long long)v, name, strerror(errno));
+            ok = w_fail(err, W_OUTPUT_FAILED, "version %lld of \"%s\" cannot be put in place: %s",
+                        (long long)v, name, strerror(errno));
     }
     remove_folder(fresh);
     return false;

@@ -17,15 +17,17 @@ static bool is_classifier(const struct w_fit *f) {
            (f->m.softmax || strstr(loss, "categorical_crossentropy"));
 }
 
-/* --- the pipeline ------------------------------------------------------------------------------ */
+/* --- the pipeline ------------------------------------------------------------------------------
+ */
 
 static void image_steps(const struct w_fit *f, json_t *steps) {
     const struct w_affine *a = &f->affine;
     const struct w_array *x = &f->whole.x;
     json_t *pixels = json_pack("{s:s}", "layout", f->flip_images ? "nchw" : "nhwc");
-    json_array_append_new(steps, json_pack("{s:{s:s}}", "decode_image", "color", x->dims[2] == 1 ? "gray" : "rgb"));
-    json_array_append_new(steps, json_pack("{s:{s:I,s:I}}", "resize", "h", (json_int_t)x->dims[0], "w",
-                                           (json_int_t)x->dims[1]));
+    json_array_append_new(
+        steps, json_pack("{s:{s:s}}", "decode_image", "color", x->dims[2] == 1 ? "gray" : "rgb"));
+    json_array_append_new(steps, json_pack("{s:{s:I,s:I}}", "resize", "h", (json_int_t)x->dims[0],
+                                           "w", (json_int_t)x->dims[1]));
     bool outside = a->n && !f->affine_inside;
     json_object_set_new(pixels, "scale", json_real(outside && a->n == 1 ? (double)a->scale[0] : 1));
     if (outside && a->n == 1 && a->offset[0] != 0)
@@ -45,11 +47,13 @@ static void image_steps(const struct w_fit *f, json_t *steps) {
 static void tensor_step(const struct w_fit *f, json_t *steps) {
     const struct w_affine *a = &f->affine;
     json_t *shape = json_array(), *t = json_object();
-    for (int i = 0; i < f->m.input_rank; i++) json_array_append_new(shape, json_integer(f->m.input_dims[i]));
+    for (int i = 0; i < f->m.input_rank; i++)
+        json_array_append_new(shape, json_integer(f->m.input_dims[i]));
     json_object_set_new(t, "dtype", json_string(op_type_name(f->m.input_dtype)));
     json_object_set_new(t, "shape", shape);
     if (a->n == 1 && !f->affine_inside)
-        json_object_set_new(t, "affine", json_pack("[f,f]", (double)a->scale[0], (double)a->offset[0]));
+        json_object_set_new(t, "affine",
+                            json_pack("[f,f]", (double)a->scale[0], (double)a->offset[0]));
     json_array_append_new(steps, json_pack("{s:o}", "tensor", t));
 }
 
@@ -59,24 +63,28 @@ static json_t *pipeline(const struct w_fit *f) {
         image_steps(f, steps);
     else
         tensor_step(f, steps);
-    json_array_append_new(steps, json_pack("{s:{s:{s:s},s:[s]}}", "run", "in", f->m.input_name, ".", "out",
-                                           f->m.output_name));
+    json_array_append_new(steps, json_pack("{s:{s:{s:s},s:[s]}}", "run", "in", f->m.input_name, ".",
+                                           "out", f->m.output_name));
     if (!is_classifier(f)) return steps;
-    if (!f->m.softmax) json_array_append_new(steps, json_pack("{s:{s:s}}", "activate", "kind", "softmax"));
+    if (!f->m.softmax)
+        json_array_append_new(steps, json_pack("{s:{s:s}}", "activate", "kind", "softmax"));
     json_t *top = json_object();
     json_object_set_new(top, "k", json_integer(f->n_classes < TOP_MAX ? f->n_classes : TOP_MAX));
     if (f->whole.n_names == f->n_classes) {
         json_t *labels = json_array();
-        for (int64_t i = 0; i < f->n_classes; i++) json_array_append_new(labels, json_string(f->whole.names[i]));
+        for (int64_t i = 0; i < f->n_classes; i++)
+            json_array_append_new(labels, json_string(f->whole.names[i]));
         json_object_set_new(top, "labels", labels);
     }
     json_array_append_new(steps, json_pack("{s:o}", "topk", top));
     return steps;
 }
 
-/* --- the golden sample ------------------------------------------------------------------------- */
+/* --- the golden sample -------------------------------------------------------------------------
+ */
 
-static json_t *nested(const struct w_array *x, int64_t row, const int64_t *dims, int rank, int64_t *at) {
+static json_t *nested(const struct w_array *x, int64_t row, const int64_t *dims, int rank,
+                      int64_t *at) {
     if (rank == 0) {
         int64_t i = row * x->elements + (*at)++;
         if (x->dtype == OP_U8) return json_integer(((const uint8_t *)x->data)[i]);
@@ -85,7 +93,8 @@ static json_t *nested(const struct w_array *x, int64_t row, const int64_t *dims,
         return v == floor(v) && fabs(v) < 1e9 ? json_integer((json_int_t)v) : json_real(v);
     }
     json_t *list = json_array();
-    for (int64_t i = 0; i < dims[0]; i++) json_array_append_new(list, nested(x, row, dims + 1, rank - 1, at));
+    for (int64_t i = 0; i < dims[0]; i++)
+        json_array_append_new(list, nested(x, row, dims + 1, rank - 1, at));
     return list;
 }
 
@@ -106,8 +115,8 @@ static json_t *expected(const struct w_fit *f, const float *out) {
             count *= f->m.output_dims[i];
         }
         for (int64_t i = 0; i < count; i++) json_array_append_new(data, json_real((double)out[i]));
-        return json_pack("{s:{s:{s:s,s:o,s:o}}}", "outputs", f->m.output_name, "dtype", "f32", "shape", shape,
-                         "data", data);
+        return json_pack("{s:{s:{s:s,s:o,s:o}}}", "outputs", f->m.output_name, "dtype", "f32",
+                         "shape", shape, "data", data);
     }
     for (int64_t i = 1; i < n; i++)
         if (out[i] > out[best]) best = i;
@@ -121,26 +130,30 @@ static bool golden(struct w_fit *f, struct op_model *m, json_t *root, struct w_e
     const struct op_tensor *out;
     int64_t row = 0, at = 0, outputs = 1;
     for (int i = 0; i < f->m.output_rank; i++) outputs *= f->m.output_dims[i];
-    if (f->whole.is_image || s->x.elements > GOLDEN_ELEMENTS_MAX || outputs > GOLDEN_ELEMENTS_MAX) return true;
+    if (f->whole.is_image || s->x.elements > GOLDEN_ELEMENTS_MAX || outputs > GOLDEN_ELEMENTS_MAX)
+        return true;
     if (!w__fit_batch(f, s, &row, 1, false, err)) return false;
     struct op_session *session = op_session_create(m, NULL, &why);
     bool ok = session && op_session_run(session, &f->x, 1, &out, &why) == OP_OK;
     if (ok)
         json_object_set_new(root, "golden",
                             json_pack("[{s:o,s:o,s:f}]", "input",
-                                      nested(&s->x, 0, f->m.input_dims, f->m.input_rank, &at), "expect",
-                                      expected(f, out[0].data), "tol", 1e-3));
+                                      nested(&s->x, 0, f->m.input_dims, f->m.input_rank, &at),
+                                      "expect", expected(f, out[0].data), "tol", 1e-3));
     op_session_destroy(session);
     return ok || w_train_fail(err, &why);
 }
 
-/* --- files ------------------------------------------------------------------------------------- */
+/* --- files -------------------------------------------------------------------------------------
+ */
 
-static bool put_json(json_t *o, const char *folder, const char *name, size_t flags, struct w_error *err) {
+static bool put_json(json_t *o, const char *folder, const char *name, size_t flags,
+                     struct w_error *err) {
     char path[4400];
     char *text = json_dumps(o, flags);
     snprintf(path, sizeof path, "%s/%s", folder, name);
-    bool ok = text ? w__fit_put(path, text, strlen(text), err) : w_fail(err, W_NO_MEMORY, "no memory for %s", name);
+    bool ok = text ? w__fit_put(path, text, strlen(text), err)
+                   : w_fail(err, W_NO_MEMORY, "no memory for %s", name);
     free(text);
     return ok;
 }
@@ -148,8 +161,8 @@ static bool put_json(json_t *o, const char *folder, const char *name, size_t fla
 static json_t *without_prefix(json_t *epoch) {
     json_t *o = json_object(), *value;
     const char *key;
-    json_object_foreach(epoch, key, value)
-        if (strncmp(key, "val_", 4) == 0) json_object_set(o, key + 4, value);
+    json_object_foreach(epoch, key, value) if (strncmp(key, "val_", 4) == 0)
+        json_object_set(o, key + 4, value);
     return o;
 }
 
@@ -161,7 +174,8 @@ static json_t *validation_results(const struct w_fit *f) {
         const struct w_callback *c = &f->callbacks.items[i];
         if (!c->restore_best_weights && !c->save_best_only) continue;
         for (size_t k = n; k-- > 0;)
-            if (json_number_value(json_object_get(json_array_get(f->history, k), c->monitor)) == c->best)
+            if (json_number_value(json_object_get(json_array_get(f->history, k), c->monitor)) ==
+                c->best)
                 epoch = json_array_get(f->history, k);
     }
     return f->validation.x.n ? without_prefix(epoch) : json_null();
@@ -176,20 +190,24 @@ static json_t *metrics(const struct w_fit *f) {
         n_weights += trained ? op_tensor_count(t) : 0;
     }
     return json_pack("{s:O, s:o, s:O, s:f, s:I, s:I, s:I, s:I, s:I, s:s, s:s}", "test",
-                     f->test_results ? f->test_results : json_null(), "validation", validation_results(f), "epochs",
-                     f->history, "seconds", f->seconds, "train_rows", (json_int_t)f->train.x.n, "validation_rows",
+                     f->test_results ? f->test_results : json_null(), "validation",
+                     validation_results(f), "epochs", f->history, "seconds", f->seconds,
+                     "train_rows", (json_int_t)f->train.x.n, "validation_rows",
                      (json_int_t)f->validation.x.n, "test_rows", (json_int_t)f->test.x.n, "weights",
-                     (json_int_t)n_weights, "peak_bytes", (json_int_t)f->peak_bytes, "data_sha256", f->data_hash,
-                     "isa", op_isa());
+                     (json_int_t)n_weights, "peak_bytes", (json_int_t)f->peak_bytes, "data_sha256",
+                     f->data_hash, "isa", op_isa());
 }
 
-static bool put_model(struct w_fit *f, struct op_model *m, const char *folder, struct w_error *err) {
+static bool put_model(struct w_fit *f, struct op_model *m, const char *folder,
+                      struct w_error *err) {
     char path[4400], seed[32];
     struct op_error why;
     snprintf(path, sizeof path, "%s/model.onnx", folder);
     snprintf(seed, sizeof seed, "%.0f", f->spec->fit.seed);
-    const char *keys[] = {"quern.data_sha256", "quern.seed", "quern.loss", "quern.optimizer", "quern.isa"},
-               *values[] = {f->data_hash, seed, f->spec->loss.name, f->spec->optimizer_name, op_isa()};
+    const char *keys[] = {"quern.data_sha256", "quern.seed", "quern.loss", "quern.optimizer",
+                          "quern.isa"},
+               *values[] = {f->data_hash, seed, f->spec->loss.name, f->spec->optimizer_name,
+                            op_isa()};
     return op_model_save(m, path, keys, values, 5, &why) == OP_OK || w_train_fail(err, &why);
 }
 
@@ -198,10 +216,13 @@ bool w_fit_write(struct w_fit *f, const char *folder, struct w_error *err) {
     struct op_error why;
     struct op_model *m = op_trainer_model(f->trainer, &why);
     if (!m) return w_train_fail(err, &why);
-    json_t *root = json_pack("{s:i, s:o}", "quern", 1, "pipeline", pipeline(f)), *results = metrics(f);
+    json_t *root = json_pack("{s:i, s:o}", "quern", 1, "pipeline", pipeline(f)),
+           *results = metrics(f);
     snprintf(path, sizeof path, "%s/curve.svg", folder);
-    bool ok = root && results ? golden(f, m, root, err) : w_fail(err, W_NO_MEMORY, "no memory for the results");
-    ok = ok && put_model(f, m, folder, err) && put_json(root, folder, "model.json", JSON_INDENT(0), err) &&
+    bool ok = root && results ? golden(f, m, root, err)
+                              : w_fail(err, W_NO_MEMORY, "no memory for the results");
+    ok = ok && put_model(f, m, folder, err) &&
+         put_json(root, folder, "model.json", JSON_INDENT(0), err) &&
          put_json(results, folder, "metrics.json", JSON_INDENT(2) | JSON_REAL_PRECISION(10), err) &&
          w__fit_curve(f, path, err);
     json_decref(root);

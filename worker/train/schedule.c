@@ -6,7 +6,8 @@
  *   PolynomialDecay    (lr − end) · (1 − t)^power + end
  *   CosineDecay        lr · ((1 − α) · (1 + cos πt) / 2 + α), after a linear warm-up to the target
  *   CosineDecayRestarts, PiecewiseConstantDecay
- *   OneCycle           up to max_learning_rate by a cosine in `pct_start` of all steps, then down */
+ *   OneCycle           up to max_learning_rate by a cosine in `pct_start` of all steps, then down
+ */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,12 +15,22 @@
 
 #include "worker/train/train.h"
 
-enum kind { CONSTANT, EXPONENTIAL, STEP, POLYNOMIAL, COSINE, RESTARTS, PIECEWISE, ONE_CYCLE, N_KINDS };
+enum kind {
+    CONSTANT,
+    EXPONENTIAL,
+    STEP,
+    POLYNOMIAL,
+    COSINE,
+    RESTARTS,
+    PIECEWISE,
+    ONE_CYCLE,
+    N_KINDS
+};
 
 struct w_schedule {
     enum kind kind;
-    double initial, decay_steps, decay_rate, end, power, alpha, warmup_steps, warmup_target, t_mul, m_mul,
-        max, pct_start, div_factor, final_div_factor;
+    double initial, decay_steps, decay_rate, end, power, alpha, warmup_steps, warmup_target, t_mul,
+        m_mul, max, pct_start, div_factor, final_div_factor;
     bool staircase, cycle;
     struct w_floats boundaries, values;
     uint64_t total;
@@ -54,7 +65,8 @@ static const char *next_kind(void *user, size_t i) {
     return i < sizeof kinds / sizeof *kinds ? kinds[i].name : NULL;
 }
 
-struct w_schedule *w_schedule_create(json_t *json, double base, uint64_t total, struct w_error *err) {
+struct w_schedule *w_schedule_create(json_t *json, double base, uint64_t total,
+                                     struct w_error *err) {
     static const char where[] = "compile.optimizer.learning_rate";
     struct w_schedule *s = calloc(1, sizeof *s);
     const char *type;
@@ -68,14 +80,16 @@ struct w_schedule *w_schedule_create(json_t *json, double base, uint64_t total, 
         w__train_snake(type, snake, sizeof snake);
         for (; i < n; i++) {
             w__train_snake(kinds[i].name, known, sizeof known);
-            if (strcmp(snake, known) == 0 || (strlen(snake) >= 4 && strncmp(snake, known, strlen(snake)) == 0))
+            if (strcmp(snake, known) == 0 ||
+                (strlen(snake) >= 4 && strncmp(snake, known, strlen(snake)) == 0))
                 break;
         }
         if (i == n)
             w__train_unknown(where, "schedule", type, next_kind, NULL, err);
         else if (w__train_params(kinds[i].params, json, s, where, err)) {
             s->kind = kinds[i].kind;
-            if (s->decay_steps == 0) s->decay_steps = (double)total - s->warmup_steps; /* what is left */
+            if (s->decay_steps == 0)
+                s->decay_steps = (double)total - s->warmup_steps; /* what is left */
             if (s->decay_steps < 1) s->decay_steps = 1;
             if (s->kind != PIECEWISE || s->values.n == s->boundaries.n + 1) return s;
             w_fail(err, W_BAD_SPEC, "%s: %d values for %d boundaries, one more is expected", where,
@@ -101,7 +115,8 @@ static double with_restarts(const struct w_schedule *s, double step) {
 }
 
 static double one_cycle_at(const struct w_schedule *s, double step) {
-    double up = s->pct_start * s->decay_steps - 1, last = s->decay_steps - 1, low = s->max / s->div_factor;
+    double up = s->pct_start * s->decay_steps - 1, last = s->decay_steps - 1,
+           low = s->max / s->div_factor;
     if (step >= last) return low / s->final_div_factor;
     if (step <= up && up > 0) return half_cosine(low, s->max, step / up);
     return half_cosine(s->max, low / s->final_div_factor, (step - up) / (last - up));

@@ -16,8 +16,10 @@ void w__train_snake(const char *word, char *dst, size_t size) {
     for (size_t i = 0; word[i] && n + 2 < size; i++) {
         bool upper = word[i] >= 'A' && word[i] <= 'Z';
         bool after_small = i && word[i - 1] >= 'a' && word[i - 1] <= 'z';
-        bool begins = i && word[i - 1] >= 'A' && word[i - 1] <= 'Z' && word[i + 1] >= 'a' && word[i + 1] <= 'z';
-        if (upper && (after_small || begins) && !all_upper) dst[n++] = '_'; /* TopKAccuracy: top_k_accuracy */
+        bool begins = i && word[i - 1] >= 'A' && word[i - 1] <= 'Z' && word[i + 1] >= 'a' &&
+                      word[i + 1] <= 'z';
+        if (upper && (after_small || begins) && !all_upper)
+            dst[n++] = '_'; /* TopKAccuracy: top_k_accuracy */
         dst[n++] = upper ? (char)(word[i] + 32) : word[i];
     }
     dst[n] = 0;
@@ -58,7 +60,8 @@ bool w__train_typed(json_t *json, const char **type, const char *where, struct w
     return *type || w_fail(err, W_BAD_SPEC, "%s must be a name, or an object with \"type\"", where);
 }
 
-/* --- the objects ------------------------------------------------------------------------------- */
+/* --- the objects -------------------------------------------------------------------------------
+ */
 
 /* clang-format off */
 #define AT(field) offsetof(struct w_spec_train, field)
@@ -177,9 +180,8 @@ static bool read_optimizer(struct w_spec_train *s, struct w_error *err) {
     else if (o.rate)
         s->learning_rate = json_number_value(o.rate);
     if (!(s->learning_rate > 0 && s->learning_rate <= 1e6))
-        return w_fail(err, W_BAD_SPEC,
-                      "%s: \"learning_rate\" is %g, a number above 0 is expected", where,
-                      s->learning_rate);
+        return w_fail(err, W_BAD_SPEC, "%s: \"learning_rate\" is %g, a number above 0 is expected",
+                      where, s->learning_rate);
     struct op_optimizer *d = &s->optimizer;
     d->learning_rate = (float)s->learning_rate;
     d->momentum = (float)o.momentum;
@@ -248,22 +250,24 @@ static bool read_model(struct w_spec_train *s, struct w_error *err) {
                       "and not both");
     if (s->model.onnx) {
         if (s->model.input_shape)
-            return w_fail(err, W_BAD_SPEC, "model.input_shape is for layers; an ONNX file has its own");
+            return w_fail(err, W_BAD_SPEC,
+                          "model.input_shape is for layers; an ONNX file has its own");
         if (s->model.head && !json_is_array(s->model.head))
             return w_fail(err, W_BAD_SPEC, "model.head must be a list of layers");
         return true;
     }
     if (s->model.head || s->model.freeze || s->model.output)
         return w_fail(err, W_BAD_SPEC, "model.%s is for fine-tuning: \"onnx\" is missing",
-                      s->model.head ? "head" : s->model.freeze ? "freeze" : "output");
+                      s->model.head     ? "head"
+                      : s->model.freeze ? "freeze"
+                                        : "output");
     if (!json_is_array(s->model.layers) || json_array_size(s->model.layers) < 1 ||
         json_array_size(s->model.layers) > W_TRAIN_LAYERS_MAX)
         return w_fail(err, W_BAD_SPEC, "model.layers must be a list of 1 to %d layers",
                       W_TRAIN_LAYERS_MAX);
     /* As in Keras, the first layer may say it. */
     json_t *first = json_array_get(s->model.layers, 0);
-    if (!s->model.input_shape)
-        s->model.input_shape = json_object_get(first, "input_shape");
+    if (!s->model.input_shape) s->model.input_shape = json_object_get(first, "input_shape");
     if (!s->model.input_shape) s->model.input_shape = json_object_get(first, "shape");
     if (!s->model.input_shape)
         return w_fail(err, W_BAD_SPEC, "model: \"input_shape\" is missing, such as [28, 28, 1]");

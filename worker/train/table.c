@@ -10,7 +10,8 @@
 
 #define ROW_BYTES_MAX ((size_t)256 << 20)
 
-/* --- CSV --------------------------------------------------------------------------------------- */
+/* --- CSV ---------------------------------------------------------------------------------------
+ */
 
 struct csv {
     char target[256], delimiter;
@@ -20,7 +21,8 @@ struct csv {
 };
 
 static bool csv_options(const struct w_table *t, struct csv *c, struct w_error *err) {
-    json_t *target = json_object_get(t->json, "target"), *header = json_object_get(t->json, "header"),
+    json_t *target = json_object_get(t->json, "target"),
+           *header = json_object_get(t->json, "header"),
            *columns = json_object_get(t->json, "columns"),
            *delimiter = json_object_get(t->json, "delimiter"), *item;
     size_t i;
@@ -29,7 +31,8 @@ static bool csv_options(const struct w_table *t, struct csv *c, struct w_error *
     else if (json_is_string(target))
         snprintf(c->target, sizeof c->target, "%s", json_string_value(target));
     else if (target)
-        return w_fail(err, W_BAD_SPEC, "%s.target must be a column's name or number (from 0)", t->where);
+        return w_fail(err, W_BAD_SPEC, "%s.target must be a column's name or number (from 0)",
+                      t->where);
     if (header && !json_is_boolean(header))
         return w_fail(err, W_BAD_SPEC, "%s.header must be true or false", t->where);
     if (columns && (!json_is_array(columns) || json_array_size(columns) > 4096))
@@ -45,7 +48,8 @@ static bool csv_options(const struct w_table *t, struct csv *c, struct w_error *
                                      .columns = c->n_columns ? c->columns : NULL,
                                      .n_columns = c->n_columns,
                                      .target = *c->target ? c->target : NULL};
-    if (delimiter) c->o.delimiter = json_string_length(delimiter) ? *json_string_value(delimiter) : 0;
+    if (delimiter)
+        c->o.delimiter = json_string_length(delimiter) ? *json_string_value(delimiter) : 0;
     return true;
 }
 
@@ -85,8 +89,9 @@ struct filling {
 static bool csv_x(void *user, const struct w_record *r, struct w_error *err) {
     struct filling *f = user;
     if (r->value.type != W_TENSOR)
-        return w_fail(err, W_BAD_INPUT, "line %llu: not every input column is a number; choose them by "
-                                        "\"columns\"",
+        return w_fail(err, W_BAD_INPUT,
+                      "line %llu: not every input column is a number; choose them by "
+                      "\"columns\"",
                       (unsigned long long)r->line);
     const struct op_tensor *v = &r->value.tensor;
     const double *values = v->data;
@@ -111,9 +116,10 @@ static bool csv_y(void *user, const struct w_record *r, struct w_error *err) {
         if (f->x->n == 0) *f->x = (struct w_array){.dtype = OP_F64, .elements = 1};
         double *dst = isfinite(v) ? w__train_array_row(f->x, &f->room, f->bytes_max, err) : NULL;
         if (dst) *dst = v;
-        return dst || (isfinite(v) ? false
-                                   : w_fail(err, W_BAD_INPUT, "row %llu (line %llu): the target is missing",
-                                            (unsigned long long)r->row, (unsigned long long)r->line));
+        return dst || (isfinite(v)
+                           ? false
+                           : w_fail(err, W_BAD_INPUT, "row %llu (line %llu): the target is missing",
+                                    (unsigned long long)r->row, (unsigned long long)r->line));
     }
     json_t *v = json_loadb(r->value.span.ptr, r->value.span.len, JSON_DECODE_ANY, NULL);
     bool ok = json_string_length(v)
@@ -143,7 +149,8 @@ bool w__train_read_csv(const struct w_table *t, const char *file, struct w_array
     return ok;
 }
 
-/* --- JSONL ------------------------------------------------------------------------------------- */
+/* --- JSONL -------------------------------------------------------------------------------------
+ */
 
 struct jsonl {
     struct filling x, y;
@@ -154,7 +161,8 @@ struct jsonl {
 static bool flatten(json_t *v, int depth, struct w_array *a, bool learn, float **dst, float *end,
                     struct w_error *err) {
     if (json_is_number(v) || json_is_boolean(v)) {
-        if (depth != a->rank && !learn) return w_fail(err, W_BAD_SHAPE, "its lists are nested unevenly");
+        if (depth != a->rank && !learn)
+            return w_fail(err, W_BAD_SHAPE, "its lists are nested unevenly");
         if (learn) {
             a->elements++;
             return true;
@@ -205,9 +213,9 @@ static bool jsonl_row(void *user, const struct w_record *r, struct w_error *err)
     if (ok && j->field_y) {
         what = "y";
         y = json_object_get(row, json_string_value(j->field_y));
-        ok = json_is_string(y) ? w__train_words_add(j->y.words, json_string_value(y),
-                                                    json_string_length(y), err)
-                               : add_value(&j->y, y, err);
+        ok = json_is_string(y)
+                 ? w__train_words_add(j->y.words, json_string_value(y), json_string_length(y), err)
+                 : add_value(&j->y, y, err);
     }
     json_decref(x);
     json_decref(row);
@@ -217,7 +225,8 @@ static bool jsonl_row(void *user, const struct w_record *r, struct w_error *err)
 
 bool w__train_read_jsonl(const struct w_table *t, const char *file, struct w_array *x,
                          struct w_array *y, struct w_words *words, struct w_error *err) {
-    json_t *fields = json_object_get(t->json, "fields"), *target = json_object_get(t->json, "target");
+    json_t *fields = json_object_get(t->json, "fields"),
+           *target = json_object_get(t->json, "target");
     size_t i;
     json_t *name;
     struct w_words none = {0};
@@ -229,8 +238,8 @@ bool w__train_read_jsonl(const struct w_table *t, const char *file, struct w_arr
     bool names = json_is_string(j.fields_x) || json_array_size(j.fields_x) > 0;
     json_array_foreach(j.fields_x, i, name) names &= json_is_string(name);
     if (fields && (!names || (j.field_y && !json_is_string(j.field_y))))
-        return w_fail(err, W_BAD_SPEC, "%s.fields must be {\"x\": name or list of names, \"y\": name}",
-                      t->where);
+        return w_fail(err, W_BAD_SPEC,
+                      "%s.fields must be {\"x\": name or list of names, \"y\": name}", t->where);
     if (!fields) j.fields_x = json_object_get(t->json, "x"); /* rows that are lists need none */
     if (!y) j.field_y = NULL;
     const struct w_source_options o = {.name = t->path, .format = "jsonl", .header = -1};

@@ -31,7 +31,8 @@
 #define W_TRAIN_LAYERS_MAX 4096
 #define W_TRAIN_NAME_MAX 127
 
-/* --- the spec ---------------------------------------------------------------------------------- */
+/* --- the spec ----------------------------------------------------------------------------------
+ */
 
 struct w_spec_train {
     json_t *json; /* the whole; the other json_t point into it */
@@ -77,7 +78,8 @@ bool w__train_params(const struct w_param *params, json_t *json, void *state, co
 bool w__train_unknown(const char *where, const char *what, const char *word,
                       const char *(*next)(void *user, size_t i), void *user, struct w_error *err);
 
-/* --- the graph --------------------------------------------------------------------------------- */
+/* --- the graph ---------------------------------------------------------------------------------
+ */
 
 struct w_train_model {
     struct op_model *model;
@@ -106,7 +108,8 @@ bool w_train_model_build(const struct w_spec_train *spec, const struct w_affine 
 void w_train_model_finish(struct w_train_model *m);
 bool w_train_fail(struct w_error *err, const struct op_error *why); /* the engine's error as ours */
 
-/* --- data -------------------------------------------------------------------------------------- */
+/* --- data --------------------------------------------------------------------------------------
+ */
 
 /* Rows of one shape. */
 struct w_array {
@@ -120,7 +123,7 @@ struct w_array {
 struct w_set {
     struct w_array x, y, weight; /* weight: of rows; n 0: none */
     bool part;                   /* its data belongs to another set */
-    bool is_image; /* decoded pictures: u8[h,w,c], whatever the dims say */
+    bool is_image;               /* decoded pictures: u8[h,w,c], whatever the dims say */
     char **names;                /* labels as strings, sorted; owned where not part */
     int64_t n_names;
 };
@@ -181,21 +184,24 @@ bool w__train_read_images(const struct w_table *t, const char *folder, struct w_
 /* Room for one more row of `elements`; the place of it, NULL without memory or beyond bytes_max. */
 void *w__train_array_row(struct w_array *a, int64_t *room, size_t bytes_max, struct w_error *err);
 
-/* --- preprocessing and augmentation -------------------------------------------------------------- */
+/* --- preprocessing and augmentation --------------------------------------------------------------
+ */
 
 bool w_train_preprocess(const struct w_spec_train *spec, const struct w_set *train,
                         struct w_affine *dst, struct w_error *err);
 void w_affine_finish(struct w_affine *a);
 
 struct w_augment;
-struct w_augment *w_augment_create(json_t *list, int rank, const int64_t *dims,
-                                   struct w_error *err); /* NULL also where there is nothing to do */
+struct w_augment *
+w_augment_create(json_t *list, int rank, const int64_t *dims,
+                 struct w_error *err); /* NULL also where there is nothing to do */
 /* Changes one row in place: the same bits for the same seed. */
 void w_augment_apply(struct w_augment *a, float *row, uint64_t seed);
 void w_augment_destroy(struct w_augment *a);
 uint64_t w__train_mix(uint64_t z);
 
-/* --- metrics ------------------------------------------------------------------------------------ */
+/* --- metrics ------------------------------------------------------------------------------------
+ */
 
 struct w_metric_desc;
 struct w_metric {
@@ -215,8 +221,8 @@ struct w_metrics {
 
 struct w_outcome { /* of a batch */
     int64_t rows, classes;
-    const float *output;  /* [rows, classes] */
-    const float *dense;   /* targets of the same shape, or NULL */
+    const float *output;   /* [rows, classes] */
+    const float *dense;    /* targets of the same shape, or NULL */
     const int64_t *sparse; /* class numbers, or NULL */
 };
 
@@ -231,7 +237,8 @@ void w_metrics_finish(struct w_metrics *m);
 json_t *w_metrics_save(const struct w_metrics *m);
 void w_metrics_load(struct w_metrics *m, json_t *from);
 
-/* --- schedules and callbacks --------------------------------------------------------------------- */
+/* --- schedules and callbacks ---------------------------------------------------------------------
+ */
 
 struct w_schedule;
 struct w_schedule *w_schedule_create(json_t *json, double base, uint64_t total_steps,
@@ -259,8 +266,9 @@ struct w_callbacks {
 };
 
 struct w_verdict {
-    bool stop, best, restore; /* stop after this epoch; keep its weights; go back to the kept ones */
-    double lr_factor;         /* 1: none */
+    bool stop, best,
+        restore;      /* stop after this epoch; keep its weights; go back to the kept ones */
+    double lr_factor; /* 1: none */
     double lr_min;
     char why[160];
 };
@@ -273,11 +281,12 @@ json_t *w_callbacks_save(const struct w_callbacks *c);
 void w_callbacks_load(struct w_callbacks *c, json_t *from);
 void w_callbacks_finish(struct w_callbacks *c);
 
-/* --- fitting ------------------------------------------------------------------------------------- */
+/* --- fitting -------------------------------------------------------------------------------------
+ */
 
 struct w_fit_status {
-    int epoch, epochs;         /* from 1 */
-    int64_t step, steps;       /* in the epoch */
+    int epoch, epochs;   /* from 1 */
+    int64_t step, steps; /* in the epoch */
     double loss, learning_rate, samples_per_s, eta_s;
     const struct w_metrics *metrics;
 };
@@ -294,7 +303,7 @@ struct w_fit_options {
     void (*on_step)(void *user, const struct w_fit_status *s);
     void (*on_epoch)(void *user, json_t *results); /* borrowed */
     void (*on_note)(void *user, const char *text); /* resumed at …, stopped early … */
-    void (*on_tick)(void *user); /* between any two pieces of work */
+    void (*on_tick)(void *user);                   /* between any two pieces of work */
 };
 
 enum w_fit_end { W_FIT_DONE, W_FIT_PAUSED, W_FIT_CANCELLED, W_FIT_FAILED };
