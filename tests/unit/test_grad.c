@@ -592,9 +592,53 @@ static void test_backward_operators_refuse_what_does_not_fit(void **state) {
     }
 }
 
+/* y = x^3 element by element; the gradient of its sum, and the gradient of that. */
+static void test_gradient_nodes(void **state) {
+    (void)state;
+    static const char *const xs[] = {"x"}, *const other[] = {"s"};
+    const int64_t n = 3;
+    float x[3] = {1, -2, 0.5f};
+    for (int good = 0; good < 2; good++) {
+        struct ot m;
+        struct op_error err = {0};
+        const struct op_tensor *out;
+        ot_begin(&m, 17);
+        ot_input(&m, "x", OP_F32, 1, &n);
+        ot_node(&m, "Mul", "x x", "s");
+        ot_node(&m, "Mul", "s x", "y");
+        ot_node_of(&m, "ai.onnx.preview.training", "Gradient", "x", "first");
+        ot_strings(&m, "xs", 1, good ? xs : other);
+        ot_string(&m, "y", "y");
+        ot_node_of(&m, "ai.onnx.preview.training", "Gradient", "x", "second");
+        ot_strings(&m, "xs", 1, xs);
+        ot_string(&m, "y", "first");
+        ot_output(&m, "first", OP_F32, 1, &n);
+        ot_output(&m, "second", OP_F32, 1, &n);
+        ot_close_node(&m);
+        struct ot_bytes opset = {0};
+        ot_put_string(&opset, 1, "ai.onnx.preview.training");
+        ot_put_int(&opset, 2, 1);
+        ot_finish(&m);
+        ot_put_part(&m.file, 8, &opset);
+        out = ot_run(&m, NULL, &(struct op_tensor){.dtype = OP_F32, .rank = 1, .dims = {3}, .data = x}, 1, &err);
+        if (good) {
+            if (!out) fail_msg("%s", err.text);
+            for (int i = 0; i < 3; i++) {
+                assert_float_equal(((const float *)out[0].data)[i], 3 * x[i] * x[i], 1e-6);
+                assert_float_equal(((const float *)out[1].data)[i], 6 * x[i], 1e-6);
+            }
+        } else {
+            assert_null(out);
+            assert_non_null(strstr(err.text, "not the value \"s\""));
+        }
+        ot_end(&m);
+    }
+}
+
 /* Piecewise constant: a gradient of zero, there is nothing to compare. */
 static const char *const constant[] = {"Sign", "Ceil", "Round", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or", "Xor",
-                                       "IsNaN", "IsInf", "ArgMax", "ArgMin", "Shape", "Size", "OneHot", "NonZero", "quern:Fill"};
+                                       "IsNaN", "IsInf", "ArgMax", "ArgMin", "Shape", "Size", "OneHot", "NonZero", "quern:Fill",
+                                       "ai.onnx.preview.training:Gradient" /* a test of its own */};
 
 static bool has_name(const char *op, const char *full) { /* but for the opset */
     size_t len = strcspn(op, "@");
@@ -634,6 +678,7 @@ int main(void) {
         cmocka_unit_test(test_recurrent_layers),
         cmocka_unit_test(test_losses),
         cmocka_unit_test(test_backward_operators_refuse_what_does_not_fit),
+        cmocka_unit_test(test_gradient_nodes),
         cmocka_unit_test(test_every_gradient_has_a_case),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
