@@ -132,16 +132,8 @@ static void on_note(void *user, const char *text) {
 static void summary(const struct w_fit *f) {
     json_t *value;
     const char *key;
-    if (w_globals.json) {
-        json_t *o =
-            json_pack("{s:O,s:f,s:s}", "test", f->test_results ? f->test_results : json_null(),
-                      "seconds", f->seconds, "output", output);
-        char *line = o ? json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(10)) : NULL;
-        puts(line ? line : "{}");
-        free(line);
-        json_decref(o);
-        return;
-    }
+    if (w_globals.json)
+        return; /* the lines of the epochs are the output; metrics.json has the rest */
     printf("%lld rows, %zu epochs in %.1f s", (long long)f->train.x.n, json_array_size(f->history),
            f->seconds);
     json_object_foreach(f->test_results, key, value) {

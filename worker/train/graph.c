@@ -62,6 +62,12 @@ static bool initializer(struct w_graph *g, json_t *json, const char *deflt, char
     return true;
 }
 
+static struct w_name name_of(const struct w_graph *g, const char *name) {
+    struct w_name n;
+    snprintf(n.s, sizeof n.s, "%s/%s", g->name, name);
+    return n;
+}
+
 bool w__weight(struct w_graph *g, const char *name, int rank, const int64_t *dims, json_t *json,
                const char *deflt, int64_t fan_in, int64_t fan_out, struct w_name *dst) {
     struct op_tensor t = {.dtype = OP_F32, .rank = rank};
@@ -72,7 +78,7 @@ bool w__weight(struct w_graph *g, const char *name, int rank, const int64_t *dim
     if (count < 0 || count > (int64_t)1 << 31)
         return w__layer_fail(g, "its weight \"%s\" would have more than 2^31 elements", name);
     if (!initializer(g, json, deflt, kind, sizeof kind, &a)) return false;
-    snprintf(dst->s, sizeof dst->s, "%s/%s", g->name, name);
+    *dst = name_of(g, name);
     t.data = malloc((size_t)count * sizeof(float) + 1);
     if (!t.data) return w_fail(g->err, W_NO_MEMORY, "%s: no memory for its weights", g->where);
     bool ok = op_initialize(&t, kind, fan_in, fan_out, a, w__train_mix(g->seed ^ hash_of(dst->s)));
@@ -105,14 +111,14 @@ bool w__ints(struct w_graph *g, const char *name, int n, const int64_t *values,
              struct w_name *dst) {
     struct op_tensor t = {
         .dtype = OP_I64, .rank = 1, .dims = {n}, .data = (void *)(uintptr_t)values};
-    snprintf(dst->s, sizeof dst->s, "%s/%s", g->name, name);
+    *dst = name_of(g, name);
     op_builder_weight(g->builder, dst->s, &t);
     return true;
 }
 
 bool w__scalar(struct w_graph *g, const char *name, float value, struct w_name *dst) {
     struct op_tensor t = {.dtype = OP_F32, .data = &value};
-    snprintf(dst->s, sizeof dst->s, "%s/%s", g->name, name);
+    *dst = name_of(g, name);
     op_builder_weight(g->builder, dst->s, &t);
     return true;
 }
@@ -121,7 +127,7 @@ bool w__frozen(struct w_graph *g, const char *name, int64_t n, const float *valu
                struct w_name *dst) {
     struct op_tensor t = {
         .dtype = OP_F32, .rank = 1, .dims = {n}, .data = (void *)(uintptr_t)values};
-    snprintf(dst->s, sizeof dst->s, "%s/%s", g->name, name);
+    *dst = name_of(g, name);
     op_builder_weight(g->builder, dst->s, &t);
     return w__freeze(g, dst->s);
 }
@@ -162,7 +168,7 @@ void w__transpose(struct w_graph *g, int n, const int64_t *perm) {
 }
 
 bool w__reshape(struct w_graph *g, const char *name, int n, const int64_t *dims) {
-    struct w_name shape;
+    struct w_name shape = {""};
     if (!w__ints(g, name, n, dims, &shape)) return false;
     g->flow.value = W_NODE2(g, "Reshape", g->flow.value, shape);
     return true;

@@ -56,7 +56,7 @@ static void top_k(struct w_metric *m, const struct w_outcome *o) {
         const float *v = o->output + i * o->classes;
         int64_t right = right_class(o, i), above = 0;
         for (int64_t c = 0; c < o->classes && right >= 0 && right < o->classes; c++)
-            above += v[c] > v[right] || (v[c] == v[right] && c < right);
+            above += c < right ? v[c] >= v[right] : v[c] > v[right];
         m->state[0] += above < m->k;
     }
     m->state[1] += (double)o->rows;

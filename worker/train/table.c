@@ -188,8 +188,10 @@ static bool add_value(struct filling *f, json_t *v, struct w_error *err) {
         *f->x = (struct w_array){.dtype = OP_F32};
         if (!flatten(v, 0, f->x, true, NULL, NULL, err)) return false;
     }
-    float *dst = w__train_array_row(f->x, &f->room, f->bytes_max, err), *end = dst + f->x->elements;
-    if (!dst || !flatten(v, 0, f->x, false, &dst, end, err)) return false;
+    float *dst = w__train_array_row(f->x, &f->room, f->bytes_max, err);
+    if (!dst) return false;
+    float *end = dst + f->x->elements;
+    if (!flatten(v, 0, f->x, false, &dst, end, err)) return false;
     return dst == end || w_fail(err, W_BAD_SHAPE, "it has fewer numbers than the first row");
 }
 
