@@ -48,7 +48,8 @@ def test_sigterm_finishes_what_runs_and_hands_back_the_rest_uncounted():
         p = s.worker("--models", store, "--lanes", "1", "--preload", "slowish")
         ids = [jobs.push(s, {"op": "ping", "params": {"sleep_ms": 700, "echo": "woken"}})]
         ids += [jobs.push(s, infer("slowish")) for _ in range(4)]
-        running(s, 3)
+        # One is done: so the others have been handed out, and the next is on the lane.
+        jobs.until(lambda: [i for i in ids[1:] if s.client.exists("quern:{default}:r:" + i)], "the first result")
         p.send_signal(signal.SIGTERM)
         assert p.wait(30) == 0, s.log()
         done = [i for i in ids if s.client.exists("quern:{default}:r:" + i)]

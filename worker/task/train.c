@@ -121,14 +121,15 @@ static uint64_t job_hash(const struct q_job *job) {
     return h;
 }
 
-/* The token of a checkpoint of this job; 0: another file. */
-static uint64_t token_of(const struct training *s, const char *name) {
+/* The token of a checkpoint of this job (ending ""), or of one whose writing was cut off (".tmp");
+ * 0: another file. */
+static uint64_t token_of(const struct training *s, const char *name, const char *ending) {
     char prefix[48], *end;
     size_t n = (size_t)snprintf(prefix, sizeof prefix, ".train-%016jx.",
                                 (uintmax_t)job_hash(s->task->job));
     if (strncmp(name, prefix, n) != 0) return 0;
     uint64_t token = strtoull(name + n, &end, 10);
-    return *end ? 0 : token;
+    return strcmp(end, ending) == 0 ? token : 0;
 }
 
 /* The highest token that has left a checkpoint. */
@@ -136,7 +137,7 @@ static uint64_t newest(const struct training *s) {
     DIR *d = opendir(s->folder);
     uint64_t best = 0;
     for (struct dirent *e; d && (e = readdir(d));) {
-        uint64_t token = token_of(s, e->d_name);
+        uint64_t token = token_of(s, e->d_name, "");
         if (token > best) best = token;
     }
     if (d) closedir(d);
@@ -152,7 +153,8 @@ static void name_checkpoint(const struct training *s, uint64_t token, char *dst,
 static void clear_up(const struct training *s, uint64_t up_to) {
     DIR *d = opendir(s->folder);
     for (struct dirent *e; d && (e = readdir(d));) {
-        uint64_t token = token_of(s, e->d_name);
+        uint64_t token = token_of(s, e->d_name, "");
+        if (!token) token = token_of(s, e->d_name, ".tmp");
         if (token && token <= up_to) unlinkat(dirfd(d), e->d_name, 0);
     }
     if (d) closedir(d);
