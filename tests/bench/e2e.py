@@ -36,10 +36,12 @@ try:
         client.set("image", pixels)
         value = json.dumps({"dtype": "f32", "shape": [3, 224, 224], "ref": "redis:image"})
 
+    rest = f'","op":"infer","model":"m","encoding":"b64","reply_to":"quern:{{default}}:rep:e2e","input":{value}}}'.encode()
+
     def push(first, n):
         pipe = client.pipeline(transaction=False)
         for i in range(first, first + n):
-            pipe.lpush("quern:{default}:in", f'{{"id":"{i}","op":"infer","model":"m","encoding":"b64","reply_to":"quern:{{default}}:rep:e2e","input":{value}}}')
+            pipe.lpush("quern:{default}:in", b'{"id":"%d' % i + rest)
         pipe.execute()
 
     def take(n):
