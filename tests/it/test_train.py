@@ -112,9 +112,9 @@ def test_the_same_seed_gives_the_same_bytes_on_any_number_of_threads():
 
 
 def test_a_killed_training_goes_on_and_ends_in_the_same_bytes():
-    N_EPOCHS = 60  # so many that no machine ends the run before the third kill
+    n_epochs = 60  # so many that no machine ends the run before the third kill
     with Folder() as f:
-        spec = changed(fit__epochs=N_EPOCHS, fit__checkpoint_steps=5, fit__callbacks=[
+        spec = changed(fit__epochs=n_epochs, fit__checkpoint_steps=5, fit__callbacks=[
             {"type": "EarlyStopping", "patience": 50, "restore_best_weights": True}, {"type": "ReduceLROnPlateau", "patience": 1, "factor": 0.5}])
         f.train(spec, "whole", "--threads", "1")
         for attempt in range(3):
@@ -126,7 +126,7 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_bytes():
         _, err = f.train(spec, "killed", "--threads", "1")
         assert "resumed at epoch" in err, err
         assert f.read("whole", "model.onnx") == f.read("killed", "model.onnx")
-        assert len(json.loads(f.read("killed", "metrics.json"))["epochs"]) == N_EPOCHS
+        assert len(json.loads(f.read("killed", "metrics.json"))["epochs"]) == n_epochs
 
 
 def test_an_interrupt_keeps_the_state_and_a_damaged_checkpoint_is_passed_over():
