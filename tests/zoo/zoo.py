@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Real architectures through quern and through ONNX Runtime: random weights, the same random input, outputs compared.
 
-    zoo.py [--folder /tmp/zoo] [--peers DIR] [--table FILE.md] [--all] [--keep] [WORD …]
+    zoo.py [--folder build/zoo] [--peers DIR] [--table FILE.md] [--all] [--keep] [WORD …]
 
 Every torchvision architecture that PyTorch exports (a size or two of each family; --all: every size), and PyTorch's recurrent and
 Transformer modules. WORDs choose models whose name holds one. Weights come from a fixed seed; BatchNorm gets the statistics of a
@@ -377,7 +377,7 @@ def merge(path, rows):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("words", nargs="*")
-    parser.add_argument("--folder", default="/tmp/zoo")
+    parser.add_argument("--folder", default="build/zoo")
     parser.add_argument("--peers", default="build/bench")
     parser.add_argument("--table")
     parser.add_argument("--all", action="store_true")
