@@ -56,17 +56,6 @@ struct op_builder *op_builder_create(int opset) {
     return b;
 }
 
-/* A field as it was read. */
-static void copy_field(struct op_out *o, const struct wire_field *f) {
-    if (f->type == WIRE_BYTES) op__out_bytes(o, f->number, f->data, f->len);
-    else if (f->type == WIRE_VARINT) op__out_int(o, f->number, (int64_t)f->value);
-    else {
-        uint8_t key = (uint8_t)(f->number << 3 | (f->type == WIRE_64 ? 1 : 5)); /* ONNX has such fields below 16 only */
-        op__out_raw(o, &key, 1);
-        op__out_raw(o, &f->value, f->type == WIRE_64 ? 8 : 4);
-    }
-}
-
 struct op_builder *op_builder_from(struct op_model *m, struct op_error *err) {
     struct op_builder *b = calloc(1, sizeof *b);
     struct wire_field f, g;
@@ -80,11 +69,11 @@ struct op_builder *op_builder_from(struct op_model *m, struct op_error *err) {
     }
     for (struct wire model = wire_open(m->bytes, m->n_bytes); wire_next(&model, &f);) {
         if (f.number != MODEL_GRAPH || f.type != WIRE_BYTES) {
-            copy_field(&b->head, &f);
+            op__out_field(&b->head, &f);
             continue;
         }
         for (struct wire graph = wire_open(f.data, f.len); wire_next(&graph, &g);)
-            if (g.number != GRAPH_OUTPUT) copy_field(g.number == GRAPH_NODE ? &b->nodes : &b->others, &g);
+            if (g.number != GRAPH_OUTPUT) op__out_field(g.number == GRAPH_NODE ? &b->nodes : &b->others, &g);
     }
     for (int i = 0; i < op_model_n_outputs(m); i++) op_builder_output(b, op_model_output(m, i)->name);
     return b;
@@ -264,11 +253,11 @@ static void drop_unused(struct op_builder *b) {
     for (struct wire in = wire_open(b->nodes.data, b->nodes.n); good && wire_next(&in, &f);) nodes[i++] = f;
     for (i = n; good && i-- > 0;) keep[i] = node_needed(&nodes[i], &needed, &whole, &good);
     for (i = 0; good && i < n; i++)
-        if (keep[i]) copy_field(&kept, &nodes[i]);
+        if (keep[i]) op__out_field(&kept, &nodes[i]);
     for (struct wire in = wire_open(b->others.data, b->others.n); good && wire_next(&in, &f);) {
         bool used = f.number != GRAPH_INITIALIZER;
         for (struct wire t = wire_open(f.data, used ? 0 : f.len); !used && wire_next(&t, &g);) used = g.number == 8 && has_name(&needed, &g);
-        if (used) copy_field(&others, &f);
+        if (used) op__out_field(&others, &f);
     }
     if (good && !whole && !kept.failed && !others.failed) {
         struct op_out swap = b->nodes;

@@ -11,6 +11,7 @@
 
 #include "ops/model.h"
 #include "ops/ops_train.h"
+#include "ops/wire.h"
 
 void op__out_finish(struct op_out *o) {
     free(o->data);
@@ -99,6 +100,16 @@ void op__out_value_info(struct op_out *o, uint32_t field, const char *name, enum
     op__out_message(&info, 2, &type);
     op__out_message(o, field, &info);
     op__out_finish(&shape);
+}
+
+void op__out_field(struct op_out *o, const struct wire_field *f) {
+    if (f->type == WIRE_BYTES) op__out_bytes(o, f->number, f->data, f->len);
+    else if (f->type == WIRE_VARINT) op__out_int(o, f->number, (int64_t)f->value);
+    else {
+        uint8_t key = (uint8_t)(f->number << 3 | (f->type == WIRE_64 ? 1 : 5)); /* ONNX has such fields below 16 only */
+        op__out_raw(o, &key, 1);
+        op__out_raw(o, &f->value, f->type == WIRE_64 ? 8 : 4);
+    }
 }
 
 /* --- a file ------------------------------------------------------------------------------------ */

@@ -18,6 +18,9 @@ void op__out_bytes(struct op_out *o, uint32_t field, const void *bytes, size_t n
 void op__out_string(struct op_out *o, uint32_t field, const char *text);
 void op__out_message(struct op_out *o, uint32_t field, struct op_out *message); /* and finishes message */
 
+struct wire_field;
+void op__out_field(struct op_out *o, const struct wire_field *f); /* a field as it was read */
+
 /* TensorProto: name, dims, dtype and raw data (string_data for strings). */
 void op__out_tensor(struct op_out *o, uint32_t field, const char *name, const struct op_tensor *t);
 /* ValueInfoProto; rank -1: no shape. A symbol may be NULL where the dimension is -1. */

@@ -86,7 +86,7 @@ const char *q_status_name(enum q_status s);
     X(bad_dtype, 0, "an input has the wrong element type")                                         \
     X(ref_denied, 0, "a reference points outside what this worker may read or write")              \
     X(ref_not_found, 0, "a reference points at nothing")                                           \
-    X(ref_failed, 1, "a reference could not be read for now")                                      \
+    X(ref_failed, 1, "a reference could not be read this time")                                      \
     X(too_large, 0, "a size is over a limit")                                                      \
     X(unsupported, 0, "this build does not do that")                                               \
     X(expired, 0, "not started before expire_ms")                                                  \

@@ -156,11 +156,6 @@ static const struct op_weight *weight_named(const struct op_trainer *t, const ui
     return NULL;
 }
 
-static void copy_bytes_field(struct op_out *o, const struct wire_field *f) {
-    if (f->type == WIRE_BYTES) op__out_bytes(o, f->number, f->data, f->len);
-    else if (f->type == WIRE_VARINT) op__out_int(o, f->number, (int64_t)f->value);
-}
-
 /* GraphProto with the initializers (field 5; name: field 8 of TensorProto) of trained weights written anew. */
 static void rewrite_graph(const struct op_trainer *t, struct op_out *o, const struct wire_field *graph) {
     struct wire_field f, g;
@@ -170,7 +165,7 @@ static void rewrite_graph(const struct op_trainer *t, struct op_out *o, const st
             for (struct wire tensor = wire_open(f.data, f.len); wire_next(&tensor, &g);)
                 if (g.number == 8 && g.type == WIRE_BYTES) w = weight_named(t, g.data, g.len);
         if (!w) {
-            copy_bytes_field(o, &f);
+            op__out_field(o, &f);
             continue;
         }
         struct op_tensor value = w->value;
@@ -187,7 +182,7 @@ struct op_model *op_trainer_model(struct op_trainer *t, struct op_error *err) {
     *err = (struct op_error){0};
     for (struct wire in = wire_open(t->model->bytes, t->model->n_bytes); wire_next(&in, &f);) {
         if (f.number != 7 || f.type != WIRE_BYTES) {
-            copy_bytes_field(&o, &f);
+            op__out_field(&o, &f);
             continue;
         }
         struct op_out graph = {0};

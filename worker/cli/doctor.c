@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
-#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +16,7 @@
 #include "ops/ops.h"
 #include "worker/cli/redis.h"
 #include "worker/daemon/config.h"
+#include "worker/daemon/cpus.h"
 #include "worker/daemon/redis.h"
 #include "worker/store/store.h"
 
@@ -45,32 +45,18 @@ static void say(enum verdict v, const char *subject, const char *mend, const cha
 
 /* --- the host --------------------------------------------------------------------------------- */
 
-/* Whole CPUs that the cgroup's quota allows; 0: no quota. */
-static double cgroup_quota(void) {
-    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
-    double quota = 0, period = 0;
-    if (f && fscanf(f, "%lf %lf", &quota, &period) != 2) quota = 0; /* "max" */
-    if (f) fclose(f);
-    return period > 0 ? quota / period : 0;
-}
-
 static void check_host(void) {
     const struct w_config *c = w_config();
-    cpu_set_t set;
-    int affinity = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-    double quota = cgroup_quota();
+    int cpus = w_cpus(), quota = w__cpus_quota("");
     bool generic = strcmp(op_isa(), "generic") == 0;
     say(generic ? WORTH : GOOD, "processor",
         generic ? "models run several times faster with AVX2 or AVX-512" : NULL, "%s kernels",
         op_isa());
-    int64_t lanes = c->lanes                        ? c->lanes
-                    : quota > 0 && quota < affinity ? (quota < 1 ? 1 : (int64_t)quota)
-                                                    : affinity;
-    bool crowded = lanes * c->lane_threads > affinity ||
-                   (quota > 0 && (double)(lanes * c->lane_threads) > quota + 0.5);
+    int64_t lanes = c->lanes ? c->lanes : cpus;
+    bool crowded = lanes * c->lane_threads > cpus;
     say(crowded ? WORTH : GOOD, "lanes", crowded ? "--lanes 0 takes what there is" : NULL,
-        "%" PRId64 " of %" PRId64 " thread(s) on %d processor(s)%s", lanes, c->lane_threads,
-        affinity, quota > 0 ? " under a cgroup quota" : "");
+        "%" PRId64 " of %" PRId64 " thread(s) on %d processor(s)%s", lanes, c->lane_threads, cpus,
+        quota > 0 ? " under a cgroup quota" : "");
 
     struct sysinfo info;
     if (sysinfo(&info) == 0) {
