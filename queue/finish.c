@@ -1,20 +1,20 @@
 /* finish.c: what the caller says of a job, and what becomes of it: envelope, retry, dead letter,
- * hand-back, progress. A finished job goes into its queue's pending list; turn.c brings it to
- * Redis. */
+ * hand-back. A finished job goes into its queue's pending list; turn.c brings it to Redis. */
 #include "queue/lease.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { PROGRESS_BYTES_MAX = 4096, PROGRESS_MS = 1000 };
-
 /* Out of the caller's hands. False: it was fenced, and is gone. */
 static bool take_back(struct q_job *job) {
     struct q__queue *q = job->priv->queue;
     q__assert(q && job->priv->hold == Q__HELD);
     q->n_held--;
-    if (!job->fenced) return true;
+    if (!job->fenced) {
+        q__progress_last(job);
+        return true;
+    }
     q->w->stats.fenced++;
     q__job_unlink(job);
     q__job_free(job);
@@ -113,68 +113,6 @@ void q_job_handback(struct q_worker *w, struct q_job *job) {
 void q_bulk_leave(struct q_worker *w, struct q_job *job) {
     (void)w;
     if (take_back(job)) q__turn_push(job->priv->queue, job, 'l', NULL, NULL, 0, 0);
-}
-
-/* --- progress */
-
-static void send_progress(struct q_job *job, const char *json) {
-    struct q__queue *q = job->priv->queue;
-    struct q_worker *w = q->w;
-    struct q__args *a = &w->args;
-    q__args_reset(a);
-    q__args_key(a, q->name, "a:", q->wid);
-    q__args_key(a, q->name, "s:", job->id);
-    q__args_int(a, (int64_t)job->token);
-    q__args_int(a, job->ttl_ms ? job->ttl_ms : 1);
-    q__args_text(a, "state");
-    q__args_text(a, "running");
-    q__args_text(a, "updated_ms");
-    q__args_int(a, q_worker_now_ms(w));
-    if (json) {
-        q__args_text(a, "progress");
-        q__args_text(a, json);
-    } else {
-        q__args_text(a, "started_ms");
-        q__args_int(a, job->priv->started_ms);
-        q__args_text(a, "worker");
-        q__args_text(a, w->name);
-        q__args_text(a, "attempt");
-        q__args_int(a, job->attempt);
-    }
-    q__conn_script(w->cmd, Q__SCRIPT_progress, 2, a, NULL, NULL);
-    job->priv->progress_at_ms = q__worker_ms(w);
-}
-
-void q__progress_running(struct q_job *job) {
-    if (job->status) send_progress(job, NULL);
-}
-
-void q_job_progress(struct q_worker *w, struct q_job *job, const char *json) {
-    struct q_job_priv *p = job->priv;
-    q__assert(p->hold == Q__HELD);
-    if (job->fenced || strlen(json) > PROGRESS_BYTES_MAX) return;
-    uint32_t every = job->progress_ms ? job->progress_ms : PROGRESS_MS;
-    free(p->progress);
-    p->progress = NULL;
-    if (w->connected && (!p->progress_at_ms || q__worker_ms(w) - p->progress_at_ms >= every))
-        send_progress(job, json);
-    else
-        p->progress = strdup(json);
-}
-
-void q__progress_tick(struct q_worker *w) {
-    uint64_t now = q__worker_ms(w);
-    if (!w->connected) return;
-    for (size_t i = 0; i < w->n_queues; i++)
-        for (struct q_job_priv *p = w->queue[i].jobs; p; p = p->next) {
-            uint32_t every = p->job.progress_ms ? p->job.progress_ms : PROGRESS_MS;
-            if (!p->progress || p->hold != Q__HELD || p->job.fenced ||
-                now - p->progress_at_ms < every)
-                continue;
-            send_progress(&p->job, p->progress);
-            free(p->progress);
-            p->progress = NULL;
-        }
 }
 
 /* --- costs */

@@ -413,6 +413,7 @@ void q__job_free(struct q_job *job) {
     if (!job) return;
     free(job->priv->entry);
     free(job->priv->progress);
+    q__buf_free(&job->priv->points);
     free(job->priv);
 }
 

@@ -59,7 +59,8 @@ struct q_job_priv {
     int64_t started_ms;
     uint64_t progress_at_ms; /* monotonic: when the last progress went out */
     char *progress;          /* waiting to go out */
-    bool progress_queued;
+    struct q__buf points;    /* of the curve, the same (progress.c) */
+    bool live;               /* T:s:<id> was written */
 };
 
 /* Parses an entry; takes it over in every case. The job always comes back, even when it is bad

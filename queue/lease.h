@@ -1,5 +1,5 @@
 /* lease.h: the worker's insides, shared by worker.c, turn.c, slot.c, admit.c, park.c, finish.c,
- * bulk.c, orders.c (all on the caller's loop) and beat.c, reap.c (on the heartbeat's).
+ * progress.c, bulk.c, orders.c (all on the caller's loop) and beat.c, reap.c (on the heartbeat's).
  *
  * Who writes what: a job's `hold` is written by admit.c (ADMITTING, HELD), finish.c (ENDING) and
  * turn.c (gone). A queue's wid is written by enroll.c alone, after its creation. What the two
@@ -218,8 +218,11 @@ void q__finish_end(struct q_job *job, const char *state, enum q_code code, const
                    bool retryable, bool bury, bool ran, const char *result, size_t result_len,
                    const struct q_made *made);
 void q__finish_delay(struct q_job *job, const char *state, int64_t due_ms);
+
+/* --- progress.c */
 void q__progress_tick(struct q_worker *w);
 void q__progress_running(struct q_job *job);
+void q__progress_last(struct q_job *job);
 
 /* --- orders.c: what plain clients ask through T:ctlq */
 void q__order(struct q__queue *q, const char *text);

@@ -123,6 +123,8 @@ enum {
     Q_BATCH_MAX = 64,  /* jobs in one script call */
     Q_QUEUES_MAX = 16, /* queues of one worker */
     Q_WID_MAX = 32,
+    Q_METRICS_MAX = 32,     /* numbers in one point of a curve */
+    Q_METRIC_NAME_MAX = 64,
     Q_RESULT_BYTES_MAX = 256 << 20, /* above it a job fails with too_large */
     Q_BULK_GRAINS_MAX = 1 << 24,    /* units of a bulk job: 2 MiB of bits */
     Q_BULK_TICKETS_MAX = 256,
@@ -320,6 +322,17 @@ void q_job_handback(struct q_worker *w, struct q_job *job);
 /* Live progress for T:s:<id>; JSON object text, borrowed, at most 4 KiB. Coalesced: the newest goes
  * out at most every progress_ms (job's, else 1000). Fenced like a commit. */
 void q_job_progress(struct q_worker *w, struct q_job *job, const char *json);
+/* One point of the job's curve (of a training: epoch, step, loss, learning rate, …): n numbers
+ * under names, 1 … Q_METRICS_MAX, become one entry of the stream T:m:<id>, which keeps the last
+ * 10,000. Copied. Points gather and go out with the live progress, at most every progress_ms, up to
+ * 64 a call, the last ones before the job's end; fenced like a commit. While Redis is away the
+ * newest 128 KiB of them are kept. False: not taken (fenced, bad name or number of them, no
+ * memory). A run that goes on from a checkpoint sends some steps again: the later entry holds. */
+struct q_metric {
+    const char *name; /* 1 … Q_METRIC_NAME_MAX bytes */
+    double value;     /* written as a whole number where it is one, else with 9 digits; nan, inf */
+};
+bool q_job_metric(struct q_worker *w, struct q_job *job, const struct q_metric *metric, size_t n);
 
 /* Stops claiming and delivering; on.drained comes when all owned jobs are finished. */
 void q_worker_drain(struct q_worker *w);

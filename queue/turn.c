@@ -61,11 +61,12 @@ void q__turn_push(struct q__queue *q, struct q_job *job, char verb, const char *
 static unsigned item_flags(const struct q__item *item) {
     const struct q_job *job = item->job;
     unsigned ends = item->verb == 'c' || item->verb == 'x', flags = 0;
-    if (!ends && item->verb != 'r') return job->status && item->verb == 'd' ? STATUS : 0;
+    bool status = job->status || job->priv->live;
+    if (!ends && item->verb != 'r') return status && item->verb == 'd' ? STATUS : 0;
     flags |= job->wait ? WAIT : 0;
     flags |= job->reply_to[0] ? REPLY : 0;
     if (item->verb == 'r') return flags;
-    flags |= job->status || job->ticket >= 0 ? STATUS : 0;
+    flags |= status || job->ticket >= 0 ? STATUS : 0;
     flags |= job->unique[0] ? UNIQUE : 0;
     flags |= job->ticket >= 0 ? BULK : 0;
     flags |= job->cancel_wanted || job->priv->cx_seen ? CANCEL : 0;

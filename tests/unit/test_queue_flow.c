@@ -415,6 +415,51 @@ static void test_progress_is_live(void **state) {
     rig_finish(&r);
 }
 
+/* 200 points are more than one script takes; the last go out ahead of the commit. */
+static void test_points_of_a_curve(void **state) {
+    struct rig r;
+    (void)state;
+    start(&r, 8);
+    PUSH(ctl, "{\"id\":\"m\",\"op\":\"train\",\"ttl_ms\":50000}");
+    rig_until(&r, has_one);
+    for (int i = 0; i < 200; i++) {
+        struct q_metric point[] = {{"step", i}, {"loss", 1.0 / (i + 1)}};
+        assert_true(q_job_metric(r.w, r.held[0], point, 2));
+    }
+    assert_false(q_job_metric(r.w, r.held[0], NULL, 0));
+    assert_false(q_job_metric(r.w, r.held[0], &(struct q_metric){"", 1}, 1));
+    q_job_done(r.w, r.held[0], NULL, 0, NULL);
+    until_final(&r, "m");
+    command_says(ctl, "200", "XLEN", "quern:{t}:m:m");
+    char *last = command(ctl, "XREVRANGE", "quern:{t}:m:m", "+", "-", "COUNT", "2");
+    assert_non_null(strstr(last, "step\n199\nloss\n0.005"));
+    assert_non_null(strstr(last, "step\n198\nloss\n0.00502512563"));
+    free(last);
+    char *ttl = command(ctl, "PTTL", "quern:{t}:m:m");
+    assert_true(atoi(ttl) > 40000 && atoi(ttl) <= 50000);
+    free(ttl);
+    command_says(ctl, "done", "HGET", "quern:{t}:s:m", "state"); /* not left as running */
+    rig_finish(&r);
+}
+
+/* Who lost the job draws nothing more. */
+static void test_points_are_fenced(void **state) {
+    struct rig r;
+    (void)state;
+    start(&r, 8);
+    PUSH(ctl, "{\"id\":\"m\",\"op\":\"train\",\"progress_ms\":1}");
+    rig_until(&r, has_one);
+    char key[64], token[24];
+    snprintf(key, sizeof key, "quern:{t}:a:%s", q_worker_wid(r.w, "t"));
+    snprintf(token, sizeof token, "%llu", (unsigned long long)r.held[0]->token);
+    free(command(ctl, "HDEL", key, token));
+    assert_true(q_job_metric(r.w, r.held[0], &(struct q_metric){"step", 1}, 1));
+    q_job_done(r.w, r.held[0], NULL, 0, NULL);
+    rig_until(&r, nothing_pending);
+    command_says(ctl, "0", "EXISTS", "quern:{t}:m:m", "quern:{t}:s:m", "quern:{t}:r:m");
+    rig_finish(&r);
+}
+
 static void test_submit_and_wait(void **state) {
     struct rig r;
     char id[Q_ID_MAX + 1], *envelope;
@@ -607,6 +652,8 @@ int main(void) {
         T(test_after_waits_for_others),
         T(test_cancel_waiting_delayed_and_running),
         T(test_progress_is_live),
+        T(test_points_of_a_curve),
+        T(test_points_are_fenced),
         T(test_submit_and_wait),
         T(test_several_queues_by_weight),
         T(test_fetch_of_references),
