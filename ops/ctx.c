@@ -279,7 +279,7 @@ void op__exec_reset(struct op_exec *x) {
     }
     op__arena_finish(&x->heap);
     x->n_pins = 0;
-    x->bytes = 0;
+    x->bytes = x->bytes_peak = 0;
     x->steps = 0;
     x->depth = 0;
 }

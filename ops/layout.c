@@ -2,14 +2,16 @@
  *
  * Each has a size and a span of steps in which it lives; two whose spans meet must not overlap. The largest goes first, into
  * the lowest gap that those placed before it leave (greedy by size: Pisarchyk and Lee, "Efficient Memory Management for Deep
- * Neural Net Inference", 2020). That looks at all pairs, so from some thousand items on the order is that of the steps instead, and
- * memory comes from a free list: a little more of it, in time that grows slowly. */
+ * Neural Net Inference", 2020). Where that leaves holes, other orders are tried (by size times life, by start) and the smallest arena
+ * is taken; none can be smaller than the largest sum of what lives at one step. All of that looks at all pairs, so from some thousand
+ * items on the order is that of the steps instead, and memory comes from a free list: a little more of it, in time that grows slowly. */
 #include "ops/plan.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #define PAIRS_MAX 3000
+#define TRIES_MAX 1000 /* items up to which other orders are tried */
 #define ALIGN ((size_t)64)
 
 struct item {
@@ -26,6 +28,24 @@ static int by_size(const void *a, const void *b) {
 static int by_start(const void *a, const void *b) {
     const struct item *x = a, *y = b;
     return x->from != y->from ? (x->from < y->from ? -1 : 1) : by_size(a, b);
+}
+
+static int by_area(const void *a, const void *b) {
+    const struct item *x = a, *y = b;
+    const double p = (double)x->bytes * (x->to - x->from + 1), q = (double)y->bytes * (y->to - y->from + 1);
+    return p < q ? 1 : p > q ? -1 : by_size(a, b);
+}
+
+/* The largest sum of bytes that live at one step: no arena is smaller. */
+static size_t live_max(const struct item *items, size_t n) {
+    size_t most = 0;
+    for (size_t i = 0; i < n; i++) { /* it is reached where something begins */
+        size_t sum = 0;
+        for (size_t j = 0; j < n; j++)
+            if (items[j].from <= items[i].from && items[j].to >= items[i].from) sum += items[j].bytes;
+        if (sum > most) most = sum;
+    }
+    return most;
 }
 
 /* Places items[k], given that placed[0..k) are ordered by offset; keeps that order. Returns its end. */
@@ -48,14 +68,33 @@ static size_t place_lowest(const struct item **placed, size_t n, const struct it
     return best + it->bytes;
 }
 
-static size_t layout_by_size(struct item *items, size_t n, const struct item **placed) {
+typedef int order_fn(const void *, const void *);
+
+static size_t layout_in_order(struct item *items, size_t n, const struct item **placed, order_fn *order) {
     size_t end = 0;
-    qsort(items, n, sizeof *items, by_size);
+    qsort(items, n, sizeof *items, order);
     for (size_t i = 0; i < n; i++) {
         size_t e = place_lowest(placed, i, &items[i]);
         if (e > end) end = e;
     }
     return end;
+}
+
+static size_t layout_by_pairs(struct item *items, size_t n, const struct item **placed) {
+    static order_fn *const orders[] = {by_size, by_area, by_start};
+    enum { N_ORDERS = sizeof orders / sizeof *orders };
+    size_t best = layout_in_order(items, n, placed, by_size);
+    if (n > TRIES_MAX) return best;
+    const size_t least = live_max(items, n);
+    int winner = 0, last = 0;
+    for (int i = 1; i < N_ORDERS && best > least; i++) {
+        const size_t end = layout_in_order(items, n, placed, orders[i]);
+        last = i;
+        if (end >= best) continue;
+        best = end;
+        winner = i;
+    }
+    return winner == last ? best : layout_in_order(items, n, placed, orders[winner]);
 }
 
 struct gap {
@@ -131,7 +170,7 @@ enum op_status op__plan_layout(struct op_plan *p, size_t bytes_max, struct op_er
         if (step->scratch_bytes && !large) items[n++] = (struct item){(step->scratch_bytes + ALIGN - 1) & ~(ALIGN - 1), &step->scratch_offset, i, i};
     }
     /* n items of at most bytes_max cannot overflow: there are fewer than 2^25 of at most 2^38 */
-    if (st == OP_OK && !large) p->arena_bytes = n <= PAIRS_MAX ? layout_by_size(items, n, order) : layout_by_start(items, n, order, gaps);
+    if (st == OP_OK && !large) p->arena_bytes = n <= PAIRS_MAX ? layout_by_pairs(items, n, order) : layout_by_start(items, n, order, gaps);
     free(items);
     free(order);
     free(gaps);

@@ -188,8 +188,9 @@ OP_API void op_session_destroy(struct op_session *s); /* accepts NULL */
  * *outputs gets the model's outputs in order, valid until the next run or destroy. */
 OP_API enum op_status op_session_run(struct op_session *s, const struct op_tensor *inputs, int n_inputs, const struct op_tensor **outputs,
                                      struct op_error *err);
-/* Plans for these input shapes (data is not read) and runs nothing: the arena's bytes, the floating-point operations. What depends
- * on data is not in the figures. */
+/* Plans for these input shapes (data is not read) and runs nothing: the memory that a run takes, the floating-point operations. The
+ * memory is the arena (values and scratch), and what earlier runs of these shapes took beyond it for values whose shapes depend on data:
+ * before the first run nothing is known of those. Weights are the model's, shared by its sessions. */
 OP_API enum op_status op_session_plan(struct op_session *s, const struct op_tensor *inputs, int n_inputs, size_t *peak_bytes, double *flops,
                                       struct op_error *err);
 OP_API size_t op_session_bytes(const struct op_session *s); /* memory that the session holds now */

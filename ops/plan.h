@@ -53,6 +53,7 @@ struct op_plan {
     int *outputs;  /* slots */
     int n_inputs, n_outputs;
     size_t arena_bytes;
+    size_t dynamic_bytes; /* the most that buffers and heap have taken beyond it in a run */
     double flops;
     uint64_t used; /* when, for the choice of which to drop */
     bool busy;     /* a run is using it */

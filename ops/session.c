@@ -17,6 +17,7 @@
 #include <sys/random.h>
 
 #define PLANS_BYTES_MAX ((size_t)16 << 20)
+#define PLANS_MAX 64 /* of the main graph: inputs of ever new shapes must not fill the memory */
 #define SHAPES_OF_SUBGRAPH_MAX 16
 #define HUGE_BYTES ((size_t)4 << 20)
 #define IDLE_RUNS 64
@@ -50,12 +51,16 @@ static uint64_t hash_of(const struct op_graph *g, const int64_t *key, size_t len
     return h;
 }
 
-/* Drops the least recently used until the cap holds; never one that runs or whose outputs are with the caller. */
+/* Drops the least recently used until the caps hold; never one that runs or whose outputs are with the caller. */
 static void trim(struct op_session *s, const struct op_plan *keep) {
-    while (s->plans_bytes > PLANS_BYTES_MAX) {
+    for (;;) {
         struct op_plan **oldest = NULL;
+        int n_main = 0;
+        for (struct op_plan *p = s->plans; p; p = p->next) n_main += !p->graph->parent;
+        const bool crowded = n_main > PLANS_MAX;
+        if (!crowded && s->plans_bytes <= PLANS_BYTES_MAX) return;
         for (struct op_plan **at = &s->plans; *at; at = &(*at)->next)
-            if (!(*at)->busy && *at != keep && *at != s->last && (!oldest || (*at)->used < (*oldest)->used)) oldest = at;
+            if (!(*at)->busy && *at != keep && *at != s->last && !(crowded && (*at)->graph->parent) && (!oldest || (*at)->used < (*oldest)->used)) oldest = at;
         if (!oldest) return;
         struct op_plan *p = *oldest;
         *oldest = p->next;
@@ -319,6 +324,7 @@ enum op_status op_session_run(struct op_session *s, const struct op_tensor *inpu
     s->last = p;
     st = op__plan_run(&s->x, p, s->arena);
     if (st == OP_OK) st = take_outputs(s, p);
+    if (s->x.bytes_peak > p->dynamic_bytes) p->dynamic_bytes = s->x.bytes_peak;
     if (st == OP_OK) *outputs = s->outputs;
     else {
         if (err->code == OP_OK) op__model_fail(s->m, err, st, "the run failed: %s", op_status_name(st));
@@ -340,7 +346,7 @@ enum op_status op_session_plan(struct op_session *s, const struct op_tensor *inp
     if (st != OP_OK) return st;
     struct op_plan *p = op__session_plan(s, s->m->graph, s->in, s->m->graph->n_inputs, err);
     if (!p) return err->code;
-    if (peak_bytes) *peak_bytes = p->arena_bytes;
+    if (peak_bytes) *peak_bytes = p->arena_bytes + p->dynamic_bytes;
     if (flops) *flops = p->flops;
     return OP_OK;
 }
