@@ -135,12 +135,14 @@ soak: all ## soak: SOAK_MINUTES (30) of mixed jobs with kills; memory must stay 
 	@QUERN=build/quern $(PYTHON) tests/chaos/soak.py
 
 # --- measuring -----------------------------------------------------------------------------------
-.PHONY: bench bench-queue bench-infer bench-e2e
-bench: bench-queue bench-infer bench-e2e ## bench: quern beside its rivals: tables, and build/bench.json
+.PHONY: bench bench-queue bench-infer bench-train bench-e2e
+bench: bench-queue bench-infer bench-train bench-e2e ## bench: quern beside its rivals: tables, and build/bench.json
 bench-queue: all ## bench-queue: jobs/s beside BullMQ
 	@$(PYTHON) tests/bench/bench.py queue
 bench-infer: all ## bench-infer: items/s of the engine beside ONNX Runtime
 	@$(PYTHON) tests/bench/bench.py infer
+bench-train: all ## bench-train: training steps beside PyTorch
+	@$(PYTHON) tests/bench/bench.py train
 bench-e2e: all ## bench-e2e: images/s through the queue beside BullMQ with ONNX Runtime
 	@$(PYTHON) tests/bench/bench.py e2e
 

@@ -109,6 +109,11 @@ struct k_vmath {
     void (*layer_norm)(int64_t n, const float *x, const float *scale, const float *bias, float epsilon, float *y, float *mean, float *inv_std);
     /* y = x / sqrt(mean of squares + epsilon) * scale */
     void (*rms_norm)(int64_t n, const float *x, const float *scale, float epsilon, float *y);
+    /* Updates of weights w from gradients g; m and v are the optimiser's state. Each operation is rounded, nothing is fused.
+     * sgd: w -= rate g, or with m: m = momentum m - rate g, w += m (nesterov: momentum m - rate g).
+     * adam: m += (g - m) c1, v += (g g - v) c2, w -= m rate / (sqrt(v) + epsilon). */
+    void (*sgd)(int64_t n, float rate, float momentum, bool nesterov, const float *g, float *m, float *w);
+    void (*adam)(int64_t n, float rate, float c1, float c2, float epsilon, const float *g, float *m, float *v, float *w);
 };
 
 /* --- the f32 matrix product --------------------------------------------------------------------------- */

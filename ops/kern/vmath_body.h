@@ -358,6 +358,35 @@ static void rms_norm(int64_t n, const float *x, const float *scale, float epsilo
     affine_row(n, x, 0.0f, 1.0f / sqrtf(sum_square(n, x, 0.0f) / (float)n + epsilon), scale, NULL, y);
 }
 
+/* --- updates of weights --------------------------------------------------------------------------------- */
+
+static void sgd(int64_t n, float rate, float momentum, bool nesterov, const float *g, float *m, float *w) {
+    const vf r = v_set(rate), mu = v_set(momentum);
+    for (int64_t i = 0; i < n; i += VW) {
+        const vp p = v_part(n - i);
+        const vf step = r * v_loadp(g + i, p);
+        vf d = -step;
+        if (m) {
+            d = mu * v_loadp(m + i, p) - step;
+            v_storep(m + i, d, p);
+            if (nesterov) d = mu * d - step;
+        }
+        v_storep(w + i, v_loadp(w + i, p) + d, p);
+    }
+}
+
+static void adam(int64_t n, float rate, float c1, float c2, float epsilon, const float *g, float *m, float *v, float *w) {
+    const vf r = v_set(rate), k1 = v_set(c1), k2 = v_set(c2), e = v_set(epsilon);
+    for (int64_t i = 0; i < n; i += VW) {
+        const vp p = v_part(n - i);
+        const vf x = v_loadp(g + i, p), old_m = v_loadp(m + i, p), old_v = v_loadp(v + i, p);
+        const vf new_m = old_m + (x - old_m) * k1, new_v = old_v + (x * x - old_v) * k2;
+        v_storep(m + i, new_m, p);
+        v_storep(v + i, new_v, p);
+        v_storep(w + i, v_loadp(w + i, p) - new_m * r / (v_sqrt(new_v) + e), p);
+    }
+}
+
 /* Designated initialisers by the names of K_UNARY_MAP and K_BINARY_MAP; test_kern_vmath checks that none is missing. */
 #define K_VMATH_TABLE                                                                              \
     {                                                                                              \
@@ -369,4 +398,5 @@ static void rms_norm(int64_t n, const float *x, const float *scale, float epsilo
         .binary = {[K_ADD] = b_add, [K_SUB] = b_sub, [K_MUL] = b_mul, [K_DIV] = b_div, [K_MAX] = b_max, [K_MIN] = b_min}, \
         .axpy = axpy, .fma = fma_arrays, .sum = sum, .dot = dot, .sum_square = sum_square, .max = reduce_max, .min = reduce_min, \
         .softmax = softmax, .log_softmax = log_softmax, .layer_norm = layer_norm, .rms_norm = rms_norm, \
+        .sgd = sgd, .adam = adam, \
     }

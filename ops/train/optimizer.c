@@ -8,15 +8,7 @@
 #include <string.h>
 
 static void sgd(const struct op_optimizer *o, const struct op_update *u) {
-    float lr = u->learning_rate, m = o->momentum;
-    for (int64_t i = 0; i < u->n; i++) {
-        if (m == 0) {
-            u->w[i] -= lr * u->g[i];
-            continue;
-        }
-        float v = u->state[0][i] = m * u->state[0][i] - lr * u->g[i];
-        u->w[i] += o->nesterov ? m * v - lr * u->g[i] : v;
-    }
+    u->math->sgd(u->n, u->learning_rate, o->momentum, o->nesterov, u->g, o->momentum == 0 ? NULL : u->state[0], u->w);
 }
 
 static void rmsprop(const struct op_optimizer *o, const struct op_update *u) {
@@ -42,13 +34,16 @@ static void adam(const struct op_optimizer *o, const struct op_update *u) {
     float alpha = (float)((double)u->learning_rate * sqrt(1 - pow(b2, t)) / (1 - pow(b1, t)));
     float c1 = 1 - o->beta_1, c2 = 1 - o->beta_2, e = o->epsilon;
     float *m = u->state[0], *v = u->state[1], *top = u->state[2];
+    if (!o->amsgrad) {
+        u->math->adam(u->n, alpha, c1, c2, e, u->g, m, v, u->w);
+        return;
+    }
     for (int64_t i = 0; i < u->n; i++) {
         float g = u->g[i];
         m[i] += (g - m[i]) * c1;
         v[i] += (g * g - v[i]) * c2;
-        float d = v[i];
-        if (o->amsgrad) d = top[i] = top[i] > d ? top[i] : d;
-        u->w[i] -= m[i] * alpha / (sqrtf(d) + e);
+        top[i] = top[i] > v[i] ? top[i] : v[i];
+        u->w[i] -= m[i] * alpha / (sqrtf(top[i]) + e);
     }
 }
 
@@ -141,16 +136,16 @@ static void adafactor(const struct op_optimizer *o, const struct op_update *u) {
 }
 
 static const struct op_rule rules[] = {
-    /* name        states  rate    mom  rho   β1     β2      ε      decay */
-    {"sgd", 0, 0.01f, 0, 0, 0, 0, 0, 0, sgd},
-    {"rmsprop", 1, 0.001f, 0, 0.9f, 0, 0, 1e-7f, 0, rmsprop},
-    {"adagrad", 1, 0.001f, 0, 0, 0, 0, 1e-7f, 0, adagrad},
-    {"adam", 2, 0.001f, 0, 0, 0.9f, 0.999f, 1e-7f, 0, adam},
-    {"adamw", 2, 0.001f, 0, 0, 0.9f, 0.999f, 1e-7f, 0.004f, adam},
-    {"nadam", 2, 0.001f, 0, 0, 0.9f, 0.999f, 1e-7f, 0, nadam},
-    {"lion", 1, 0.001f, 0, 0, 0.9f, 0.99f, 0, 0, lion},
-    {"lamb", 2, 0.001f, 0, 0, 0.9f, 0.999f, 1e-7f, 0, lamb},
-    {"adafactor", 1, 0.001f, 0, 0, 0, 0, 0, 0, adafactor},
+    /* name        states  rate    mom  rho   β1     β2      ε      decay whole */
+    {"sgd", 0, 0.01f, 0, 0, 0, 0, 0, 0, false, sgd},
+    {"rmsprop", 1, 0.001f, 0, 0.9f, 0, 0, 1e-7f, 0, false, rmsprop},
+    {"adagrad", 1, 0.001f, 0, 0, 0, 0, 1e-7f, 0, false, adagrad},
+    {"adam", 2, 0.001f, 0, 0, 0.9f, 0.999f, 1e-7f, 0, false, adam},
+    {"adamw", 2, 0.001f, 0, 0, 0.9f, 0.999f, 1e-7f, 0.004f, false, adam},
+    {"nadam", 2, 0.001f, 0, 0, 0.9f, 0.999f, 1e-7f, 0, false, nadam},
+    {"lion", 1, 0.001f, 0, 0, 0.9f, 0.99f, 0, 0, false, lion},
+    {"lamb", 2, 0.001f, 0, 0, 0.9f, 0.999f, 1e-7f, 0, true, lamb},
+    {"adafactor", 1, 0.001f, 0, 0, 0, 0, 0, 0, true, adafactor},
 };
 #define N_RULES (sizeof rules / sizeof *rules)
 

@@ -5,11 +5,13 @@
 #ifndef QUERN_OPS_TRAIN_OPTIMIZER_H
 #define QUERN_OPS_TRAIN_OPTIMIZER_H
 
+#include "ops/kern/kern.h"
 #include "ops/ops_train.h"
 
 #define OP__STATES_MAX 3
 
 struct op_update {
+    const struct k_vmath *math;
     float *w;       /* the weight, updated in place */
     const float *g; /* its gradient, clipped and regularised */
     float *state[OP__STATES_MAX];
@@ -24,6 +26,7 @@ struct op_rule {
     const char *name;
     int n_states; /* without momentum or amsgrad, see op__rule_states */
     float learning_rate, momentum, rho, beta_1, beta_2, epsilon, weight_decay; /* Keras's defaults */
+    bool whole; /* needs the weight in one piece; else any division of the elements gives the same bits */
     void (*update)(const struct op_optimizer *o, const struct op_update *u);
 };
 

@@ -40,8 +40,15 @@ struct op_trainer {
     float *ones;              /* sample weights where none are given */
     int64_t n_ones;
     struct op_tensor *inputs; /* of a session, refilled each time */
-    float **scratch;          /* for each trained weight: its gradient, clipped and regularised */
+    float **scratch;          /* for each trained weight: its gradient, clipped and regularised; NULL where it is used as it comes */
 };
+
+/* update.c */
+bool op__update_copies(const struct op_trainer *t, const struct op_weight *w); /* whether its gradient is changed before use */
+double op__update_norm(const struct op_trainer *t, const struct op_tensor *gradients); /* of all gradients together */
+/* Takes one step's gradients; when enough have come, clips, regularises and updates the weights. Returns the penalties (l1, l2) that
+ * belong to the loss. */
+double op__update(struct op_trainer *t, const struct op_tensor *gradients, double norm, float learning_rate);
 
 /* graph.c */
 struct op_train_graph {

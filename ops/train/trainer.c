@@ -1,7 +1,7 @@
 /* A training step: run the step model, then update the weights. See ops_train.h for the whole, train.h for the models.
  *
  * Weights and optimiser states are f32 arrays of the trainer; the session borrows the weights as inputs, so an update is seen by the
- * next run and nothing is copied. Running statistics come back as outputs and are copied after a good step. A step whose loss or
+ * next run and nothing is copied (update.c). Running statistics come back as outputs and are copied after a good step. A step whose loss or
  * gradient norm is not finite changes nothing. Order of work and of sums is fixed, so a run's bits are. */
 #include <inttypes.h>
 #include <math.h>
@@ -58,7 +58,7 @@ static bool make_states(struct op_trainer *t) {
             if (!(w->ema = malloc(n * sizeof(float)))) return false;
             memcpy(w->ema, w->value.data, n * sizeof(float));
         }
-        if (!(t->scratch[i] = malloc(n * sizeof(float)))) return false;
+        if (op__update_copies(t, w) && !(t->scratch[i] = malloc(n * sizeof(float)))) return false;
     }
     return true;
 }
@@ -175,80 +175,6 @@ static uint64_t mix(uint64_t z) {
     return z ^ (z >> 31);
 }
 
-/* l1 and l2 on weights of rank 2 and more: their part of the loss. */
-static double regularise(const struct op_trainer *t, const struct op_weight *w, float *g, int64_t n) {
-    double loss = 0;
-    const float *v = w->value.data;
-    float l1 = t->options.l1, l2 = t->options.l2;
-    if (w->value.rank < 2 || (l1 == 0 && l2 == 0)) return 0;
-    for (int64_t i = 0; i < n; i++) {
-        loss += (double)l1 * fabs((double)v[i]) + (double)l2 * (double)v[i] * (double)v[i];
-        if (g) g[i] += l1 * (float)((v[i] > 0) - (v[i] < 0)) + 2 * l2 * v[i];
-    }
-    return loss;
-}
-
-static double norm_of(const float *g, int64_t n) {
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += (double)g[i] * (double)g[i];
-    return sum;
-}
-
-static void scale(float *g, int64_t n, double by) {
-    for (int64_t i = 0; i < n; i++) g[i] = (float)((double)g[i] * by);
-}
-
-/* Keras's clipping: by value, by each weight's norm, by the norm of all. */
-static void clip(const struct op_trainer *t, double *total) {
-    const struct op_optimizer *o = &t->options.optimizer;
-    for (int k = 0; k < t->n_trained; k++) {
-        float *g = t->scratch[k];
-        int64_t n = op_tensor_count(&t->weights[k].value);
-        double norm = o->clip_norm > 0 ? sqrt(norm_of(g, n)) : 0;
-        for (int64_t i = 0; o->clip_value > 0 && i < n; i++) g[i] = g[i] > o->clip_value ? o->clip_value : g[i] < -o->clip_value ? -o->clip_value : g[i];
-        if (o->clip_norm > 0 && norm > (double)o->clip_norm) scale(g, n, (double)o->clip_norm / norm);
-        if (o->global_clip_norm > 0 && *total > (double)o->global_clip_norm) scale(g, n, (double)o->global_clip_norm / *total);
-    }
-}
-
-static void update(struct op_trainer *t, float learning_rate) {
-    const struct op_optimizer *o = &t->options.optimizer;
-    t->updates++;
-    for (int k = 0; k < t->n_trained; k++) {
-        struct op_weight *w = &t->weights[k];
-        float *v = w->value.data;
-        int64_t n = op_tensor_count(&w->value);
-        struct op_update u = {.w = v, .g = t->scratch[k], .n = n, .rank = w->value.rank, .dims = w->value.dims, .step = t->updates, .learning_rate = learning_rate};
-        memcpy(u.state, w->state, sizeof u.state);
-        /* Decoupled decay (Loshchilov and Hutter), before the update, on matrices only. */
-        for (int64_t i = 0; o->weight_decay > 0 && w->value.rank >= 2 && i < n; i++) v[i] -= v[i] * o->weight_decay * learning_rate;
-        t->rule->update(o, &u);
-        for (int64_t i = 0; w->ema && i < n; i++) w->ema[i] = o->ema * w->ema[i] + (1 - o->ema) * v[i];
-    }
-}
-
-/* Gradients from the session's outputs into t->scratch, with what was accumulated. True when it is time for an update. */
-static bool collect(struct op_trainer *t, const struct op_tensor *gradients) {
-    int n_steps = t->options.optimizer.accumulate;
-    t->n_accumulated++;
-    bool now = t->n_accumulated >= n_steps;
-    for (int k = 0; k < t->n_trained; k++) {
-        struct op_weight *w = &t->weights[k];
-        int64_t n = op_tensor_count(&w->value);
-        const float *g = gradients[k].data;
-        if (!w->sum) {
-            memcpy(t->scratch[k], g, (size_t)n * sizeof *g);
-            continue;
-        }
-        for (int64_t i = 0; i < n; i++) w->sum[i] += g[i];
-        if (!now) continue;
-        for (int64_t i = 0; i < n; i++) t->scratch[k][i] = w->sum[i] / (float)n_steps;
-        memset(w->sum, 0, (size_t)n * sizeof *w->sum);
-    }
-    if (now) t->n_accumulated = 0;
-    return now;
-}
-
 enum op_status op_trainer_step(struct op_trainer *t, const struct op_tensor *inputs, int n_inputs, const struct op_tensor *targets, int n_targets,
                                const struct op_tensor *sample_weights, float learning_rate, struct op_step_result *step, struct op_error *err) {
     const struct op_tensor *out;
@@ -261,26 +187,18 @@ enum op_status op_trainer_step(struct op_trainer *t, const struct op_tensor *inp
     enum op_status st = op_session_run(t->step_session, t->inputs, n, &out, err);
     if (st != OP_OK) return st;
     const struct op_tensor *gradients = out + 1 + t->n_outputs, *statistics = gradients + t->n_trained;
-    double loss = (double)*(const float *)out[0].data, total = 0;
-    for (int k = 0; k < t->n_trained; k++) {
-        const struct op_tensor *w = &t->weights[k].value;
-        if (op_tensor_count(&gradients[k]) != op_tensor_count(w))
+    double loss = (double)*(const float *)out[0].data;
+    for (int k = 0; k < t->n_trained; k++)
+        if (op_tensor_count(&gradients[k]) != op_tensor_count(&t->weights[k].value))
             return op__model_fail(t->model, err, OP_BAD_SHAPE, "the gradient of \"%.100s\" has another size than the weight", t->weights[k].name);
-        total += norm_of(gradients[k].data, op_tensor_count(w));
-    }
-    total = sqrt(total);
+    double total = op__update_norm(t, gradients);
     *step = (struct op_step_result){.loss = loss, .gradient_norm = total, .outputs = out + 1};
     if (!isfinite(loss) || !isfinite(total))
         return op__model_fail(t->model, err, OP_BAD_VALUE, "%s is not finite at step %" PRIu64 ": the weights stay as they were", isfinite(loss) ? "the gradient" : "the loss", t->steps + 1);
     t->steps++;
     for (int k = t->n_trained; k < t->n_weights; k++)
         memcpy(t->weights[k].value.data, statistics[k - t->n_trained].data, (size_t)op_tensor_bytes(&t->weights[k].value));
-    if (collect(t, gradients)) {
-        for (int k = 0; k < t->n_trained; k++) regularise(t, &t->weights[k], t->scratch[k], op_tensor_count(&t->weights[k].value));
-        clip(t, &total);
-        for (int k = 0; k < t->n_trained; k++) step->loss += regularise(t, &t->weights[k], NULL, op_tensor_count(&t->weights[k].value));
-        update(t, learning_rate);
-    }
+    step->loss += op__update(t, gradients, total, learning_rate);
     return OP_OK;
 }
 
@@ -317,8 +235,9 @@ enum op_status op_trainer_plan(struct op_trainer *t, const struct op_tensor *inp
     int n = gather(t, inputs, n_inputs, targets, n_targets, NULL, err);
     if (n < 0) return err->code;
     enum op_status st = op_session_plan(t->step_session, t->inputs, n, peak_bytes, flops, err);
-    int n_arrays = 2 + op__rule_states(t->rule, &t->options.optimizer) + (t->options.optimizer.accumulate > 1) + (t->options.optimizer.ema > 0);
-    for (int k = 0; st == OP_OK && peak_bytes && k < t->n_trained; k++) *peak_bytes += (size_t)op_tensor_bytes(&t->weights[k].value) * (size_t)n_arrays;
+    int n_arrays = 1 + op__rule_states(t->rule, &t->options.optimizer) + (t->options.optimizer.accumulate > 1) + (t->options.optimizer.ema > 0);
+    for (int k = 0; st == OP_OK && peak_bytes && k < t->n_trained; k++)
+        *peak_bytes += (size_t)op_tensor_bytes(&t->weights[k].value) * (size_t)(n_arrays + op__update_copies(t, &t->weights[k]));
     return st;
 }
 

@@ -1,6 +1,6 @@
 """quern beside its rivals, in one run on one machine: a table a section, and build/bench.json.
 
-usage: bench.py SECTION…   (queue, infer, e2e)
+usage: bench.py SECTION…   (queue, infer, train, e2e)
 
 A ratio is ours / theirs, above 1 is better. Each pair is measured in turn (ours, theirs, ours, theirs …) and the medians are
 compared, so that a machine whose speed drifts favours nobody. Rivals are installed below build/bench from the npm registry, the
@@ -127,6 +127,27 @@ def bench_infer():
     return table
 
 
+def bench_train():
+    subprocess.run([os.path.join(ROOT, "tests/install.sh"), "python3-torch", "python3-torchvision", "python3-numpy"], check=True)
+    folder, script = os.path.join(PEERS, "train"), os.path.join(HERE, "train_specs.py")
+    subprocess.run(["/usr/bin/python3", script, folder], check=True)
+    table = Table("train: samples/s of whole steps, one thread")
+    seconds = "1" if QUICK else "4"
+
+    def ours(name, threads="1"):
+        return run(QUERN, "model", "bench", "--train", os.path.join(folder, name + ".json"), "--threads", threads, "--seconds", seconds, "--json")["samples_per_s_median"]
+
+    names = {"mnist_cnn": "MNIST CNN, batch 32", "mlp": "MLP 784-512-10, batch 64", "lstm": "LSTM 256, T 50, batch 32", "resnet18": "ResNet-18, 224², batch 8",
+             "transformer": "Transformer 4 x 128, T 64, batch 12"}
+    for name, what in names.items():
+        a, b = paired(lambda: ours(name), lambda: run("/usr/bin/python3", script, "--torch", name, "1", seconds)["samples_per_s_median"])
+        table.row(what, a, b, "PyTorch 1.13")
+    for name, what in names.items():
+        a, b = paired(lambda: ours(name, "2"), lambda: ours(name))
+        table.row(what + ", two threads", a, b, "one thread")
+    return table
+
+
 def bench_e2e():
     need_models()
     table = Table("e2e: MobileNetV2 images/s through the queue, Redis, producer and worker on the same cores")
@@ -153,7 +174,7 @@ def bench_e2e():
 
 
 def main():
-    sections = {"queue": bench_queue, "infer": bench_infer, "e2e": bench_e2e}
+    sections = {"queue": bench_queue, "infer": bench_infer, "train": bench_train, "e2e": bench_e2e}
     wanted = sys.argv[1:] or list(sections)
     install_peers()
     path = os.path.join(ROOT, "build/bench.json")

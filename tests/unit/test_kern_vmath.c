@@ -262,6 +262,39 @@ static void test_max_and_min_keep_nan(void **state) {
     }
 }
 
+/* The updates of weights are single rounded operations: the formulas of kern.h give every bit, at every length. */
+static void test_updates_are_their_formulas(void **state) {
+    enum { N = 83 };
+    (void)state;
+    for (int l = 0; l < K_N_LEVELS; l++) {
+        const struct k_kernels *k = level(l);
+        for (int n = 0; k && n <= N; n += n < 20 ? 1 : 7) {
+            float g[N + 1], w[N + 1], m[N + 1], v[N + 1], sw[N + 1], sm[N + 1], aw[N + 1], am[N + 1], av[N + 1];
+            fill(g, N + 1, -2, 2);
+            fill(w, N + 1, -1, 1);
+            fill(m, N + 1, -1, 1);
+            fill(v, N + 1, 0, 1);
+            const bool nesterov = n & 1;
+            memcpy(sw, w, sizeof w), memcpy(sm, m, sizeof m), memcpy(aw, w, sizeof w), memcpy(am, m, sizeof m), memcpy(av, v, sizeof v);
+            k->math->sgd(n, 0.1f, 0.9f, nesterov, g, sm, sw);
+            k->math->adam(n, 0.01f, 0.1f, 0.001f, 1e-7f, g, am, av, aw);
+            for (int i = 0; i <= N; i++) {
+                const bool in = i < n;
+                float step = 0.1f * g[i], d = 0.9f * m[i] - step;
+                assert_true(sm[i] == (in ? d : m[i]));
+                if (nesterov) d = 0.9f * d - step;
+                assert_true(sw[i] == (in ? w[i] + d : w[i]));
+                float new_m = m[i] + (g[i] - m[i]) * 0.1f, new_v = v[i] + (g[i] * g[i] - v[i]) * 0.001f;
+                assert_true(am[i] == (in ? new_m : m[i]) && av[i] == (in ? new_v : v[i]));
+                assert_true(aw[i] == (in ? w[i] - new_m * 0.01f / (sqrtf(new_v) + 1e-7f) : w[i]));
+            }
+            memcpy(sw, w, sizeof w);
+            k->math->sgd(n, 0.1f, 0, false, g, NULL, sw);
+            for (int i = 0; i <= N; i++) assert_true(sw[i] == (i < n ? w[i] - 0.1f * g[i] : w[i]));
+        }
+    }
+}
+
 static void test_unknown_level_is_refused(void **state) {
     (void)state;
     assert_null(k_find(NULL));
@@ -275,6 +308,7 @@ int main(void) {
         cmocka_unit_test(test_unknown_level_is_refused), cmocka_unit_test(test_unary_accuracy),
         cmocka_unit_test(test_unary_special_values),     cmocka_unit_test(test_levels_agree_in_every_bit),
         cmocka_unit_test(test_rows_against_double),      cmocka_unit_test(test_max_and_min_keep_nan),
+        cmocka_unit_test(test_updates_are_their_formulas),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
