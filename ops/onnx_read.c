@@ -204,8 +204,8 @@ static enum op_status read_type(struct reader *r, const struct wire_field *type,
         while (wire_next(&inner, &g)) {
             enum op_status st = OP_OK;
             if (f.number == 1 && g.number == 1) {
-                v->dtype = g.value <= OP_BF16 ? (enum op_type)g.value : OP_UNDEFINED;
-                if (g.value > OP_BF16)
+                v->dtype = g.value <= OP_I2 ? (enum op_type)g.value : OP_UNDEFINED;
+                if (g.value > OP_I2)
                     return op__model_fail(r->m, r->err, OP_UNSUPPORTED, "\"%s\" is of type %s, which is not supported", v->name,
                                           op__onnx_type_name((int64_t)(g.value & 0xffff)));
             } else if (f.number == 1 && g.number == 2 && g.type == WIRE_BYTES && depth == 0) st = read_shape(r, &g, v);

@@ -40,9 +40,7 @@ __attribute__((format(printf, 3, 4))) static enum op_status fail(struct op_error
 }
 
 const char *op__onnx_type_name(int64_t data_type) {
-    static const char *const newer[] = {"float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz", "uint4", "int4", "float4e2m1"};
-    if (data_type >= 17 && data_type < 17 + (int64_t)(sizeof newer / sizeof *newer)) return newer[data_type - 17];
-    return op_type_name((enum op_type)(data_type >= 0 && data_type <= 16 ? data_type : 0));
+    return op_type_name((enum op_type)(data_type >= 0 && data_type <= OP_I2 ? data_type : 0));
 }
 
 static bool external_entry(struct parts *p, const struct wire_field *entry) {
@@ -170,19 +168,25 @@ static enum op_status fill_strings(const void *bytes, size_t n, int64_t count, s
 
 static enum op_status take_raw(struct op_proto_tensor *dst, const struct parts *p, size_t bytes, bool borrow, struct op_error *err) {
     size_t size = op_type_size(dst->t.dtype);
-    if (p->raw_len != bytes)
+    const bool packed = op__type_bits(dst->t.dtype) < 8;
+    const size_t stored = packed ? (size_t)op__packed_bytes(dst->t.dtype, (int64_t)bytes) : bytes;
+    if (p->raw_len != stored)
         return fail(err, OP_BAD_MODEL, "tensor \"%.*s\" has %zu bytes of data, its type and dimensions ask for %zu",
-                    (int)(dst->name_len < 100 ? dst->name_len : 100), dst->name ? dst->name : "", p->raw_len, bytes);
+                    (int)(dst->name_len < 100 ? dst->name_len : 100), dst->name ? dst->name : "", p->raw_len, stored);
     size_t align = size > 8 ? 8 : size;
     dst->mapped = (const char *)p->raw;
-    dst->mapped_bytes = bytes;
-    if (borrow && dst->t.dtype != OP_BOOL && (uintptr_t)p->raw % align == 0) {
+    dst->mapped_bytes = stored;
+    if (borrow && !packed && dst->t.dtype != OP_BOOL && (uintptr_t)p->raw % align == 0) {
         dst->t.data = (void *)(uintptr_t)p->raw;
         return OP_OK;
     }
     dst->t.data = op__aligned_alloc(bytes);
     if (!dst->t.data) return fail(err, OP_NOMEM, "out of memory: %zu bytes", bytes);
     dst->owned = true;
+    if (packed) {
+        op__unpack(dst->t.dtype, dst->t.data, p->raw, (int64_t)bytes);
+        return OP_OK;
+    }
     memcpy(dst->t.data, p->raw, bytes);
     if (dst->t.dtype == OP_BOOL) /* a C bool of another value than 0 and 1 is undefined behaviour */
         for (size_t i = 0; i < bytes; i++) ((uint8_t *)dst->t.data)[i] = ((uint8_t *)dst->t.data)[i] != 0;
@@ -196,7 +200,7 @@ enum op_status op__onnx_tensor(const void *bytes, size_t n, struct op_model *m, 
     if (st != OP_OK) return st;
     int name_len = (int)(dst->name_len < 100 ? dst->name_len : 100);
     const char *name = dst->name ? dst->name : "";
-    if (p.data_type <= 0 || p.data_type > 16)
+    if (p.data_type <= 0 || p.data_type > OP_I2)
         return fail(err, OP_UNSUPPORTED, "tensor \"%.*s\" is of type %s (%lld), which is not supported", name_len, name, op__onnx_type_name(p.data_type),
                     (long long)p.data_type);
     dst->t.dtype = (enum op_type)p.data_type;
@@ -211,7 +215,7 @@ enum op_status op__onnx_tensor(const void *bytes, size_t n, struct op_model *m, 
         memcpy(location, p.location.data, p.location.len);
         location[p.location.len] = 0;
         const char *data;
-        st = op__external_map(m, location, p.offset, p.has_length ? p.length : (uint64_t)total, &data, &p.raw_len, err);
+        st = op__external_map(m, location, p.offset, p.has_length ? p.length : (uint64_t)op__packed_bytes(dst->t.dtype, count), &data, &p.raw_len, err);
         if (st != OP_OK) return st;
         p.raw = (const uint8_t *)data;
         p.has_raw = true;
@@ -220,14 +224,19 @@ enum op_status op__onnx_tensor(const void *bytes, size_t n, struct op_model *m, 
     if (p.has_raw) return take_raw(dst, &p, (size_t)total, borrow, err);
 
     bool complex_type = dst->t.dtype == OP_C64 || dst->t.dtype == OP_C128; /* two scalars an element */
-    int64_t scalars = complex_type ? count * 2 : count;
+    const bool packed = op__type_bits(dst->t.dtype) < 8; /* a value of the field is a byte of several elements */
+    int64_t scalars = complex_type ? count * 2 : packed ? op__packed_bytes(dst->t.dtype, count) : count;
     size_t size = op_type_size(dst->t.dtype) / (complex_type ? 2 : 1);
     if ((uint64_t)scalars > p.typed_bytes)
         return fail(err, OP_BAD_MODEL, "tensor \"%.*s\" has fewer values than the %lld that its dimensions ask for", name_len, name, (long long)count);
     dst->t.data = op__aligned_alloc((size_t)total);
     if (!dst->t.data) return fail(err, OP_NOMEM, "out of memory: %lld bytes", (long long)total);
     dst->owned = true;
-    if (fill_typed(bytes, n, dst->t.dtype, size, dst->t.data, scalars) == scalars) return OP_OK;
+    uint8_t *at = (uint8_t *)dst->t.data + (packed ? total - scalars : 0); /* unpacked in place, from the end on */
+    if (fill_typed(bytes, n, dst->t.dtype, size, (char *)at, scalars) == scalars) {
+        if (packed) op__unpack(dst->t.dtype, dst->t.data, at, count);
+        return OP_OK;
+    }
     free(dst->t.data);
     dst->t.data = NULL;
     return fail(err, OP_BAD_MODEL, "tensor \"%.*s\" does not have the %lld values that its dimensions ask for", name_len, name, (long long)count);

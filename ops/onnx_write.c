@@ -81,7 +81,13 @@ void op__out_tensor(struct op_out *o, uint32_t field, const char *name, const st
     if (name) op__out_string(&m, 8, name);
     const struct op_string *strings = t->data;
     for (int64_t i = 0; t->dtype == OP_STRING && i < count; i++) op__out_bytes(&m, 6, strings[i].data, strings[i].len);
-    if (t->dtype != OP_STRING && count >= 0) op__out_bytes(&m, 9, t->data, (size_t)count * op_type_size(t->dtype));
+    if (op__type_bits(t->dtype) < 8 && count > 0) {
+        uint8_t *packed = malloc((size_t)op__packed_bytes(t->dtype, count));
+        if (packed) op__pack(t->dtype, packed, t->data, count);
+        m.failed |= !packed;
+        if (packed) op__out_bytes(&m, 9, packed, (size_t)op__packed_bytes(t->dtype, count));
+        free(packed);
+    } else if (t->dtype != OP_STRING && count >= 0) op__out_bytes(&m, 9, t->data, (size_t)count * op_type_size(t->dtype));
     op__out_message(o, field, &m);
 }
 

@@ -229,4 +229,25 @@ static inline float op__bf16_to_f32(uint16_t h) {
 }
 uint16_t op__f32_to_bf16(float f);
 
+/* --- types of a byte and less (narrow.c) -------------------------------------------------------- */
+
+enum op_round { OP_ROUND_UP, OP_ROUND_DOWN, OP_ROUND_NEAREST }; /* of f8e8m0 */
+
+static inline bool op__is_narrow(enum op_type type) {
+    return type >= OP_F8E4M3FN && type <= OP_I2;
+}
+static inline bool op__is_narrow_int(enum op_type type) {
+    return type == OP_U4 || type == OP_I4 || type == OP_U2 || type == OP_I2;
+}
+static inline bool op__is_narrow_float(enum op_type type) {
+    return op__is_narrow(type) && !op__is_narrow_int(type);
+}
+float op__narrow_to_f32(enum op_type type, uint8_t code); /* of any narrow type, integers too */
+/* Of a narrow float. Beyond its range: the largest value if `saturate`, else infinity or NaN, as the type has them. */
+uint8_t op__f32_to_narrow(enum op_type type, float v, bool saturate, enum op_round round);
+int op__type_bits(enum op_type type); /* as TensorProto stores an element */
+int64_t op__packed_bytes(enum op_type type, int64_t count);
+void op__unpack(enum op_type type, uint8_t *dst, const uint8_t *packed, int64_t count); /* of types below 8 bits */
+void op__pack(enum op_type type, uint8_t *packed, const uint8_t *src, int64_t count);
+
 #endif

@@ -65,7 +65,8 @@ struct op_string {
     size_t len;
 };
 
-/* Values are those of ONNX's TensorProto.DataType. X(name, value, bytes an element, short name) */
+/* Values are those of ONNX's TensorProto.DataType. X(name, value, bytes an element, short name). In memory the types of
+ * 4 and 2 bits take a byte an element too, signed ones with their sign extended. */
 #define OP_TYPE_MAP(X)                                                                             \
     X(F32, 1, 4, "f32")                                                                            \
     X(U8, 2, 1, "u8")                                                                              \
@@ -82,7 +83,17 @@ struct op_string {
     X(U64, 13, 8, "u64")                                                                           \
     X(C64, 14, 8, "c64")                                                                           \
     X(C128, 15, 16, "c128")                                                                        \
-    X(BF16, 16, 2, "bf16")
+    X(BF16, 16, 2, "bf16")                                                                         \
+    X(F8E4M3FN, 17, 1, "f8e4m3fn")                                                                 \
+    X(F8E4M3FNUZ, 18, 1, "f8e4m3fnuz")                                                             \
+    X(F8E5M2, 19, 1, "f8e5m2")                                                                     \
+    X(F8E5M2FNUZ, 20, 1, "f8e5m2fnuz")                                                             \
+    X(U4, 21, 1, "u4")                                                                             \
+    X(I4, 22, 1, "i4")                                                                             \
+    X(F4E2M1, 23, 1, "f4e2m1")                                                                     \
+    X(F8E8M0, 24, 1, "f8e8m0")                                                                     \
+    X(U2, 25, 1, "u2")                                                                             \
+    X(I2, 26, 1, "i2")
 
 enum op_type {
     OP_UNDEFINED = 0,
@@ -108,6 +119,8 @@ struct op_tensor {
 OP_API size_t op_type_size(enum op_type type);       /* bytes an element, 0 if unknown */
 OP_API const char *op_type_name(enum op_type type);  /* "f32" */
 OP_API enum op_type op_type_parse(const char *name); /* OP_UNDEFINED if unknown */
+/* Element i of a tensor as a double (of a complex one: its i-th scalar); NaN for strings. */
+OP_API double op_tensor_number(const struct op_tensor *t, int64_t i);
 /* Elements; -1 when a dimension is negative or the product overflows. Zeros are left out of that product, as numpy does it: so no
  * product of some of the dims overflows where there is a count. */
 OP_API int64_t op_tensor_count(const struct op_tensor *t);

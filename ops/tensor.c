@@ -43,6 +43,25 @@ enum op_type op_type_parse(const char *name) {
     return OP_UNDEFINED;
 }
 
+double op_tensor_number(const struct op_tensor *t, int64_t i) {
+    if (op__is_narrow(t->dtype)) return (double)op__narrow_to_f32(t->dtype, ((const uint8_t *)t->data)[i]);
+    switch (t->dtype) {
+    case OP_F32: case OP_C64: return (double)((const float *)t->data)[i];
+    case OP_F64: case OP_C128: return ((const double *)t->data)[i];
+    case OP_U8: case OP_BOOL: return ((const uint8_t *)t->data)[i];
+    case OP_I8: return ((const int8_t *)t->data)[i];
+    case OP_U16: return ((const uint16_t *)t->data)[i];
+    case OP_I16: return ((const int16_t *)t->data)[i];
+    case OP_I32: return ((const int32_t *)t->data)[i];
+    case OP_U32: return ((const uint32_t *)t->data)[i];
+    case OP_I64: return (double)((const int64_t *)t->data)[i];
+    case OP_U64: return (double)((const uint64_t *)t->data)[i];
+    case OP_F16: return (double)op__f16_to_f32(((const uint16_t *)t->data)[i]);
+    case OP_BF16: return (double)op__bf16_to_f32(((const uint16_t *)t->data)[i]);
+    default: return __builtin_nan("");
+    }
+}
+
 int64_t op_tensor_count(const struct op_tensor *t) {
     int64_t n = 1;
     bool zero = false;

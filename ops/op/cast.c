@@ -4,10 +4,14 @@
  * type, so that there are four readers and four writers of each type instead of a loop a pair, and
  * each value is rounded once: a double becomes f16 by way of an f32 rounded to odd.
  *
+ * The narrow types (ops/narrow.c) are read into f32 or i64 and written from them.
+ *
  * What the specification leaves open: a float beyond the range of a narrow integer is cut to i64
  * and then wraps, as two's complement does (300.0 to u8 is 44, -1.0 is 255); beyond the range of 64
  * bits it is the nearest end; NaN is 0. A float prints with the fewest digits that read back as the
- * same value, in numpy's form ("1.0", "1e-08"). */
+ * same value, in numpy's form ("1.0", "1e-08"). Integers of 4 and 2 bits and float4's NaN: ONNX's
+ * own reference rounded and cut to the range before opset 24, since then it truncates and wraps
+ * like any other integer and NaN is -0; both are done, by the model's opset. */
 #include "ops/op/elementwise.h"
 
 #include <errno.h>
@@ -29,6 +33,7 @@ union block {
 };
 
 static enum carrier carrier_of(enum op_type type) {
+    if (op__is_narrow_float(type)) return BY_F32;
     switch (type) {
     case OP_F32:
     case OP_F16:
@@ -43,7 +48,25 @@ static enum carrier carrier_of(enum op_type type) {
     }
 }
 
+/* The attributes of a cast to narrow types. */
+struct cast_how {
+    bool saturate, old_rules; /* old_rules: as before opset 24 */
+    enum op_round round;
+};
+
+static void read_narrow(union block *b, enum op_type type, const uint8_t *src, int64_t n) {
+    if (op__is_narrow_float(type))
+        for (int64_t i = 0; i < n; i++) b->f32[i] = op__narrow_to_f32(type, src[i]);
+    else
+        for (int64_t i = 0; i < n; i++)
+            b->i64[i] = type == OP_I4 || type == OP_I2 ? (int64_t)(int8_t)src[i] : (int64_t)src[i];
+}
+
 static void read_block(union block *b, enum op_type type, const void *src, int64_t n) {
+    if (op__is_narrow(type)) {
+        read_narrow(b, type, src, n);
+        return;
+    }
 #define COPY(T, member)                                                                            \
     {                                                                                              \
         const T *s = src;                                                                          \
@@ -151,8 +174,48 @@ WRITER(write_f64, double, to_i64, to_u64, to_odd)
 WRITER(write_i64, int64_t, , (uint64_t), (float))
 WRITER(write_u64, uint64_t, (int64_t), , (float))
 
+static void write_narrow_ints(enum op_type type, uint8_t *dst, const union block *b,
+                              enum carrier carrier, int64_t n, const struct cast_how *how) {
+    const bool is_signed = type == OP_I4 || type == OP_I2;
+    const int bits = op__type_bits(type);
+    const int64_t low = is_signed ? -(1 << (bits - 1)) : 0, high = low + (1 << bits) - 1;
+    for (int64_t i = 0; i < n; i++) {
+        double real = carrier == BY_F32 ? (double)b->f32[i] : carrier == BY_F64 ? b->f64[i] : 0;
+        int64_t v = carrier == BY_I64   ? b->i64[i]
+                    : carrier == BY_U64 ? (int64_t)b->u64[i]
+                                        : to_i64(how->old_rules ? rint(real) : real);
+        if (carrier == BY_U64 && b->u64[i] > INT64_MAX && how->old_rules) v = INT64_MAX;
+        if (how->old_rules)
+            v = v < low ? low : v > high ? high : v;
+        else
+            v = ((v - low) & (high - low)) + low;
+        dst[i] = (uint8_t)v;
+    }
+}
+
+static void write_narrow_floats(enum op_type type, uint8_t *dst, const float *src, int64_t n,
+                                const struct cast_how *how) {
+    for (int64_t i = 0; i < n; i++)
+        dst[i] = type == OP_F4E2M1 && src[i] != src[i] && !how->old_rules
+                     ? 8
+                     : op__f32_to_narrow(type, src[i], how->saturate, how->round);
+}
+
 static void write_block(enum op_type type, void *dst, const union block *b, enum carrier carrier,
-                        int64_t n) {
+                        int64_t n, const struct cast_how *how) {
+    if (op__is_narrow_int(type)) {
+        write_narrow_ints(type, dst, b, carrier, n, how);
+        return;
+    }
+    if (op__is_narrow(type)) { /* by way of f32; a double rounded to odd, so that it is rounded once */
+        float f[OP_BLOCK];
+        if (carrier == BY_F64)
+            for (int64_t i = 0; i < n; i++) f[i] = to_odd(b->f64[i]);
+        else
+            write_block(OP_F32, f, b, carrier, n, how);
+        write_narrow_floats(type, dst, f, n, how);
+        return;
+    }
     switch (carrier) {
     case BY_F32:
         write_f32(type, dst, b->f32, n);
@@ -173,6 +236,7 @@ struct cast_job {
     enum op_type from, to;
     const char *src;
     char *dst;
+    struct cast_how how;
 };
 
 static void cast_piece(void *arg, int64_t first, int64_t n) {
@@ -191,7 +255,7 @@ static void cast_piece(void *arg, int64_t first, int64_t n) {
         union block b;
         int64_t m = first + n - i < OP_BLOCK ? first + n - i : OP_BLOCK;
         read_block(&b, job->from, job->src + (size_t)i * from, m);
-        write_block(job->to, job->dst + (size_t)i * to, &b, carrier_of(job->from), m);
+        write_block(job->to, job->dst + (size_t)i * to, &b, carrier_of(job->from), m, &job->how);
     }
 }
 
@@ -260,7 +324,7 @@ static bool parse_element(const char *text, enum op_type type, union block *b,
                           enum carrier *carrier) {
     char *end;
     errno = 0;
-    *carrier = op__is_float(type) || type == OP_BOOL ? BY_F64 : carrier_of(type);
+    *carrier = op__is_float(type) || op__is_narrow_float(type) || type == OP_BOOL ? BY_F64 : carrier_of(type);
     if (type == OP_BOOL && (!strcasecmp(text, "true") || !strcasecmp(text, "false"))) {
         b->f64[0] = text[0] == 't' || text[0] == 'T';
         return true;
@@ -285,7 +349,7 @@ static bool parse_element(const char *text, enum op_type type, union block *b,
 }
 
 static enum op_status from_strings(struct op_ctx *ctx, const struct op_tensor *src,
-                                   struct op_tensor *dst) {
+                                   struct op_tensor *dst, const struct cast_how *how) {
     const struct op_string *s = src->data;
     const int64_t count = op_tensor_count(src);
     for (int64_t i = 0; i < count; i++) {
@@ -300,7 +364,7 @@ static enum op_status from_strings(struct op_ctx *ctx, const struct op_tensor *s
                             "the string \"%.40s\" at element %lld is not of type %s",
                             fits ? text : "(very long)", (long long)i, op_type_name(dst->dtype));
         write_block(dst->dtype, (char *)dst->data + (size_t)i * op_type_size(dst->dtype), &b,
-                    carrier, 1);
+                    carrier, 1, how);
     }
     return OP_OK;
 }
@@ -308,9 +372,25 @@ static enum op_status from_strings(struct op_ctx *ctx, const struct op_tensor *s
 /* --- the operators -----------------------------------------------------------------------------
  */
 
+#define OLD_RULES "quern.before_24" /* an attribute that upgrade sets */
+
 static bool castable(int64_t type) {
     return type == OP_STRING || type == OP_BOOL || op__is_float((enum op_type)type) ||
-           op__is_int((enum op_type)type);
+           op__is_int((enum op_type)type) || op__is_narrow((enum op_type)type);
+}
+
+static enum op_status how_of(const struct op_ctx *ctx, struct cast_how *how) {
+    static const char *const rounds[] = {"up", "down", "nearest"};
+    const char *round = op__attr_string(ctx->node, "round_mode", "up");
+    *how = (struct cast_how){.saturate = op__attr_int(ctx->node, "saturate", 1) != 0,
+                             .old_rules = op__attr_int(ctx->node, OLD_RULES, 0) != 0};
+    for (int i = 0; i < 3; i++)
+        if (!strcmp(rounds[i], round)) {
+            how->round = (enum op_round)i;
+            return OP_OK;
+        }
+    return op__fail(ctx, OP_BAD_VALUE,
+                    "round_mode is \"%.40s\", \"up\", \"down\" and \"nearest\" exist", round);
 }
 
 static enum op_status infer_to(struct op_ctx *ctx, int64_t to) {
@@ -321,7 +401,8 @@ static enum op_status infer_to(struct op_ctx *ctx, int64_t to) {
     if (!castable(to))
         return op__fail(ctx, OP_UNSUPPORTED, "cannot cast to ONNX's type %lld", (long long)to);
     op__set(ctx, 0, (enum op_type)to, x->rank, x->dims);
-    return OP_OK;
+    struct cast_how how;
+    return how_of(ctx, &how);
 }
 
 /* Until opset 5 the type was a name, "FLOAT". */
@@ -335,10 +416,20 @@ static enum op_status cast_upgrade(struct op_graph *g, struct op_node *n, int op
                  {"BOOL", OP_BOOL}, {"FLOAT16", OP_F16}, {"DOUBLE", OP_F64}, {"UINT32", OP_U32},
                  {"UINT64", OP_U64}};
     const char *text = opset < 6 ? op__attr_string(n, "to", NULL) : NULL;
+    const enum op_type to = opset < 6 ? OP_UNDEFINED : (enum op_type)op__attr_int(n, "to", 0);
+    if (opset < 24 && (op__is_narrow_int(to) || to == OP_F4E2M1))
+        return op__attr_set_int(g, n, OLD_RULES, 1);
     if (!text) return OP_OK;
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (!strcmp(names[i].name, text)) return op__attr_set_int(g, n, "to", names[i].type);
     return op__node_fail(err, n, OP_BAD_VALUE, "no type is called \"%s\"", text);
+}
+
+static enum op_status cast_like_upgrade(struct op_graph *g, struct op_node *n, int opset,
+                                        struct op_error *err) {
+    return opset >= 19 && opset < 24 && op__attr_set_int(g, n, OLD_RULES, 1) != OP_OK
+               ? op__node_fail(err, n, OP_NOMEM, "out of memory")
+               : OP_OK;
 }
 
 static enum op_status cast_infer(struct op_ctx *ctx) {
@@ -360,8 +451,10 @@ static enum op_status cast_run(struct op_ctx *ctx) {
         return OP_OK;
     }
     if (dst->dtype == OP_STRING) return to_strings(ctx, src, dst);
-    if (src->dtype == OP_STRING) return from_strings(ctx, src, dst);
-    struct cast_job job = {src->dtype, dst->dtype, src->data, dst->data};
+    struct cast_job job = {.from = src->dtype, .to = dst->dtype, .src = src->data, .dst = dst->data};
+    enum op_status st = how_of(ctx, &job.how);
+    if (st != OP_OK) return st;
+    if (src->dtype == OP_STRING) return from_strings(ctx, src, dst, &job.how);
     op__pieces(ctx, op_tensor_count(src), cast_piece, &job);
     return OP_OK;
 }
@@ -384,6 +477,7 @@ static const struct op_desc cast_like = {.name = "CastLike",
                                          .in_max = 2,
                                          .out_min = 1,
                                          .out_max = 1,
+                                         .upgrade = cast_like_upgrade,
                                          .infer = cast_like_infer,
                                          .run = cast_run};
 OP_REGISTER(cast_like);

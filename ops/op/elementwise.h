@@ -7,7 +7,7 @@
 #include "ops/kern/kern.h"
 #include "ops/op.h"
 
-#define OP_N_TYPES (OP_BF16 + 1)
+#define OP_N_TYPES (OP_I2 + 1)
 #define OP_WALK_IN_MAX 3
 
 /* Registers a row, a struct whose first member is `struct op_desc desc`. */

@@ -81,7 +81,7 @@ static enum op_status eye_infer(struct op_ctx *ctx) {
     if (!x || x->kind != OP_KIND_TENSOR || x->rank != 2)
         return op__fail(ctx, OP_BAD_SHAPE, "takes a tensor of rank 2");
     const enum op_type type = asked ? (enum op_type)asked : x->dtype;
-    if (asked < 0 || op_type_size(type) == 0 || type == OP_STRING || type == OP_C64 ||
+    if (asked < 0 || op_type_size(type) == 0 || op__is_narrow(type) || type == OP_STRING || type == OP_C64 ||
         type == OP_C128)
         return op__fail(ctx, OP_UNSUPPORTED, "makes no elements of ONNX's type %lld",
                         (long long)(asked ? asked : x->dtype));

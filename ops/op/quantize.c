@@ -17,10 +17,15 @@ OP_VECTOR_FILE
     X(U8, uint8_t, 0, UINT8_MAX)                                                                   \
     X(I8, int8_t, INT8_MIN, INT8_MAX)                                                              \
     X(U16, uint16_t, 0, UINT16_MAX)                                                                \
-    X(I16, int16_t, INT16_MIN, INT16_MAX)
+    X(I16, int16_t, INT16_MIN, INT16_MAX)                                                          \
+    X(U4, uint8_t, 0, 15)                                                                          \
+    X(I4, int8_t, -8, 7)                                                                           \
+    X(U2, uint8_t, 0, 3)                                                                           \
+    X(I2, int8_t, -2, 1)
 
 static bool is_quantized(enum op_type type) {
-    return type == OP_U8 || type == OP_I8 || type == OP_U16 || type == OP_I16;
+    return type == OP_U8 || type == OP_I8 || type == OP_U16 || type == OP_I16 ||
+           (op__is_narrow(type) && type != OP_F8E8M0);
 }
 
 struct quant_job {
@@ -29,10 +34,12 @@ struct quant_job {
     int64_t n, inner, block; /* elements of the axis that share a scale */
     bool blocked;
     int64_t n_scales; /* along the axis: 1, n or n / block rounded up */
+    bool saturate;    /* of float8 */
 };
 
 static float float_at(const struct op_tensor *t, int64_t i) {
     float v;
+    if (op__is_narrow(t->dtype)) return op__narrow_to_f32(t->dtype, ((const uint8_t *)t->data)[i]);
     switch (t->dtype) {
     case OP_F32:
         return ((const float *)t->data)[i];
@@ -47,11 +54,15 @@ static float float_at(const struct op_tensor *t, int64_t i) {
 }
 
 static int32_t zero_at(const struct op_tensor *t, int64_t i) {
-    if (!t) return 0;
+    if (!t || op__is_narrow_float(t->dtype)) return 0; /* of those it must be zero: infer asks for no more */
     switch (t->dtype) {
     case OP_U8:
+    case OP_U4:
+    case OP_U2:
         return ((const uint8_t *)t->data)[i];
     case OP_I8:
+    case OP_I4:
+    case OP_I2:
         return ((const int8_t *)t->data)[i];
     case OP_U16:
         return ((const uint16_t *)t->data)[i];
@@ -87,7 +98,9 @@ static void quantize_run(const struct quant_job *job, int64_t first, int64_t n, 
             QUANTIZED_TYPES(X)
 #undef X
         default:
-            break;
+            for (int64_t k = 0; k < m; k++)
+                ((uint8_t *)job->y->data)[at + k] = op__f32_to_narrow(
+                    job->y->dtype, x[k] / scale, job->saturate, OP_ROUND_NEAREST);
         }
     }
 }
@@ -106,9 +119,12 @@ static void dequantize_run(const struct quant_job *job, int64_t first, int64_t n
     }
             QUANTIZED_TYPES(X)
 #undef X
-        default:
+        case OP_I32:
             for (int64_t k = 0; k < m; k++)
                 y[k] = (float)((int64_t)((const int32_t *)job->x->data)[at + k] - zero) * scale;
+            break;
+        default:
+            for (int64_t k = 0; k < m; k++) y[k] = float_at(job->x, at + k) * scale;
         }
         if (job->y->dtype == OP_F32)
             memcpy((float *)job->y->data + at, y, (size_t)m * sizeof *y);
@@ -155,7 +171,9 @@ static void whole_piece(void *arg, int64_t first, int64_t n) {
 
 static enum op_status run(struct op_ctx *ctx, bool quantize) {
     struct quant_job job = {
-        ctx->in[0], ctx->in[1], ctx->n_in > 2 ? ctx->in[2] : NULL, ctx->out[0], 1, 1, 1, false, 1};
+        .x = ctx->in[0], .scale = ctx->in[1], .zero = ctx->n_in > 2 ? ctx->in[2] : NULL,
+        .y = ctx->out[0], .n = 1, .inner = 1, .block = 1, .n_scales = 1,
+        .saturate = op__attr_int(ctx->node, "saturate", 1) != 0};
     const struct op_tensor *x = job.x;
     const int64_t total = op_tensor_count(x);
     int64_t outer = 1;
@@ -214,12 +232,12 @@ static enum op_status quantize_infer(struct op_ctx *ctx) {
     const struct op_tensor *x = ctx->in[0], *s = ctx->in[1],
                            *zero = ctx->n_in > 2 ? ctx->in[2] : NULL;
     if (!x || !s || x->kind != OP_KIND_TENSOR || !(op__is_float(x->dtype) || x->dtype == OP_I32) ||
-        !(op__is_float(s->dtype) || s->dtype == OP_I32))
+        !(op__is_float(s->dtype) || s->dtype == OP_I32 || s->dtype == OP_F8E8M0))
         return op__fail(ctx, OP_BAD_TYPE, "takes floats and a scale of floats");
     const int64_t asked = op__attr_int(ctx->node, "output_dtype", 0);
     const enum op_type type = zero ? zero->dtype : asked ? (enum op_type)asked : OP_U8;
     if (!is_quantized(type))
-        return op__fail(ctx, OP_UNSUPPORTED, "quantizes to u8, i8, u16 and i16, not to %s",
+        return op__fail(ctx, OP_UNSUPPORTED, "quantizes to integers of 2 to 16 bits and floats of 4 and 8, not to %s",
                         op_type_name(type));
     if (zero && asked && asked != (int64_t)zero->dtype)
         return op__fail(ctx, OP_BAD_TYPE, "output_dtype is %s, the zero point %s",
@@ -247,13 +265,18 @@ static enum op_status dequantize_infer(struct op_ctx *ctx) {
     const struct op_tensor *x = ctx->in[0], *s = ctx->in[1],
                            *zero = ctx->n_in > 2 ? ctx->in[2] : NULL;
     if (!x || !s || x->kind != OP_KIND_TENSOR || !(is_quantized(x->dtype) || x->dtype == OP_I32) ||
-        !(s->dtype == OP_F32 || op__is_half(s->dtype)))
+        !(s->dtype == OP_F32 || op__is_half(s->dtype) || s->dtype == OP_F8E8M0))
         return op__fail(ctx, OP_BAD_TYPE,
-                        "takes u8, i8, u16, i16 or i32 and a scale of f32, f16 or bf16");
+                        "takes a quantized type or i32 and a scale of f32, f16, bf16 or f8e8m0");
     if (zero && zero->dtype != x->dtype)
         return op__fail(ctx, OP_BAD_TYPE, "the zero point is %s, the input %s",
                         op_type_name(zero->dtype), op_type_name(x->dtype));
-    op__set(ctx, 0, s->dtype, x->rank, x->dims);
+    const int64_t asked = op__attr_int(ctx->node, "output_dtype", 0);
+    const enum op_type type = asked ? (enum op_type)asked : s->dtype == OP_F8E8M0 ? OP_F32 : s->dtype;
+    if (type != OP_F32 && !op__is_half(type))
+        return op__fail(ctx, OP_UNSUPPORTED, "gives f32, f16 and bf16, not ONNX's type %lld",
+                        (long long)asked);
+    op__set(ctx, 0, type, x->rank, x->dims);
     return check_scale(ctx, zero);
 }
 
@@ -301,7 +324,7 @@ static enum op_status dynamic_run(struct op_ctx *ctx) {
     if (!ctx->out[0] || n == 0) return OP_OK;
     const struct op_tensor s = {.dtype = OP_F32, .data = scale > 0 ? &scale : &(float){1}},
                            z = {.dtype = OP_U8, .data = &zero_u8};
-    struct quant_job job = {x, &s, &z, ctx->out[0], 1, 1, 1, false, 1};
+    struct quant_job job = {.x = x, .scale = &s, .zero = &z, .y = ctx->out[0], .n = 1, .inner = 1, .block = 1, .n_scales = 1};
     struct whole_job whole = {&job, true};
     op__pieces(ctx, n, whole_piece, &whole);
     return OP_OK;

@@ -154,7 +154,7 @@ static enum op_status bernoulli_infer(struct op_ctx *ctx) {
     enum op_status status = op__nn_float(ctx, 0, "input");
     if (status != OP_OK) return status;
     const enum op_type type = asked ? (enum op_type)asked : ctx->in[0]->dtype;
-    if (asked < 0 || op_type_size(type) == 0 || type == OP_STRING || type == OP_C64 ||
+    if (asked < 0 || op_type_size(type) == 0 || op__is_narrow(type) || type == OP_STRING || type == OP_C64 ||
         type == OP_C128)
         return op__fail(ctx, OP_UNSUPPORTED, "makes no elements of ONNX's type %lld",
                         (long long)asked);

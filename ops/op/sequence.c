@@ -59,7 +59,7 @@ static enum op_status read_position(const struct op_ctx *ctx, int i, int64_t n, 
 
 static enum op_status empty_infer(struct op_ctx *ctx) {
     int64_t type = op__attr_int(ctx->node, "dtype", OP_F32);
-    if (type < 1 || type > OP_BF16 || op_type_size((enum op_type)type) == 0)
+    if (type < 1 || type > OP_I2 || op_type_size((enum op_type)type) == 0)
         return op__fail(ctx, OP_UNSUPPORTED, "dtype %lld is not supported", (long long)type);
     set_sequence(ctx, (enum op_type)type);
     return OP_OK;

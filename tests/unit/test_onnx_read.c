@@ -119,8 +119,14 @@ static void test_bad_tensors_are_refused(void **state) {
     t = typed_tensor(OP_F32, 1 << 30); /* a short file must not get a gigabyte */
     ot_put_bytes(&t, 4, f, sizeof f);
     expect_refused(&t, OP_BAD_MODEL);
-    t = typed_tensor((enum op_type)17, 3);
+    t = typed_tensor((enum op_type)(OP_I2 + 1), 3);
     expect_refused(&t, OP_UNSUPPORTED);
+    t = typed_tensor(OP_I4, 3); /* two bytes hold them */
+    ot_put_bytes(&t, 9, f, 3);
+    expect_refused(&t, OP_BAD_MODEL);
+    t = typed_tensor(OP_U2, 5);
+    ot_put_int(&t, 5, 0xff);
+    expect_refused(&t, OP_BAD_MODEL);
     t = typed_tensor(OP_STRING, 2);
     ot_put_string(&t, 6, "one");
     expect_refused(&t, OP_BAD_MODEL);

@@ -50,7 +50,7 @@ static void test_describe_fits_any_room(void **state) {
 
 static void test_type_names_go_both_ways(void **state) {
     (void)state;
-    for (int i = OP_F32; i <= OP_BF16; i++) {
+    for (int i = OP_F32; i <= OP_I2; i++) {
         assert_int_equal(op_type_parse(op_type_name((enum op_type)i)), i);
         assert_true(op_type_size((enum op_type)i) > 0);
     }
@@ -93,6 +93,37 @@ static void test_bfloat_rounds_to_nearest_even(void **state) {
     assert_int_equal(op__f32_to_bf16(1.00390625f), 0x3f80); /* midway, even below */
     assert_int_equal(op__f32_to_bf16(1.01171875f), 0x3f82); /* midway, even above */
     assert_int_equal(op__f32_to_bf16(3.4e38f), 0x7f80);
+}
+
+static void test_narrow_floats_come_back(void **state) {
+    (void)state;
+    for (int type = OP_F8E4M3FN; type <= OP_F8E8M0; type++) {
+        if (op__is_narrow_int((enum op_type)type)) continue;
+        for (int code = 0; code < (type == OP_F4E2M1 ? 16 : 256); code++) {
+            float f = op__narrow_to_f32((enum op_type)type, (uint8_t)code);
+            uint8_t back = op__f32_to_narrow((enum op_type)type, f, false, OP_ROUND_UP);
+            if (isnan(f)) assert_true(isnan(op__narrow_to_f32((enum op_type)type, back)));
+            else assert_int_equal(back, code);
+        }
+    }
+}
+
+static void test_packing_keeps_every_element(void **state) {
+    (void)state;
+    static const enum op_type types[] = {OP_U4, OP_I4, OP_F4E2M1, OP_U2, OP_I2};
+    for (size_t t = 0; t < sizeof types / sizeof *types; t++)
+        for (int n = 0; n < 20; n++) {
+            uint8_t in[20], packed[10], out[20];
+            const int bits = op__type_bits(types[t]);
+            for (int i = 0; i < n; i++) {
+                in[i] = (uint8_t)((i * 7 + 3) & ((1 << bits) - 1));
+                if ((types[t] == OP_I4 || types[t] == OP_I2) && in[i] >> (bits - 1)) in[i] = (uint8_t)(in[i] - (1 << bits));
+            }
+            assert_int_equal(op__packed_bytes(types[t], n), (n * bits + 7) / 8);
+            op__pack(types[t], packed, in, n);
+            op__unpack(types[t], out, packed, n);
+            assert_memory_equal(in, out, (size_t)n);
+        }
 }
 
 static void test_broadcast_follows_numpy(void **state) {

@@ -60,56 +60,6 @@ static struct w_option options[] = {
 
 /* --- comparing -------------------------------------------------------------------------------- */
 
-static double half_of(uint16_t h) {
-    int exponent = h >> 10 & 31, mantissa = h & 1023;
-    double v = exponent == 31 ? (mantissa ? (double)NAN : (double)INFINITY)
-               : exponent     ? ldexp(1024 + mantissa, exponent - 25)
-                              : ldexp(mantissa, -24);
-    return h & 0x8000 ? -v : v;
-}
-
-static double bfloat_of(uint16_t h) {
-    uint32_t u = (uint32_t)h << 16;
-    float f;
-    memcpy(&f, &u, sizeof f);
-    return (double)f;
-}
-
-/* Element i as a double; complex numbers count as two. */
-static double number_at(const struct op_tensor *t, int64_t i) {
-    switch (t->dtype) {
-    case OP_F32:
-    case OP_C64:
-        return (double)((const float *)t->data)[i];
-    case OP_F64:
-    case OP_C128:
-        return ((const double *)t->data)[i];
-    case OP_U8:
-    case OP_BOOL:
-        return ((const uint8_t *)t->data)[i];
-    case OP_I8:
-        return ((const int8_t *)t->data)[i];
-    case OP_U16:
-        return ((const uint16_t *)t->data)[i];
-    case OP_I16:
-        return ((const int16_t *)t->data)[i];
-    case OP_I32:
-        return ((const int32_t *)t->data)[i];
-    case OP_U32:
-        return ((const uint32_t *)t->data)[i];
-    case OP_I64:
-        return (double)((const int64_t *)t->data)[i];
-    case OP_U64:
-        return (double)((const uint64_t *)t->data)[i];
-    case OP_F16:
-        return half_of(((const uint16_t *)t->data)[i]);
-    case OP_BF16:
-        return bfloat_of(((const uint16_t *)t->data)[i]);
-    default:
-        return NAN;
-    }
-}
-
 static bool near_enough(double got, double want, double rtol, double atol) {
     if (isnan(want) || isnan(got)) return isnan(want) && isnan(got);
     if (isinf(want) || isinf(got)) return got == want;
@@ -135,7 +85,7 @@ static bool same_numbers(const struct op_tensor *got, const struct op_tensor *wa
     double worst = 0;
     if (got->dtype == OP_C64 || got->dtype == OP_C128) n *= 2;
     for (int64_t i = 0; i < n; i++) {
-        double g = number_at(got, i), w = number_at(want, i), d = fabs(g - w);
+        double g = op_tensor_number(got, i), w = op_tensor_number(want, i), d = fabs(g - w);
         if (near_enough(g, w, rtol, atol)) continue;
         if (!n_bad++) first = i;
         if (d > worst) worst = d;
@@ -144,8 +94,8 @@ static bool same_numbers(const struct op_tensor *got, const struct op_tensor *wa
         snprintf(reason, REASON_MAX,
                  "%lld of %lld elements differ (by at most %.3g), the first is element %lld: %.9g, "
                  "expected %.9g",
-                 (long long)n_bad, (long long)n, worst, (long long)first, number_at(got, first),
-                 number_at(want, first));
+                 (long long)n_bad, (long long)n, worst, (long long)first, op_tensor_number(got, first),
+                 op_tensor_number(want, first));
     return n_bad == 0;
 }
 
