@@ -9,8 +9,10 @@
  * the other, sums in the order of the classes: a row's bits do not depend on the batch. */
 #include <inttypes.h>
 #include <math.h>
+#include <string.h>
 
 #include "ops/grad.h"
+#include "ops/kern/kern.h"
 
 struct rows {
     int64_t n, c;
@@ -21,18 +23,31 @@ static struct rows rows_of(const struct op_tensor *z) {
     return (struct rows){c ? count / c : 0, c};
 }
 
-static double max_of(const float *z, int64_t c) {
-    float max = z[0];
-    for (int64_t i = 1; i < c; i++)
-        if (z[i] > max) max = z[i];
-    return (double)max;
+/* e^(z[i] - max) of a row in pieces: into `to` where not NULL; returns their sum (the largest adds 1). */
+static double exponentials(const struct k_vmath *math, const float *z, int64_t c, float max, float *to) {
+    enum { PIECE = 256 };
+    float own[PIECE];
+    double sum = 0;
+    for (int64_t at = 0; at < c; at += PIECE) {
+        const int64_t n = c - at < PIECE ? c - at : PIECE;
+        float *e = to ? to + at : own;
+        math->unary[K_LINEAR](n, z + at, e, 1, -max);
+        math->unary[K_EXP](n, e, e, 0, 0);
+        sum += (double)math->sum(n, e);
+    }
+    return sum;
 }
 
-static double log_sum_exp(const float *z, int64_t c) {
-    double max = max_of(z, c), sum = 0;
-    for (int64_t i = 0; i < c; i++) sum += exp((double)z[i] - max);
-    // cppcheck-suppress invalidFunctionArg ; the largest adds 1
-    return max + log(sum);
+static double log_sum_exp(const struct k_vmath *math, const float *z, int64_t c) {
+    const float max = math->max(c, z);
+    // cppcheck-suppress invalidFunctionArg ; the sum is 1 at least, or NaN
+    return (double)max + log(exponentials(math, z, c, max, NULL));
+}
+
+/* dz = by softmax(z), a row. */
+static void softmax_times(const struct k_vmath *math, const float *z, int64_t c, double by, float *dz) {
+    const double sum = exponentials(math, z, c, math->max(c, z), dz);
+    math->unary[K_LINEAR](c, dz, dz, (float)(by / sum), 0);
 }
 
 static enum op_status check_logits(const struct op_ctx *ctx) {
@@ -72,6 +87,7 @@ static enum op_status bad_class(const struct op_ctx *ctx, int64_t row, int64_t t
 }
 
 static enum op_status sparse_run(struct op_ctx *ctx) {
+    const struct k_vmath *math = op__kern(ctx)->math;
     const float *z = ctx->in[0]->data;
     const int64_t *t = ctx->in[1]->data;
     float *e = ctx->out[0]->data;
@@ -87,7 +103,7 @@ static enum op_status sparse_run(struct op_ctx *ctx) {
         if (t[i] < 0 || t[i] >= r.c) return bad_class(ctx, i, t[i], r.c);
         double mean = 0;
         for (int64_t k = 0; s > 0 && k < r.c; k++) mean += (double)z[k];
-        double value = log_sum_exp(z, r.c) - (1 - s) * (double)z[t[i]] - s * mean / (double)r.c;
+        double value = log_sum_exp(math, z, r.c) - (1 - s) * (double)z[t[i]] - s * mean / (double)r.c;
         e[i] = (float)(n_weights ? value * (double)weights[t[i]] : value);
     }
     return OP_OK;
@@ -111,6 +127,7 @@ static enum op_status sparse_grad_infer(struct op_ctx *ctx) {
 }
 
 static enum op_status sparse_grad_run(struct op_ctx *ctx) {
+    const struct k_vmath *math = op__kern(ctx)->math;
     const float *z = ctx->in[0]->data, *dy = ctx->in[2]->data;
     const int64_t *t = ctx->in[1]->data;
     float *dz = ctx->out[0]->data;
@@ -121,9 +138,14 @@ static enum op_status sparse_grad_run(struct op_ctx *ctx) {
     for (int64_t i = 0; i < r.n; i++, z += r.c, dz += r.c) {
         bool skip = t[i] == ignore && ignore != -1;
         if (!skip && (t[i] < 0 || t[i] >= r.c)) return bad_class(ctx, i, t[i], r.c);
-        double scale = skip ? 0 : (double)dy[i] * (n_weights ? (double)weights[t[i]] : 1), all = log_sum_exp(z, r.c);
-        for (int64_t k = 0; k < r.c; k++)
-            dz[k] = (float)(scale * (exp((double)z[k] - all) - s / (double)r.c - (k == t[i] ? 1 - s : 0)));
+        if (skip) {
+            memset(dz, 0, (size_t)r.c * sizeof *dz);
+            continue;
+        }
+        double scale = (double)dy[i] * (n_weights ? (double)weights[t[i]] : 1);
+        softmax_times(math, z, r.c, scale, dz);
+        if (s > 0) math->unary[K_LINEAR](r.c, dz, dz, 1, (float)(-scale * s / (double)r.c));
+        dz[t[i]] -= (float)(scale * (1 - s));
     }
     return OP_OK;
 }
@@ -159,12 +181,13 @@ static enum op_status dense_infer(struct op_ctx *ctx) {
 }
 
 static enum op_status dense_run(struct op_ctx *ctx) {
+    const struct k_vmath *math = op__kern(ctx)->math;
     const float *z = ctx->in[0]->data, *t = ctx->in[1]->data;
     float *e = ctx->out[0]->data;
     struct rows r = rows_of(ctx->in[0]);
     double s = (double)op__attr_float(ctx->node, "label_smoothing", 0);
     for (int64_t i = 0; i < r.n; i++, z += r.c, t += r.c) {
-        double all = log_sum_exp(z, r.c), sum = 0;
+        double all = log_sum_exp(math, z, r.c), sum = 0;
         for (int64_t k = 0; k < r.c; k++) sum += ((1 - s) * (double)t[k] + s / (double)r.c) * (all - (double)z[k]);
         e[i] = (float)sum;
     }
@@ -181,15 +204,16 @@ static enum op_status dense_grad_infer(struct op_ctx *ctx) {
 }
 
 static enum op_status dense_grad_run(struct op_ctx *ctx) {
+    const struct k_vmath *math = op__kern(ctx)->math;
     const float *z = ctx->in[0]->data, *t = ctx->in[1]->data, *dy = ctx->in[2]->data;
     float *dz = ctx->out[0]->data;
     struct rows r = rows_of(ctx->in[0]);
     double s = (double)op__attr_float(ctx->node, "label_smoothing", 0);
     for (int64_t i = 0; i < r.n; i++, z += r.c, t += r.c, dz += r.c) {
-        double all = log_sum_exp(z, r.c), mass = 0;
+        double mass = 0;
         for (int64_t k = 0; k < r.c; k++) mass += (1 - s) * (double)t[k] + s / (double)r.c;
-        for (int64_t k = 0; k < r.c; k++)
-            dz[k] = (float)((double)dy[i] * (mass * exp((double)z[k] - all) - (1 - s) * (double)t[k] - s / (double)r.c));
+        softmax_times(math, z, r.c, (double)dy[i] * mass, dz);
+        for (int64_t k = 0; k < r.c; k++) dz[k] -= (float)((double)dy[i] * ((1 - s) * (double)t[k] + s / (double)r.c));
     }
     return OP_OK;
 }

@@ -84,7 +84,6 @@ ROW(cosh, "Cosh", X, 0, sinh(v), NO);
 ROW(asinh, "Asinh", X, 0, 1 / sqrt(v * v + 1), NO);
 ROW(acosh, "Acosh", X, 0, 1 / sqrt(v * v - 1), NO);
 ROW(atanh, "Atanh", X, 0, 1 / (1 - v * v), NO);
-ROW(erf, "Erf", X, 0, LIKE(1.12837916709551257390) * exp(-v * v), NO);
 ROW(leaky_relu, "LeakyRelu", X, 0, v < 0 ? A : 1, {"alpha", 0.01f});
 ROW(elu, "Elu", X, 0, v < 0 ? A * exp(v) : 1, {"alpha", 1.0f});
 ROW(selu, "Selu", X, 0, B *(v > 0 ? LIKE(1) : A * exp(v)), {"alpha", 1.67326319217681884765625f}, {"gamma", 1.05070102214813232421875f});
@@ -117,6 +116,21 @@ static void swish_f32(void *to, const void *by, const void *of, int64_t n, const
     }
 }
 KERN_ROW(swish, "Swish", SIGMOID(A *v) + A * v * SIGMOID(A * v) * (1 - SIGMOID(A * v)), {"alpha", 1.0f});
+
+/* 2 e^(-x^2) / sqrt pi */
+static void erf_f32(void *to, const void *by, const void *of, int64_t n, const float *param) {
+    const struct k_vmath *math = k_default()->math;
+    float e[OP_BLOCK];
+    (void)param;
+    BLOCKS(n) {
+        float *dx = (float *)to + at;
+        const float *dy = (const float *)by + at, *x = (const float *)of + at;
+        for (int64_t i = 0; i < m; i++) e[i] = -x[i] * x[i];
+        math->unary[K_EXP](m, e, e, 0, 0);
+        OP_INDEPENDENT for (int64_t i = 0; i < m; i++) dx[i] = dy[i] * (1.12837916709551257390f * e[i]);
+    }
+}
+KERN_ROW(erf, "Erf", LIKE(1.12837916709551257390) * exp(-v * v), NO);
 
 /* x tanh(softplus x): t + x (1 - t^2) sigmoid(x) */
 static void mish_f32(void *to, const void *by, const void *of, int64_t n, const float *param) {
