@@ -218,6 +218,98 @@ def test_an_onnx_model_is_fine_tuned_with_a_new_head():
         refused(changed(spec, model__freeze=["*"]), "frozen")
 
 
+def ratings(f, rows=600):
+    """A table of ids with gaps, and what it is made of: a bias of the user, one of the item, and their product."""
+    rng = np.random.default_rng(5)
+    users, items = rng.integers(0, 20, rows), rng.integers(0, 15, rows)
+    a, b = rng.normal(size=20), rng.normal(size=15)
+    with open(f.at("ratings.csv"), "w") as out:
+        out.write("when,who,what,stars\n")
+        for i, (u, v) in enumerate(zip(users, items)):
+            out.write(f"{i},{u * 37 + 5},{v * 11},{a[u] + b[v] + a[u] * b[v]:.5f}\n")
+
+
+TWO = {
+    "model": {
+        "inputs": {"user": {"shape": [], "dtype": "int64"}, "item": {"shape": [], "dtype": "int64"}},
+        "layers": [
+            {"type": "Embedding", "name": "u", "inputs": ["user"], "input_dim": 21, "output_dim": 8},
+            {"type": "Embedding", "name": "v", "inputs": ["item"], "input_dim": 16, "output_dim": 8},
+            {"type": "Embedding", "name": "ub", "inputs": "user", "input_dim": 21, "output_dim": 1},
+            {"type": "Embedding", "name": "vb", "inputs": "item", "input_dim": 16, "output_dim": 1},
+            {"type": "Dot", "name": "uv", "inputs": ["u", "v"]},
+            {"type": "Add", "name": "stars", "inputs": ["uv", "ub", "vb"]},
+            {"type": "Dense", "name": "unused", "units": 3}],
+        "outputs": ["stars"]},
+    "data": {"train": {"x": "ratings.csv", "fields": {"user": "who", "item": "what", "y": "stars"}}, "test_split": 0.2,
+             "preprocess": [{"type": "IntegerLookup", "input": "user"}, {"type": "IntegerLookup", "input": "item"}]},
+    "compile": {"optimizer": {"type": "adam", "learning_rate": 0.03}, "loss": "mse", "metrics": ["mae"]},
+    "fit": {"epochs": 12, "batch_size": 16, "seed": 2},
+}
+
+
+def test_a_model_of_two_inputs_learns_from_a_table_and_answers_by_name():
+    with Folder() as f:
+        ratings(f)
+        f.train(TWO)
+        metrics = json.loads(f.read("out", "metrics.json"))
+        assert metrics["test"]["loss"] < 0.1, metrics["test"]
+        done = subprocess.run([tap.QUERN, "model", "check", f.at("out")], capture_output=True, text=True, env=CLEAN)
+        assert done.returncode == 0 and "golden" in done.stdout, done
+        import onnx
+        model = onnx.load(f.at("out", "model.onnx"))
+        onnx.checker.check_model(model)
+        assert [i.name for i in model.graph.input] == ["user", "item"]
+        assert not any("unused" in w.name for w in model.graph.initializer)
+        # A column of an array for each input says the same, in the same bytes.
+        table = np.genfromtxt(f.at("ratings.csv"), delimiter=",", names=True)
+        for name, column in (("who", "who"), ("what", "what")):
+            np.save(f.at(name + ".npy"), table[column].astype(np.int64))
+        np.save(f.at("stars.npy"), table["stars"])
+        files = changed(TWO, data__train={"x": {"user": "who.npy", "item": "what.npy"}, "y": "stars.npy"})
+        f.train(files, "files")
+        assert json.loads(f.read("files", "metrics.json"))["test"]["loss"] == metrics["test"]["loss"]
+
+
+def test_several_inputs_are_refused_with_what_is_missing():
+    with Folder() as f:
+        ratings(f, 40)
+        np.save(f.at("ids.npy"), np.arange(7))
+
+        def told(spec, *words):
+            _, err = f.train(spec, rc=1)
+            for w in words:
+                assert w in err, (w, err)
+
+        told(changed(TWO, data__preprocess=[]), '"user"', "0 to 20", "IntegerLookup")
+        told(changed(TWO, data__preprocess=[{"type": "IntegerLookup"}]), '"input"', "2 inputs")
+        told(changed(TWO, data__preprocess=[{"type": "IntegerLookup", "input": "uzer"}]), '"uzer"')
+        told(changed(TWO, data__train__x={"user": "ids.npy"}), '"item"', "x")
+        told(changed(TWO, data__train={"x": {"user": "ids.npy", "item": "ratings.csv"}, "fields": {"item": "what"}, "y": "ids.npy"}), "7 rows", "40")
+        told(changed(TWO, model__outputs=["starz"]), "model.outputs", '"stars"')
+        told(changed(TWO, model__outputs=["stars", "uv"]), "one layer")
+        told(changed(TWO, model__inputs={"user": {"dtype": "int64"}}), "model.inputs.user", "shape")
+        told(changed(TWO, model__inputs={"user": {"shape": [0]}}), "model.inputs.user.shape")
+        layers = copy.deepcopy(TWO["model"]["layers"])
+        del layers[0]["inputs"]
+        told(changed(TWO, model__layers=layers), "layers[0]", "2 inputs")
+
+
+def test_rows_that_do_not_fit_into_memory_train_the_same_model():
+    with Folder() as f:
+        rng = np.random.default_rng(1)
+        np.save(f.at("x.npy"), rng.normal(size=(300, 8, 8, 1)))
+        np.save(f.at("y.npy"), rng.integers(0, 10, 300))
+        spec = changed(data={"train": {"x": "x.npy", "y": "y.npy"}, "preprocess": ["Normalization"]}, fit__epochs=2)
+        f.train(spec, "memory")
+        f.train(changed(spec, data__memory_mb=0), "file")
+        table = changed(data__train={"x": DIGITS, "target": 64, "header": False}, fit__epochs=1)
+        f.train(table, "table")
+        f.train(changed(table, data__memory_mb=0), "spilled")
+        for one, two in (("memory", "file"), ("table", "spilled")):
+            assert f.read(one, "model.onnx") == f.read(two, "model.onnx"), one
+
+
 def test_a_spec_that_is_wrong_says_where_and_what_would_be_right():
     layers = SPEC["model"]["layers"]
     refused(changed(fit__epoch=3), "fit", '"epoch"', '"epochs"')

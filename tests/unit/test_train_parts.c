@@ -353,11 +353,12 @@ static void test_shapes_are_worked_out_layer_by_layer(void **state) {
         int64_t ids[16] = {0};
         struct op_error why;
         const struct op_tensor *out;
-        struct op_tensor in = {.dtype = m.input_dtype,
-                               .rank = m.input_rank + 1,
+        const struct w_train_input *input = &m.inputs[0];
+        struct op_tensor in = {.dtype = input->dtype,
+                               .rank = input->rank + 1,
                                .dims = {1},
-                               .data = m.input_dtype == OP_I64 ? (void *)ids : (void *)zeros};
-        memcpy(in.dims + 1, m.input_dims, (size_t)m.input_rank * sizeof *in.dims);
+                               .data = input->dtype == OP_I64 ? (void *)ids : (void *)zeros};
+        memcpy(in.dims + 1, input->dims, (size_t)input->rank * sizeof *in.dims);
         struct op_session *s = op_session_create(m.model, NULL, &why);
         if (op_session_run(s, &in, 1, &out, &why) != OP_OK) fail_msg("%s", why.text);
         assert_int_equal(out->rank, m.output_rank + 1);

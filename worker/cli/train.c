@@ -134,7 +134,7 @@ static void summary(const struct w_fit *f) {
     const char *key;
     if (w_globals.json)
         return; /* the lines of the epochs are the output; metrics.json has the rest */
-    printf("%lld rows, %zu epochs in %.1f s", (long long)f->train.x.n, json_array_size(f->history),
+    printf("%lld rows, %zu epochs in %.1f s", (long long)f->train.n, json_array_size(f->history),
            f->seconds);
     json_object_foreach(f->test_results, key, value) {
         printf("%s %s %.5g", strcmp(key, "loss") ? "," : "; test:", key, json_number_value(value));

@@ -5,24 +5,75 @@
 
 #include "worker/train/train.h"
 
-static void load_row(const struct w_fit *f, const struct w_array *x, int64_t row, float *dst) {
-    const struct w_affine *a = &f->affine;
-    int64_t n = x->elements, first = row * n;
-    switch (x->dtype) {
-    case OP_U8:
-        for (int64_t i = 0; i < n; i++) dst[i] = ((const uint8_t *)x->data)[first + i];
-        break;
-    case OP_I64:
-        for (int64_t i = 0; i < n; i++) dst[i] = (float)((const int64_t *)x->data)[first + i];
-        break;
-    default:
-        memcpy(dst, (const float *)x->data + first, (size_t)n * sizeof *dst);
+/* --- memory ------------------------------------------------------------------------------------
+ */
+
+static void *aligned(int64_t n, int64_t elements, size_t size) {
+    size_t bytes;
+    if (__builtin_mul_overflow((size_t)n, (size_t)elements * size, &bytes) || bytes >> 40)
+        return NULL;
+    return aligned_alloc(64, (bytes + 64 + 63) / 64 * 64);
+}
+
+bool w__fit_batch_init(const struct w_fit *f, struct w_fit_batch *b, struct w_error *err) {
+    const struct w_train_model *m = &f->m;
+    int64_t rows = f->spec->fit.batch_size, targets = 1, scratch = 8;
+    bool ok = true;
+    for (int i = 0; i < m->n_inputs; i++) {
+        const struct w_train_input *in = &m->inputs[i];
+        b->x[i] = (struct op_tensor){.dtype = in->dtype, .rank = in->rank + 1};
+        memcpy(b->x[i].dims + 1, in->dims, (size_t)in->rank * sizeof *in->dims);
+        ok &= (b->x[i].data = aligned(rows, in->elements, 8)) != NULL;
+        if (in->elements > scratch) scratch = in->elements;
     }
-    if (a->n == 0 || f->affine_inside) return;
+    b->y = (struct op_tensor){.dtype = f->sparse ? OP_I64 : OP_F32,
+                              .rank = m->output_rank + (f->sparse ? 0 : 1)};
+    for (int i = 1; i < b->y.rank; i++) targets *= b->y.dims[i] = m->output_dims[i - 1];
+    if (f->whole.y.elements > scratch) scratch = f->whole.y.elements;
+    b->weight = (struct op_tensor){.dtype = OP_F32, .rank = 1};
+    b->y.data = aligned(rows, targets, 8);
+    b->weight.data = aligned(rows, 1, 4);
+    b->scratch = aligned(1, scratch, 8);
+    return (ok && b->y.data && b->weight.data && b->scratch) ||
+           w_fail(err, W_NO_MEMORY, "no memory for a batch of %lld rows", (long long)rows);
+}
+
+void w__fit_batch_finish(struct w_fit_batch *b) {
+    for (int i = 0; i < W_TRAIN_INPUTS_MAX; i++) free(b->x[i].data);
+    free(b->y.data);
+    free(b->weight.data);
+    free(b->scratch);
+    *b = (struct w_fit_batch){0};
+}
+
+/* --- a row -------------------------------------------------------------------------------------
+ */
+
+static void rescale(const struct w_front *front, float *dst, int64_t n) {
+    const struct w_affine *a = &front->affine;
+    if (a->n == 0 || front->inside) return;
     if (a->n == 1)
         for (int64_t i = 0; i < n; i++) dst[i] = dst[i] * a->scale[0] + a->offset[0];
     else
         for (int64_t i = 0; i < n; i++) dst[i] = dst[i] * a->scale[i % a->n] + a->offset[i % a->n];
+}
+
+static bool load_floats(const struct w_array *x, int64_t row, float *dst, void *scratch,
+                        struct w_error *err) {
+    const void *src = w__array_row(x, row, scratch, err);
+    int64_t n = x->elements;
+    if (!src) return false;
+    switch (x->dtype) {
+    case OP_U8:
+        for (int64_t i = 0; i < n; i++) dst[i] = ((const uint8_t *)src)[i];
+        break;
+    case OP_I64:
+        for (int64_t i = 0; i < n; i++) dst[i] = (float)((const int64_t *)src)[i];
+        break;
+    default:
+        memcpy(dst, src, (size_t)n * sizeof *dst);
+    }
+    return true;
 }
 
 /* [h, w, c] → [c, h, w] */
@@ -33,57 +84,61 @@ static void channels_first(const struct w_array *x, float *row, float *scratch) 
         for (int64_t k = 0; k < c; k++) row[k * area + i] = scratch[i * c + k];
 }
 
-static double target_number(const struct w_array *y, int64_t i) {
-    return y->dtype == OP_F64   ? ((const double *)y->data)[i]
-           : y->dtype == OP_F32 ? (double)((const float *)y->data)[i]
-           : y->dtype == OP_U8  ? ((const uint8_t *)y->data)[i]
-                                : (double)((const int64_t *)y->data)[i];
+static bool load_input(struct w_fit *f, struct w_fit_batch *b, int input, const struct w_set *s,
+                       int64_t row, int64_t at, bool training, struct w_error *err) {
+    const struct w_array *x = &s->x[input];
+    int64_t n = x->elements;
+    if (f->m.inputs[input].dtype == OP_I64) {
+        const void *src = w__array_row(x, row, b->scratch, err);
+        if (src) memcpy((int64_t *)b->x[input].data + at * n, src, (size_t)n * sizeof(int64_t));
+        return src != NULL;
+    }
+    float *dst = (float *)b->x[input].data + at * n;
+    if (!load_floats(x, row, dst, b->scratch, err)) return false;
+    rescale(&f->fronts[input], dst, n);
+    if (training && f->augment)
+        w_augment_apply(f->augment, dst,
+                        w__train_mix(w__train_mix((uint64_t)f->spec->fit.seed + 0xa06) +
+                                     (uint64_t)f->epoch * 0x100000001b3u + (uint64_t)row));
+    if (f->flip_images) channels_first(x, dst, b->scratch);
+    return true;
 }
 
-static void load_target(const struct w_fit *f, const struct w_array *y, int64_t row, int64_t at) {
-    int64_t n = y->elements;
+static void load_target(const struct w_fit *f, struct w_fit_batch *b, const struct w_array *y,
+                        const void *row, int64_t at) {
+    int64_t n = y->elements, wanted = 1;
     if (f->sparse) {
-        for (int64_t i = 0; i < n; i++)
-            ((int64_t *)f->y.data)[at * n + i] = (int64_t)target_number(y, row * n + i);
+        int64_t *dst = b->y.data;
+        for (int64_t i = 0; i < n; i++) dst[at * n + i] = (int64_t)w__array_number(y, row, i);
         return;
     }
-    float *dst = f->y.data;
-    int64_t wanted = 1;
+    float *dst = b->y.data;
     for (int i = 0; i < f->m.output_rank; i++) wanted *= f->m.output_dims[i];
     if (wanted == n) {
-        for (int64_t i = 0; i < n; i++) dst[at * n + i] = (float)target_number(y, row * n + i);
+        for (int64_t i = 0; i < n; i++) dst[at * n + i] = (float)w__array_number(y, row, i);
         return;
     }
     memset(dst + at * wanted, 0, (size_t)wanted * sizeof *dst); /* a class number to one-hot */
-    dst[at * wanted + (int64_t)target_number(y, row)] = 1;
+    dst[at * wanted + (int64_t)w__array_number(y, row, 0)] = 1;
 }
 
-bool w__fit_batch(struct w_fit *f, const struct w_set *s, const int64_t *rows, int64_t n,
-                  bool training, struct w_error *err) {
-    int64_t elements = s->x.elements;
-    (void)err;
+bool w__fit_batch(struct w_fit *f, struct w_fit_batch *b, const struct w_set *s,
+                  const int64_t *rows, int64_t n, bool training, struct w_error *err) {
     for (int64_t i = 0; i < n; i++) {
-        if (f->m.input_dtype == OP_I64) {
-            memcpy((int64_t *)f->x.data + i * elements,
-                   (const int64_t *)s->x.data + rows[i] * elements,
-                   (size_t)elements * sizeof(int64_t));
-        } else {
-            float *dst = (float *)f->x.data + i * elements;
-            load_row(f, &s->x, rows[i], dst);
-            if (training && f->augment)
-                w_augment_apply(f->augment, dst,
-                                w__train_mix(w__train_mix((uint64_t)f->spec->fit.seed + 0xa06) +
-                                             (uint64_t)f->epoch * 0x100000001b3u +
-                                             (uint64_t)rows[i]));
-            if (f->flip_images)
-                channels_first(&s->x, dst, (float *)f->x.data + f->spec->fit.batch_size * elements);
-        }
-        load_target(f, &s->y, rows[i], i);
-        float weight = s->weight.data ? (float)target_number(&s->weight, rows[i]) : 1;
+        int64_t row = s->rows[rows[i]];
+        for (int k = 0; k < f->m.n_inputs; k++)
+            if (!load_input(f, b, k, s, row, i, training, err)) return false;
+        const void *y = w__array_row(&s->y, row, b->scratch, err);
+        if (!y) return false;
+        load_target(f, b, &s->y, y, i);
+        double weight =
+            s->weight.data ? w__array_number(&s->weight, w__array_row(&s->weight, row, NULL, err), 0)
+                           : 1;
         if (f->class_weights && training && s->y.elements == 1)
-            weight *= f->class_weights[(int64_t)target_number(&s->y, rows[i])];
-        ((float *)f->weight.data)[i] = weight;
+            weight = (double)((float)weight * f->class_weights[(int64_t)w__array_number(&s->y, y, 0)]);
+        ((float *)b->weight.data)[i] = (float)weight;
     }
-    f->x.dims[0] = f->y.dims[0] = f->weight.dims[0] = n;
+    for (int k = 0; k < f->m.n_inputs; k++) b->x[k].dims[0] = n;
+    b->y.dims[0] = b->weight.dims[0] = b->n = n;
     return true;
 }

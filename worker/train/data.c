@@ -3,7 +3,8 @@
  * The format is told by content: NPY and IDX by their first bytes (gzip is unpacked first, into
  * memory), JSONL and CSV by name and first character, a folder is one of folders of pictures. Rows
  * keep the type they came in (bytes stay bytes); batches convert. What is wrong in the data is
- * told by row, before anything is computed. */
+ * told by row, before anything is computed. A NPY file or a folder of pictures that is more than
+ * files->memory_bytes stays where it is and is read row by row (stream.c). */
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -18,23 +19,6 @@
 #include "worker/train/train.h"
 
 #define CLASSES_MAX (1 << 20)
-
-void *w__train_array_row(struct w_array *a, int64_t *room, size_t bytes_max, struct w_error *err) {
-    size_t row = (size_t)a->elements * op_type_size(a->dtype), bytes;
-    if (a->n == *room) {
-        int64_t more = *room ? *room * 2 : 256;
-        if (__builtin_mul_overflow((size_t)more, row ? row : 1, &bytes) || bytes / 2 > bytes_max) {
-            w_fail(err, W_TOO_LARGE, "the rows are more than %zu MB of memory", bytes_max >> 20);
-            return NULL;
-        }
-        void *grown = realloc(a->data, bytes);
-        if (!grown)
-            return w_fail(err, W_NO_MEMORY, "no memory for %zu MB of rows", bytes >> 20), NULL;
-        a->data = grown;
-        *room = more;
-    }
-    return (char *)a->data + (size_t)a->n++ * row;
-}
 
 bool w__train_words_add(struct w_words *w, const char *text, size_t len, struct w_error *err) {
     if (w->n == w->room) {
@@ -78,6 +62,7 @@ static bool own_names(const struct w_words *w, struct w_set *s, struct w_error *
 
 static bool number_words(const struct w_words *w, const char *where, const struct w_set *like,
                          struct w_set *s, struct w_error *err) {
+    w__array_finish(&s->y);
     if (!like && !own_names(w, s, err)) return false;
     char *const *names = like ? like->names : s->names;
     int64_t n = like ? like->n_names : s->n_names;
@@ -99,49 +84,35 @@ static bool number_words(const struct w_words *w, const char *where, const struc
 /* --- arrays ------------------------------------------------------------------------------------
  */
 
-/* A whole tensor as rows; numbers of other types become f32 (or i64 where they are whole). */
-static bool tensor_rows(const struct op_tensor *t, const char *where, size_t bytes_max,
-                        struct w_array *dst, struct w_error *err) {
-    *dst = (struct w_array){.rank = t->rank - 1, .n = t->rank ? t->dims[0] : 0, .elements = 1};
-    if (t->rank < 1)
-        return w_fail(err, W_BAD_SHAPE, "%s is a single number, rows are expected", where);
-    for (int i = 1; i < t->rank; i++) dst->elements *= dst->dims[i - 1] = t->dims[i];
-    int64_t count = op_tensor_count(t);
-    if (count < 0) return w_fail(err, W_TOO_LARGE, "%s has an impossible shape", where);
-    switch (t->dtype) {
+/* Numbers of other types become f32 (or i64 where they are whole). */
+
+/* The type that rows of t are kept in; OP_UNDEFINED: none. */
+static enum op_type kept_type(enum op_type t) {
+    switch (t) {
     case OP_U8:
-    case OP_F32:
-    case OP_I64:
-        dst->dtype = t->dtype;
-        break;
     case OP_BOOL:
-        dst->dtype = OP_U8;
-        break;
+        return OP_U8;
+    case OP_F32:
+    case OP_F64:
+        return OP_F32;
     case OP_I8:
     case OP_I16:
     case OP_U16:
     case OP_I32:
     case OP_U32:
-        dst->dtype = OP_I64;
-        break;
-    case OP_F64:
-        dst->dtype = OP_F32;
-        break;
+    case OP_I64:
+        return OP_I64;
     default:
-        return w_fail(err, W_BAD_DTYPE, "%s is %s; whole numbers, f32 and f64 are read", where,
-                      op_type_name(t->dtype));
+        return OP_UNDEFINED;
     }
-    size_t bytes = (size_t)count * op_type_size(dst->dtype);
-    if (bytes > bytes_max)
-        return w_fail(err, W_TOO_LARGE, "%s has %zu MB, at most %zu MB are read", where,
-                      bytes >> 20, bytes_max >> 20);
-    dst->data = malloc(bytes + 1);
-    if (!dst->data) return w_fail(err, W_NO_MEMORY, "no memory for %s", where);
-    if (op_type_size(t->dtype) == op_type_size(dst->dtype)) {
-        memcpy(dst->data, t->data, bytes);
-        return true;
+}
+
+void w__train_convert(const struct op_tensor *t, int64_t count, void *dst) {
+    int64_t *whole = dst;
+    if (op_type_size(t->dtype) == op_type_size(kept_type(t->dtype))) {
+        memcpy(dst, t->data, (size_t)count * op_type_size(t->dtype));
+        return;
     }
-    int64_t *whole = dst->data;
     for (int64_t i = 0; i < count; i++) switch (t->dtype) {
         case OP_I8:
             whole[i] = ((const int8_t *)t->data)[i];
@@ -159,24 +130,56 @@ static bool tensor_rows(const struct op_tensor *t, const char *where, size_t byt
             whole[i] = ((const uint32_t *)t->data)[i];
             break;
         default:
-            ((float *)dst->data)[i] = (float)((const double *)t->data)[i];
+            ((float *)dst)[i] = (float)((const double *)t->data)[i];
         }
+}
+
+bool w__train_shape_rows(const struct op_tensor *t, const char *where, struct w_array *dst,
+                         struct w_error *err) {
+    *dst = (struct w_array){.rank = t->rank - 1, .n = t->rank ? t->dims[0] : 0, .elements = 1};
+    if (t->rank < 1)
+        return w_fail(err, W_BAD_SHAPE, "%s is a single number, rows are expected", where);
+    for (int i = 1; i < t->rank; i++) dst->elements *= dst->dims[i - 1] = t->dims[i];
+    int64_t count = op_tensor_count(t);
+    if (count < 0) return w_fail(err, W_TOO_LARGE, "%s has an impossible shape", where);
+    dst->dtype = kept_type(t->dtype);
+    return dst->dtype != OP_UNDEFINED ||
+           w_fail(err, W_BAD_DTYPE, "%s is %s; whole numbers, f32 and f64 are read", where,
+                  op_type_name(t->dtype));
+}
+
+static bool tensor_rows(const struct op_tensor *t, const char *where, size_t bytes_max,
+                        struct w_array *dst, struct w_error *err) {
+    if (!w__train_shape_rows(t, where, dst, err)) return false;
+    int64_t count = op_tensor_count(t);
+    size_t bytes = (size_t)count * op_type_size(dst->dtype);
+    if (bytes > bytes_max)
+        return w_fail(err, W_TOO_LARGE, "%s has %zu MB, at most %zu MB are read", where,
+                      bytes >> 20, bytes_max >> 20);
+    dst->data = malloc(bytes + 1);
+    if (!dst->data) return w_fail(err, W_NO_MEMORY, "no memory for %s", where);
+    w__train_convert(t, count, dst->data);
     return true;
 }
 
 /* NaN and infinity, by row and place. */
 static bool all_finite(const struct w_array *a, const char *where, struct w_error *err) {
-    int64_t count = a->n * a->elements;
-    for (int64_t i = 0; i < count; i++) {
-        double v = a->dtype == OP_F32   ? (double)((const float *)a->data)[i]
-                   : a->dtype == OP_F64 ? ((const double *)a->data)[i]
-                                        : 0;
-        if (!isfinite(v))
-            return w_fail(err, W_BAD_INPUT, "%s: row %lld, element %lld is %s", where,
-                          (long long)(i / a->elements), (long long)(i % a->elements),
-                          isnan(v) ? "missing or no number" : "infinite");
+    if (a->dtype != OP_F32 && a->dtype != OP_F64) return true;
+    void *scratch = malloc((size_t)a->elements * op_type_size(a->dtype) + 1);
+    bool ok = scratch != NULL || w_fail(err, W_NO_MEMORY, "out of memory");
+    for (int64_t i = 0; ok && i < a->n; i++) {
+        const void *row = w__array_row(a, i, scratch, err);
+        ok = row != NULL;
+        for (int64_t k = 0; ok && k < a->elements; k++) {
+            double v = w__array_number(a, row, k);
+            if (!isfinite(v))
+                ok = w_fail(err, W_BAD_INPUT, "%s: row %lld, element %lld is %s", where,
+                            (long long)i, (long long)k,
+                            isnan(v) ? "missing or no number" : "infinite");
+        }
     }
-    return true;
+    free(scratch);
+    return ok;
 }
 
 /* --- opening -----------------------------------------------------------------------------------
@@ -186,7 +189,7 @@ struct input {
     int fd;
     bool is_folder;
     uint8_t head[16];
-    size_t n_head;
+    size_t n_head, bytes;
     char file[64]; /* /proc/self/fd/N */
 };
 
@@ -209,18 +212,21 @@ static bool open_input(const struct w_train_files *files, const char *path, stru
         if (plain < 0) return false;
         ssize_t n = pread(plain, in->head, sizeof in->head, 0);
         in->n_head = n > 0 ? (size_t)n : 0;
+        in->bytes = fstat(plain, &st) == 0 && st.st_size > 0 ? (size_t)st.st_size : 0;
     }
     snprintf(in->file, sizeof in->file, "/proc/self/fd/%d", in->fd);
     return true;
 }
 
-static bool read_npy(const struct input *in, const char *where, size_t bytes_max,
+static bool read_npy(const struct w_table *t, const struct input *in, const char *where,
                      struct w_array *dst, struct w_error *err) {
     struct w_arena arena;
-    struct op_tensor t;
-    w_arena_init(&arena, bytes_max + (1 << 20));
-    bool ok = w_npy_read_file(in->file, &arena, &t, err)
-                  ? tensor_rows(&t, where, bytes_max, dst, err)
+    struct op_tensor v;
+    if (t->input && in->bytes > t->files->memory_bytes) /* targets and weights stay at hand */
+        return w__train_stream_npy(in->file, where, dst, err);
+    w_arena_init(&arena, t->files->bytes_max + (1 << 20));
+    bool ok = w_npy_read_file(in->file, &arena, &v, err)
+                  ? tensor_rows(&v, where, t->files->bytes_max, dst, err)
                   : w_fail_in(err, "%s: ", where);
     w_arena_finish(&arena);
     return ok;
@@ -228,17 +234,15 @@ static bool read_npy(const struct input *in, const char *where, size_t bytes_max
 
 static bool read_idx(const struct input *in, const char *where, struct w_array *dst,
                      struct w_error *err) {
-    struct stat st;
-    if (fstat(in->fd, &st) || st.st_size <= 0)
-        return w_fail(err, W_BAD_INPUT, "%s is empty", where);
-    void *map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, in->fd, 0);
+    if (!in->bytes) return w_fail(err, W_BAD_INPUT, "%s is empty", where);
+    void *map = mmap(NULL, in->bytes, PROT_READ, MAP_PRIVATE, in->fd, 0);
     if (map == MAP_FAILED) return w_fail(err, W_NO_MEMORY, "no memory to read %s", where);
-    bool ok = w__train_read_idx(map, (size_t)st.st_size, where, dst, err);
-    munmap(map, (size_t)st.st_size);
+    bool ok = w__train_read_idx(map, in->bytes, where, dst, err);
+    munmap(map, in->bytes);
     return ok;
 }
 
-/* x of a file that may hold y too. *both: y and words were looked for. */
+/* x of a file that may hold y too. y NULL: x alone. */
 static bool read_any(const struct w_table *t, const char *what, struct w_array *x,
                      struct w_array *y, struct w_words *words, struct w_error *err) {
     struct input in;
@@ -250,10 +254,10 @@ static bool read_any(const struct w_table *t, const char *what, struct w_array *
         if (!strchr(" \t\r\n", in.head[i])) first = (char)in.head[i];
     bool ok;
     if (in.is_folder)
-        ok = strcmp(what, "x") == 0 ? w__train_read_images(t, in.file, x, words, err)
-                                    : w_fail(err, W_BAD_INPUT, "%s is a folder", where);
+        ok = t->input && y ? w__train_read_images(t, in.file, x, words, err)
+                           : w_fail(err, W_BAD_INPUT, "%s is a folder", where);
     else if (w_npy_is(in.head, in.n_head))
-        ok = read_npy(&in, where, t->files->bytes_max, x, err);
+        ok = read_npy(t, &in, where, x, err);
     else if (w__train_is_idx(in.head, in.n_head) && !has_end(t->path, ".csv"))
         ok = read_idx(&in, where, x, err);
     else if (has_end(t->path, ".jsonl") || has_end(t->path, ".ndjson") || first == '{' ||
@@ -265,49 +269,66 @@ static bool read_any(const struct w_table *t, const char *what, struct w_array *
     return ok;
 }
 
-/* --- a set -------------------------------------------------------------------------------------
+/* --- what an input wants -------------------------------------------------------------------------
  */
 
-static bool fit_shape(struct w_array *x, const struct w_set_wish *wish, const char *where,
+static bool fit_shape(struct w_array *x, const struct w_train_input *in, const char *where,
                       struct w_error *err) {
-    int64_t wanted = 1;
-    char text[160];
+    char text[160] = "";
     size_t n = 0;
-    if (!wish->rank) return true;
-    for (int i = 0; i < wish->rank; i++) wanted *= wish->dims[i];
-    if (wanted == x->elements) { /* 28×28 is 28×28×1, 64 columns are 8×8×1 */
-        x->rank = wish->rank;
-        memcpy(x->dims, wish->dims, sizeof x->dims);
+    if (in->elements == x->elements) { /* 28×28 is 28×28×1, 64 columns are 8×8×1 */
+        x->rank = in->rank;
+        memcpy(x->dims, in->dims, sizeof x->dims);
         return true;
     }
     for (int i = 0; i < x->rank && n + 24 < sizeof text; i++)
         n += (size_t)snprintf(text + n, sizeof text - n, "%s%lld", i ? ", " : "",
                               (long long)x->dims[i]);
-    text[n] = 0;
     return w_fail(err, W_BAD_SHAPE,
-                  "%s: a row of x is [%s], %lld elements; model.input_shape has %lld", where, text,
-                  (long long)x->elements, (long long)wanted);
+                  "%s: a row of \"%s\" is [%s], %lld elements; the model's input has %lld", where,
+                  in->name, text, (long long)x->elements, (long long)in->elements);
 }
 
-static bool whole_numbers(struct w_array *x, const char *where, struct w_error *err) {
-    int64_t count = x->n * x->elements, *dst = malloc((size_t)count * sizeof *dst + 1);
-    if (!dst) return w_fail(err, W_NO_MEMORY, "no memory for %s", where);
-    for (int64_t i = 0; i < count; i++) {
-        double v = x->dtype == OP_F32  ? (double)((const float *)x->data)[i]
-                   : x->dtype == OP_U8 ? ((const uint8_t *)x->data)[i]
-                                       : (double)((const int64_t *)x->data)[i];
+/* Numbers for an Embedding, or another i64 input: whole, and within what it has. */
+static bool whole_numbers(struct w_array *x, const struct w_train_input *in, const char *where,
+                          struct w_error *err) {
+    int64_t count = x->n * x->elements, *dst = NULL;
+    if (x->reader)
+        return w_fail(err, W_UNSUPPORTED,
+                      "%s: \"%s\" takes whole numbers, and they are more than data.memory_mb",
+                      where, in->name);
+    if (x->dtype != OP_I64 && !(dst = malloc((size_t)count * sizeof *dst + 1)))
+        return w_fail(err, W_NO_MEMORY, "no memory for %s", where);
+    for (int64_t i = 0; i < count && dst; i++) {
+        double v = w__array_number(x, x->data, i);
         dst[i] = (int64_t)v;
         if ((double)dst[i] == v) continue;
         free(dst);
-        return w_fail(err, W_BAD_INPUT,
-                      "%s: row %lld of x holds %g, the Embedding takes whole numbers", where,
-                      (long long)(i / x->elements), v);
+        return w_fail(err, W_BAD_INPUT, "%s: row %lld of \"%s\" holds %g, it takes whole numbers",
+                      where, (long long)(i / x->elements), in->name, v);
     }
-    free(x->data);
+    if (!dst) return true;
+    struct w_array old = *x;
     x->data = dst;
     x->dtype = OP_I64;
+    x->map = NULL;
+    x->fd = 0;
+    w__array_finish(&old);
     return true;
 }
+
+static bool check_input(struct w_array *x, const struct w_train_input *in, bool is_image,
+                        const char *where, struct w_error *err) {
+    return (is_image || fit_shape(x, in, where, err)) && all_finite(x, where, err) &&
+           (in->dtype != OP_I64 || whole_numbers(x, in, where, err));
+}
+
+/* --- a set -------------------------------------------------------------------------------------
+ */
+
+struct given {
+    json_t *x, *y, *target, *header, *columns, *fields, *delimiter, *weight;
+};
 
 static bool read_weights(json_t *json, const struct w_table *t, struct w_set *dst,
                          struct w_error *err) {
@@ -315,23 +336,97 @@ static bool read_weights(json_t *json, const struct w_table *t, struct w_set *ds
     struct w_words words = {0};
     if (!json) return true;
     own.path = json_string_value(json);
+    own.columns = own.target = NULL;
     if (!own.path) return w_fail(err, W_BAD_SPEC, "%s.sample_weight must be a path", t->where);
     bool ok = read_any(&own, "sample_weight", &dst->weight, NULL, &words, err);
     w__train_words_finish(&words);
     if (!ok) return false;
-    if (dst->weight.elements != 1 || dst->weight.n != dst->x.n)
+    if (dst->weight.elements != 1 || dst->weight.n != dst->x[0].n)
         return w_fail(err, W_BAD_SHAPE,
                       "%s.sample_weight has %lld rows of %lld, %lld of 1 are expected", t->where,
                       (long long)dst->weight.n, (long long)dst->weight.elements,
-                      (long long)dst->x.n);
+                      (long long)dst->x[0].n);
     return all_finite(&dst->weight, "sample_weight", err);
+}
+
+/* x of input i: its path, or the path of all with the columns that are the input's. */
+static bool read_input(const struct given *g, int i, struct w_table *t, struct w_set *dst,
+                       struct w_words *words, struct w_error *err) {
+    const struct w_train_input *in = t->input;
+    json_t *path = json_is_object(g->x) ? json_object_get(g->x, in->name) : g->x,
+           *own = json_is_object(g->fields) ? json_object_get(g->fields, in->name) : NULL;
+    t->path = json_string_value(path);
+    if (!own && json_is_object(g->fields)) own = json_object_get(g->fields, "x");
+    t->columns = own ? own : json_is_object(g->fields) ? NULL : g->fields ? g->fields : g->columns;
+    t->target = i == 0 && !g->y ? g->target : NULL;
+    if (!t->target && i == 0 && !g->y && json_is_object(g->fields))
+        t->target = json_object_get(g->fields, "y");
+    if (!t->path)
+        return w_fail(err, W_BAD_SPEC,
+                      json_is_object(g->x) ? "%s.x must have a path for the input \"%s\""
+                                           : "%s.x must be a path, or {input: path}: \"%s\" has none",
+                      t->where, in->name);
+    return read_any(t, "x", &dst->x[i], i == 0 ? &dst->y : NULL, words, err);
+}
+
+static bool read_y(const struct given *g, struct w_table *t, struct w_set *dst,
+                   struct w_words *words, struct w_error *err) {
+    if (!g->y) return true;
+    t->path = json_string_value(g->y);
+    if (!t->path) return w_fail(err, W_BAD_SPEC, "%s.y must be a path", t->where);
+    w__array_finish(&dst->y);
+    w__train_words_finish(words);
+    t->columns = t->target = NULL;
+    t->input = NULL;
+    return read_any(t, "y", &dst->y, NULL, words, err);
+}
+
+static bool all_rows(const char *where, const struct w_set_wish *wish, struct w_set *dst,
+                     struct w_error *err) {
+    dst->n = dst->x[0].n;
+    for (int i = 1; i < dst->n_x; i++)
+        if (dst->x[i].n != dst->n)
+            return w_fail(err, W_BAD_SHAPE, "%s: \"%s\" has %lld rows, \"%s\" has %lld", where,
+                          wish->inputs[0].name, (long long)dst->n, wish->inputs[i].name,
+                          (long long)dst->x[i].n);
+    if (dst->n == 0) return w_fail(err, W_BAD_INPUT, "%s has no rows", where);
+    if (!dst->y.data && !wish->no_targets)
+        return w_fail(err, W_BAD_SPEC,
+                      "%s has x and no targets: give \"y\", or \"target\" of a CSV, or "
+                      "\"fields\" of JSONL",
+                      where);
+    if (dst->y.data && dst->y.n != dst->n)
+        return w_fail(err, W_BAD_SHAPE, "%s: x has %lld rows, y has %lld", where, (long long)dst->n,
+                      (long long)dst->y.n);
+    dst->rows = malloc((size_t)dst->n * sizeof *dst->rows);
+    if (!dst->rows) return w_fail(err, W_NO_MEMORY, "no memory for %s", where);
+    for (int64_t i = 0; i < dst->n; i++) dst->rows[i] = i;
+    return true;
+}
+
+static bool read_set(const struct given *g, struct w_table *t, const struct w_set_wish *wish,
+                     struct w_set *dst, struct w_error *err) {
+    struct w_words words = {0};
+    const struct w_table plain = *t;
+    bool ok = true;
+    for (int i = 0; ok && i < wish->n_inputs; i++) {
+        t->input = &wish->inputs[i];
+        dst->n_x = i + 1;
+        ok = read_input(g, i, t, dst, &words, err);
+    }
+    dst->is_image = ok && dst->x[0].dtype == OP_U8 && words.n && !t->target;
+    ok = ok && read_y(g, t, dst, &words, err) &&
+         (!words.n || number_words(&words, t->where, wish->like, dst, err)) &&
+         all_rows(t->where, wish, dst, err);
+    for (int i = 0; ok && i < wish->n_inputs; i++)
+        ok = check_input(&dst->x[i], &wish->inputs[i], dst->is_image, t->where, err);
+    w__train_words_finish(&words);
+    return ok && all_finite(&dst->y, t->where, err) && read_weights(g->weight, &plain, dst, err);
 }
 
 bool w_train_set_load(json_t *json, const char *where, const struct w_train_files *files,
                       const struct w_set_wish *wish, struct w_set *dst, struct w_error *err) {
-    struct given {
-        json_t *x, *y, *target, *header, *columns, *fields, *delimiter, *weight;
-    } g = {0};
+    struct given g = {0};
     /* clang-format off */
     static const struct w_param params[] = {
         {.name = "x", .kind = W_PARAM_JSON, .offset = offsetof(struct given, x), .required = true, .help = "a path"},
@@ -346,96 +441,8 @@ bool w_train_set_load(json_t *json, const char *where, const struct w_train_file
     /* clang-format on */
     *dst = (struct w_set){0};
     if (!w__train_params(params, json, &g, where, err)) return false;
-    struct w_table t = {
-        .where = where, .path = json_string_value(g.x), .json = json, .files = files, .wish = wish};
-    struct w_words words = {0}, none = {0};
-    if (!t.path || (g.y && !json_is_string(g.y)))
-        return w_fail(err, W_BAD_SPEC, "%s: x and y must be paths", where);
-    bool ok = read_any(&t, "x", &dst->x, &dst->y, &words, err);
-    dst->is_image = ok && dst->x.dtype == OP_U8 && words.n && !g.target && !g.fields;
-    if (ok && g.y) {
-        struct w_array extra = {0};
-        free(dst->y.data);
-        w__train_words_finish(&words);
-        dst->y = (struct w_array){0};
-        t.path = json_string_value(g.y);
-        ok = read_any(&t, "y", &dst->y, &extra, &none, err);
-        free(extra.data);
-        w__train_words_finish(&none);
-    }
-    if (ok && words.n) ok = number_words(&words, where, wish->like, dst, err);
-    w__train_words_finish(&words);
-    if (ok && dst->x.n == 0) ok = w_fail(err, W_BAD_INPUT, "%s has no rows", where);
-    if (ok && !dst->y.data)
-        ok = w_fail(err, W_BAD_SPEC,
-                    "%s has x and no targets: give \"y\", or \"target\" of a CSV, or "
-                    "\"fields\" of JSONL",
-                    where);
-    if (ok && dst->y.n != dst->x.n)
-        ok = w_fail(err, W_BAD_SHAPE, "%s: x has %lld rows, y has %lld", where, (long long)dst->x.n,
-                    (long long)dst->y.n);
-    ok = ok && (dst->is_image || fit_shape(&dst->x, wish, where, err)) &&
-         all_finite(&dst->x, where, err) && all_finite(&dst->y, where, err) &&
-         read_weights(g.weight, &t, dst, err) &&
-         (wish->dtype != OP_I64 || whole_numbers(&dst->x, where, err));
-    if (!ok) w_train_set_finish(dst);
-    return ok;
-}
-
-void w_train_set_finish(struct w_set *s) {
-    if (!s->part) {
-        free(s->x.data);
-        free(s->y.data);
-        free(s->weight.data);
-        for (int64_t i = 0; i < s->n_names; i++) free(s->names[i]);
-        free(s->names);
-    }
-    *s = (struct w_set){0};
-}
-
-/* --- parts -------------------------------------------------------------------------------------
- */
-
-static void part_of(const struct w_array *src, int64_t first, int64_t n, struct w_array *dst) {
-    *dst = *src;
-    if (!src->data) return;
-    dst->n = n;
-    dst->data = (char *)src->data + (size_t)(first * src->elements) * op_type_size(src->dtype);
-}
-
-void w_train_set_part(const struct w_set *src, int64_t first, int64_t n, struct w_set *dst) {
-    struct w_set s = *src;
-    part_of(&src->x, first, n, &s.x);
-    part_of(&src->y, first, n, &s.y);
-    part_of(&src->weight, first, n, &s.weight);
-    s.part = true;
-    *dst = s;
-}
-
-static void swap_rows(struct w_array *a, int64_t i, int64_t j) {
-    size_t row = (size_t)a->elements * op_type_size(a->dtype);
-    if (!a->data || i == j) return;
-    char *p = (char *)a->data + (size_t)i * row, *q = (char *)a->data + (size_t)j * row;
-    for (size_t k = 0; k < row; k++) {
-        char c = p[k];
-        p[k] = q[k];
-        q[k] = c;
-    }
-}
-
-bool w_train_set_split(struct w_set *s, double part, uint64_t seed, struct w_set *rest,
-                       struct w_error *err) {
-    int64_t n = s->x.n, cut = (int64_t)llround((double)n * part);
-    if (cut < 1 || cut >= n)
-        return w_fail(err, W_BAD_SPEC, "data.test_split of %lld rows leaves one side empty",
-                      (long long)n);
-    for (int64_t i = n - 1; i > 0; i--) {
-        int64_t j =
-            (int64_t)(w__train_mix(w__train_mix(seed ^ 0x7e57) + (uint64_t)i) % (uint64_t)(i + 1));
-        swap_rows(&s->x, i, j);
-        swap_rows(&s->y, i, j);
-        swap_rows(&s->weight, i, j);
-    }
-    w_train_set_part(s, n - cut, cut, rest);
-    return true;
+    struct w_table t = {.where = where, .json = json, .files = files, .first = wish->first};
+    if (read_set(&g, &t, wish, dst, err)) return true;
+    w_train_set_finish(dst);
+    return false;
 }

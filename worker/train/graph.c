@@ -218,6 +218,22 @@ bool w__whole(struct w_graph *g, const char *what, const struct w_floats *f, int
     return true;
 }
 
+/* x / √max(Σ x², 1e-12) */
+bool w__unit_norm(struct w_graph *g) {
+    struct w_name axes, least;
+    const struct op_arg args[] = {W_INT("keepdims", 1)};
+    w__channels_last(g);
+    if (!w__ints(g, "norm_axes", 1, (int64_t[]){-1}, &axes) ||
+        !w__scalar(g, "least", 1e-12f, &least))
+        return false;
+    struct w_name squares = W_NODE2(g, "Mul", g->flow.value, g->flow.value),
+                  sum = w__node(g, "ReduceSum", (const char *[]){squares.s, axes.s}, 2, args, 1);
+    sum = W_NODE2(g, "Max", sum, least);
+    sum = w__node(g, "Sqrt", (const char *[]){sum.s}, 1, NULL, 0);
+    g->flow.value = W_NODE2(g, "Div", g->flow.value, sum);
+    return true;
+}
+
 /* --- activations -------------------------------------------------------------------------------
  */
 

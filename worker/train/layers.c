@@ -57,6 +57,7 @@ struct walk {
     struct w_flow *flows; /* of each layer; the input is before them */
     char (*names)[W_TRAIN_NAME_MAX - 40];
     int n;
+    bool several; /* the spec names its inputs */
 };
 
 /* Keras's: conv2d, conv2d_1, … */
@@ -92,6 +93,8 @@ static bool find_inputs(struct walk *w, const struct w_layer *l, bool joins, str
     size_t n = json_is_string(l->inputs) ? 1 : json_array_size(l->inputs);
     g->flow = w->flows[w->n - 1];
     g->n_inputs = 0;
+    if (!l->inputs && w->n == g->model->n_inputs && w->n > 1)
+        return w__layer_fail(g, "the model has %d inputs: \"inputs\" must say which it takes", w->n);
     if (!l->inputs)
         return !joins || w__layer_fail(g, "it joins several layers, \"inputs\" is missing");
     if (n < 1 || n > (size_t)max || (!joins && n > 1))
@@ -128,6 +131,7 @@ static bool one_layer(struct walk *w, json_t *json, int index, const char *list)
     g->n_nodes = 0;
     snprintf(g->where, sizeof g->where, "%s", where);
     bool ok = name_layer(w, &l, desc->name);
+
     if (ok) {
         snprintf(g->where, sizeof g->where, "%s[%d] \"%.40s\" (%s)", list, index, g->name,
                  desc->name);
@@ -144,6 +148,8 @@ static bool one_layer(struct walk *w, json_t *json, int index, const char *list)
     w__layer_free(desc, &l);
     if (!ok) return false;
     snprintf(w->names[w->n], sizeof *w->names, "%s", g->name);
+    g->flow.softmax = g->model->softmax;
+    g->flow.sigmoid = g->model->sigmoid;
     w->flows[w->n++] = g->flow;
     return true;
 }
@@ -156,8 +162,8 @@ static bool walk_layers(struct walk *w, json_t *layers, const char *list) {
 }
 
 static bool walk_init(struct walk *w, size_t n, struct w_error *err) {
-    w->flows = calloc(n + 2, sizeof *w->flows);
-    w->names = calloc(n + 2, sizeof *w->names);
+    w->flows = calloc(n + 1 + W_TRAIN_INPUTS_MAX, sizeof *w->flows);
+    w->names = calloc(n + 1 + W_TRAIN_INPUTS_MAX, sizeof *w->names);
     return (w->flows && w->names) || w_fail(err, W_NO_MEMORY, "out of memory");
 }
 
@@ -185,38 +191,83 @@ static bool takes_numbers(json_t *layers) {
     return false;
 }
 
-static bool begin_layers(struct walk *w, const struct w_spec_train *spec,
-                         const struct w_affine *front) {
+static bool normalize(struct w_graph *g, const struct w_train_input *in, const struct w_affine *a) {
+    struct w_name scale, offset;
+    if (a->n < 2) return true;
+    if (in->rank < 1 || a->n != in->dims[in->rank - 1])
+        return w__layer_fail(g, "Normalization is over %lld channels, the input \"%s\" ends in %lld",
+                             (long long)a->n, in->name,
+                             (long long)(in->rank ? in->dims[in->rank - 1] : 1));
+    if (!w__frozen(g, "scale", a->n, a->scale, &scale) ||
+        !w__frozen(g, "offset", a->n, a->offset, &offset))
+        return false;
+    g->flow.value = W_NODE2(g, "Mul", g->flow.value, scale);
+    g->flow.value = W_NODE2(g, "Add", g->flow.value, offset);
+    return true;
+}
+
+/* id → table[id + 1]; beyond its ends lies what is unknown. */
+static bool look_up(struct w_graph *g, const struct w_front *f) {
+    struct w_name low, high, one, table;
+    const int64_t ends[] = {-1, f->n_table - 2, 1};
+    struct op_tensor t = {.dtype = OP_I64};
+    struct w_name *names[] = {&low, &high, &one};
+    static const char *const words[] = {"low", "high", "one"};
+    for (int i = 0; i < 3; i++) {
+        t.data = (void *)(uintptr_t)&ends[i];
+        snprintf(names[i]->s, sizeof names[i]->s, "%s/%s", g->name, words[i]);
+        op_builder_weight(g->builder, names[i]->s, &t);
+    }
+    if (!w__ints(g, "table", (int)f->n_table, f->table, &table)) return false;
+    struct w_name at =
+        w__node(g, "Clip", (const char *[]){g->flow.value.s, low.s, high.s}, 3, NULL, 0);
+    at = W_NODE2(g, "Add", at, one);
+    g->flow.value = W_NODE2(g, "Gather", table, at);
+    return true;
+}
+
+/* One input: declared, and what stands in front of the layers. */
+static bool begin_input(struct walk *w, int i, const struct w_front *front) {
     struct w_graph *g = &w->g;
-    struct w_train_model *m = g->model;
+    const struct w_train_input *in = &g->model->inputs[i];
     int64_t dims[OP_RANK_MAX] = {-1};
     const char *symbols[OP_RANK_MAX] = {"N"};
-    m->input_dtype = takes_numbers(spec->model.layers) ? OP_I64 : OP_F32;
-    m->input_rank = spec->model.rank;
-    memcpy(m->input_dims, spec->model.dims, sizeof m->input_dims);
-    memcpy(dims + 1, spec->model.dims, (size_t)spec->model.rank * sizeof *dims);
-    snprintf(m->input_name, sizeof m->input_name, "x");
-    op_builder_input(g->builder, "x", m->input_dtype, m->input_rank + 1, dims, symbols);
-    g->flow = (struct w_flow){.value = {"x"}, .dtype = m->input_dtype, .rank = m->input_rank};
-    memcpy(g->flow.dims, m->input_dims, sizeof m->input_dims);
-    snprintf(g->name, sizeof g->name, "normalization");
+    memcpy(dims + 1, in->dims, (size_t)in->rank * sizeof *dims);
+    op_builder_input(g->builder, in->name, in->dtype, in->rank + 1, dims, symbols);
+    g->flow = (struct w_flow){.dtype = in->dtype, .rank = in->rank};
+    snprintf(g->flow.value.s, sizeof g->flow.value.s, "%s", in->name);
+    memcpy(g->flow.dims, in->dims, sizeof in->dims);
+    if (g->model->n_inputs == 1)
+        snprintf(g->name, sizeof g->name, "normalization");
+    else
+        snprintf(g->name, sizeof g->name, "%.60s_front", in->name);
     snprintf(g->where, sizeof g->where, "data.preprocess");
-    if (front && front->n > 1) {
-        struct w_name scale, offset;
-        if (front->n != m->input_dims[m->input_rank - 1])
-            return w_fail(g->err, W_BAD_SPEC,
-                          "data.preprocess: Normalization is over %lld channels, model.input_shape "
-                          "ends in %lld",
-                          (long long)front->n, (long long)m->input_dims[m->input_rank - 1]);
-        if (!w__frozen(g, "scale", front->n, front->scale, &scale) ||
-            !w__frozen(g, "offset", front->n, front->offset, &offset))
-            return false;
-        g->flow.value = W_NODE2(g, "Mul", g->flow.value, scale);
-        g->flow.value = W_NODE2(g, "Add", g->flow.value, offset);
+    g->n_nodes = 0;
+    if (front && front->inside && !normalize(g, in, &front->affine)) return false;
+    if (front && front->table && !look_up(g, front)) return false;
+    snprintf(w->names[w->n], sizeof *w->names, "%s",
+             g->model->n_inputs == 1 && !w->several ? "input" : in->name);
+    w->flows[w->n++] = g->flow;
+    return true;
+}
+
+static bool begin_layers(struct walk *w, const struct w_spec_train *spec,
+                         const struct w_front *fronts) {
+    struct w_train_model *m = w->g.model;
+    w->several = spec->model.inputs != NULL;
+    if (!w->several) {
+        struct w_train_input *in = &m->inputs[m->n_inputs++];
+        *in = (struct w_train_input){.name = "x", .rank = spec->model.rank};
+        in->dtype = takes_numbers(spec->model.layers) ? OP_I64 : OP_F32;
+        memcpy(in->dims, spec->model.dims, sizeof in->dims);
+    } else if (!w__train_inputs(spec->model.inputs, m, w->g.err)) {
+        return false;
     }
-    snprintf(w->names[0], sizeof *w->names, "input");
-    w->flows[0] = g->flow;
-    w->n = 1;
+    for (int i = 0; i < m->n_inputs; i++) {
+        m->inputs[i].elements = 1;
+        for (int k = 0; k < m->inputs[i].rank; k++) m->inputs[i].elements *= m->inputs[i].dims[k];
+        if (!begin_input(w, i, fronts ? &fronts[i] : NULL)) return false;
+    }
     return true;
 }
 
@@ -235,16 +286,17 @@ static bool begin_onnx(struct walk *w, const struct w_spec_train *spec, struct o
     if (in->rank < 2 || (in->dtype != OP_F32 && in->dtype != OP_I64))
         return w_fail(g->err, W_UNSUPPORTED, "model.onnx: input \"%s\" is no f32 or i64 with rows",
                       in->name);
-    m->input_dtype = in->dtype;
-    m->input_rank = in->rank - 1;
-    for (int i = 0; i < m->input_rank; i++) {
-        m->input_dims[i] = in->dims[i + 1];
+    struct w_train_input *own = &m->inputs[m->n_inputs++];
+    *own = (struct w_train_input){.dtype = in->dtype, .rank = in->rank - 1, .elements = 1};
+    for (int i = 0; i < own->rank; i++) {
+        own->dims[i] = in->dims[i + 1];
+        own->elements *= own->dims[i];
         if (in->dims[i + 1] < 1)
             return w_fail(g->err, W_UNSUPPORTED,
                           "model.onnx: dimension %d of input \"%s\" has no fixed size", i + 1,
                           in->name);
     }
-    snprintf(m->input_name, sizeof m->input_name, "%s", in->name);
+    snprintf(own->name, sizeof own->name, "%s", in->name);
     const char *value = spec->model.output ? spec->model.output : out->name;
     int64_t dims[OP_RANK_MAX];
     enum op_type dtype = OP_UNDEFINED;
@@ -283,10 +335,25 @@ static bool begin_onnx(struct walk *w, const struct w_spec_train *spec, struct o
 /* --- both --------------------------------------------------------------------------------------
  */
 
+/* The layer that "outputs" names, else the last one, becomes g->flow. */
+static bool choose_output(struct walk *w, json_t *outputs) {
+    struct w_graph *g = &w->g;
+    const char *name = json_string_value(json_is_array(outputs) && json_array_size(outputs) == 1
+                                             ? json_array_get(outputs, 0)
+                                             : outputs);
+    int i = w->n - 1;
+    if (outputs && !name)
+        return w_fail(g->err, W_BAD_SPEC, "model.outputs must be the name of one layer, in a list");
+    for (i = outputs ? 0 : i; outputs && i < w->n && strcmp(w->names[i], name); i++) {}
+    if (i == w->n) return w__train_unknown("model.outputs", "layer", name, next_name, w, g->err);
+    if (i != w->n - 1) g->model->softmax = w->flows[i].softmax, g->model->sigmoid = w->flows[i].sigmoid;
+    g->flow = w->flows[i];
+    return true;
+}
+
 static bool finish(struct walk *w, struct w_train_model *m) {
     struct w_graph *g = &w->g;
     struct op_error why;
-    g->flow = w->flows[w->n - 1];
     w__channels_last(g);
     m->output_rank = g->flow.rank;
     memcpy(m->output_dims, g->flow.dims, sizeof m->output_dims);
@@ -310,7 +377,7 @@ bool w_train_fail(struct w_error *err, const struct op_error *why) {
                   why->text);
 }
 
-bool w_train_model_build(const struct w_spec_train *spec, const struct w_affine *front,
+bool w_train_model_build(const struct w_spec_train *spec, const struct w_front *fronts,
                          struct op_model *base, struct w_train_model *dst, struct w_error *err) {
     struct walk w = {.g = {.model = dst, .seed = (uint64_t)spec->fit.seed, .err = err}};
     json_t *layers = base ? spec->model.head : spec->model.layers;
@@ -322,9 +389,10 @@ bool w_train_model_build(const struct w_spec_train *spec, const struct w_affine 
     bool ok = w.g.builder ? walk_init(&w, json_array_size(layers), err)
               : why.code  ? w_train_fail(err, &why)
                           : w_fail(err, W_NO_MEMORY, "out of memory");
-    ok = ok && (base ? begin_onnx(&w, spec, base) : begin_layers(&w, spec, front)) &&
+    ok = ok && (base ? begin_onnx(&w, spec, base) : begin_layers(&w, spec, fronts)) &&
          walk_layers(&w, layers, base ? "model.head" : "model.layers") &&
-         check_regularizers(&w.g) && finish(&w, dst);
+         check_regularizers(&w.g) && choose_output(&w, spec->model.outputs) &&
+         finish(&w, dst);
     op_builder_destroy(w.g.builder);
     free(w.flows);
     free(w.names);

@@ -20,6 +20,7 @@ struct w_flow {
     int rank;
     int64_t dims[OP_RANK_MAX];
     bool first; /* lies channels first */
+    bool softmax, sigmoid; /* what the layer ended in */
 };
 
 /* The parameters of all layers; each layer's table names those that it has. */
@@ -27,7 +28,7 @@ struct w_layer {
     char *name;
     json_t *inputs, *shape;
     bool trainable, use_bias, center, scale_gamma, return_sequences, go_backwards, reset_after,
-        unit_forget_bias, mask_zero, causal;
+        unit_forget_bias, mask_zero, causal, normalize;
     int32_t units, filters, depth_multiplier, input_dim, output_dim, groups, num_heads, key_dim,
         ff_dim, padding, interpolation, axis, merge_mode, maxlen;
     double rate, momentum, epsilon, alpha, negative_slope, max_value, scale, offset;
@@ -110,6 +111,8 @@ void w__channels_first(struct w_graph *g);
 void w__channels_last(struct w_graph *g);
 /* Rank of a row must be this. */
 bool w__rank_is(struct w_graph *g, int rank, const char *layout);
+/* The last dimension to length 1. */
+bool w__unit_norm(struct w_graph *g);
 bool w__activate(struct w_graph *g, const char *name);
 const char *w__activation_op(const char *name); /* of a recurrent layer: "Tanh"; NULL: none */
 bool w__regularize(struct w_graph *g, json_t *json);

@@ -1,5 +1,4 @@
-/* layers_core.c: dense, shapes, normalisation, activation, embedding, and the layers that join
- * several inputs. */
+/* layers_core.c: dense, shapes, normalisation, activation, embedding. */
 #include <stdio.h>
 #include <string.h>
 
@@ -154,6 +153,11 @@ static bool layer_normalization(struct w_graph *g, const struct w_layer *l) {
     return true;
 }
 
+static bool unit_normalization(struct w_graph *g, const struct w_layer *l) {
+    (void)l;
+    return g->flow.rank < 1 ? w__layer_fail(g, "it takes [N, …, features]") : w__unit_norm(g);
+}
+
 static bool activation(struct w_graph *g, const struct w_layer *l) {
     return w__activate(g, l->activation);
 }
@@ -210,6 +214,11 @@ static bool embedding(struct w_graph *g, const struct w_layer *l) {
         return w__layer_fail(g, "it takes whole numbers: it must be the first layer of its input");
     if (g->flow.rank + 1 >= OP_RANK_MAX)
         return w__layer_fail(g, "its input has too many dimensions");
+    for (int i = 0; i < g->model->n_inputs; i++) { /* rows can be checked before anything runs */
+        struct w_train_input *in = &g->model->inputs[i];
+        if (strcmp(in->name, g->flow.value.s) == 0 && (!in->ids || in->ids > l->input_dim))
+            in->ids = l->input_dim;
+    }
     /* Keras's "uniform": ±0.05. */
     if (!w__weight(g, "embeddings", 2, dims, l->embeddings_initializer, "random_uniform", dims[0],
                    dims[1], &w))
@@ -217,77 +226,6 @@ static bool embedding(struct w_graph *g, const struct w_layer *l) {
     g->flow.value = w__node(g, "Gather", (const char *[]){w.s, g->flow.value.s}, 2, NULL, 0);
     g->flow.dims[g->flow.rank++] = l->output_dim;
     g->flow.dtype = OP_F32;
-    return true;
-}
-
-/* --- joins -------------------------------------------------------------------------------------
- */
-
-/* Brings each input to one order; all channels first where the first one is. */
-static bool gather_inputs(struct w_graph *g, struct w_flow *flows, int max) {
-    if (g->n_inputs < 2 || g->n_inputs > max)
-        return w__layer_fail(g, "it joins several layers: \"inputs\" must name 2 to %d", max);
-    bool first = g->all_inputs[0].first;
-    for (int i = 0; i < g->n_inputs; i++) {
-        g->flow = g->all_inputs[i];
-        if (first)
-            w__channels_first(g);
-        else
-            w__channels_last(g);
-        flows[i] = g->flow;
-    }
-    return true;
-}
-
-static bool elementwise(struct w_graph *g, const char *op) {
-    struct w_flow flows[16];
-    if (!gather_inputs(g, flows, 16)) return false;
-    for (int i = 1; i < g->n_inputs; i++) {
-        bool same = flows[i].rank == flows[0].rank;
-        for (int k = 0; same && k < flows[0].rank; k++) same = flows[i].dims[k] == flows[0].dims[k];
-        if (!same) return w__layer_fail(g, "its inputs 0 and %d have different shapes", i);
-    }
-    struct w_name sum = flows[0].value;
-    for (int i = 1; i < g->n_inputs; i++) sum = W_NODE2(g, op, sum, flows[i].value);
-    g->flow = flows[0];
-    g->flow.value = sum;
-    return true;
-}
-static bool add(struct w_graph *g, const struct w_layer *l) {
-    (void)l;
-    return elementwise(g, "Add");
-}
-static bool subtract(struct w_graph *g, const struct w_layer *l) {
-    (void)l;
-    return elementwise(g, "Sub");
-}
-static bool multiply(struct w_graph *g, const struct w_layer *l) {
-    (void)l;
-    return elementwise(g, "Mul");
-}
-
-static bool concatenate(struct w_graph *g, const struct w_layer *l) {
-    struct w_flow flows[16];
-    const char *names[16];
-    if (!gather_inputs(g, flows, 16)) return false;
-    int rank = flows[0].rank, axis = l->axis < 0 ? rank + l->axis : l->axis - 1;
-    if (axis < 0 || axis >= rank)
-        return w__layer_fail(g, "\"axis\" is %d, the inputs have %d dimensions", l->axis, rank + 1);
-    int64_t total = 0;
-    for (int i = 0; i < g->n_inputs; i++) {
-        bool same = flows[i].rank == rank;
-        for (int k = 0; same && k < rank; k++)
-            same = k == axis || flows[i].dims[k] == flows[0].dims[k];
-        if (!same) return w__layer_fail(g, "its inputs 0 and %d differ in another dimension", i);
-        total += flows[i].dims[axis];
-        names[i] = flows[i].value.s;
-    }
-    int at = !flows[0].first ? axis + 1 : axis == rank - 1 ? 1 : axis + 2;
-    const struct op_arg args[] = {W_INT("axis", at)};
-    struct w_name out = w__node(g, "Concat", names, g->n_inputs, args, 1);
-    g->flow = flows[0];
-    g->flow.value = out;
-    g->flow.dims[axis] = total;
     return true;
 }
 
@@ -307,7 +245,6 @@ static const struct w_param elu_params[] = {W_P_COMMON, W_P_NUMBER("alpha", alph
 static const struct w_param rescaling_params[] = {W_P_COMMON, {.name = "scale", .kind = W_PARAM_DOUBLE, .offset = W_AT(scale), .required = true, .help = "a number"}, {.name = "offset", .kind = W_PARAM_DOUBLE, .offset = W_AT(offset)}, {0}};
 static const struct w_param embedding_params[] = {W_P_COMMON, W_P_NEEDED("input_dim", input_dim, "size of the vocabulary"), W_P_NEEDED("output_dim", output_dim, "size of a vector"),
     W_P_JSON("embeddings_initializer", embeddings_initializer), W_P_JSON("input_length", target_shape), {0}};
-static const struct w_param concat_params[] = {W_P_COMMON, {.name = "axis", .kind = W_PARAM_INT, .offset = W_AT(axis), .min = -8, .max = 8, .deflt = -1}, {0}};
 
 static const struct w_layer_desc core_layers[] = {
     {"Input", input_params, nothing, false},
@@ -319,6 +256,7 @@ static const struct w_layer_desc core_layers[] = {
     {"Dropout", dropout_params, dropout, false},
     {"BatchNormalization", batch_norm_params, batch_normalization, false},
     {"LayerNormalization", layer_norm_params, layer_normalization, false},
+    {"UnitNormalization", plain_params, unit_normalization, false},
     {"Activation", activation_params, activation, false},
     {"Softmax", plain_params, softmax, false},
     {"ReLU", relu_params, relu, false},
@@ -326,10 +264,6 @@ static const struct w_layer_desc core_layers[] = {
     {"ELU", elu_params, elu, false},
     {"Rescaling", rescaling_params, rescaling, false},
     {"Embedding", embedding_params, embedding, false},
-    {"Add", plain_params, add, true},
-    {"Subtract", plain_params, subtract, true},
-    {"Multiply", plain_params, multiply, true},
-    {"Concatenate", concat_params, concatenate, true},
     {0}};
 /* clang-format on */
 W_LAYERS(core_layers);

@@ -1,8 +1,9 @@
-/* preprocess.c: what happens to x before the model sees it. Every step is a·x + b, for all elements
- * or by channel (the last dimension), so a list of steps is one such pair: batches apply it while
- * they convert, the pipeline of the model that comes out applies it as `affine`, and where it
- * differs by channel it goes into the graph (fit.c decides). Normalization without numbers takes
- * mean and variance from the training rows, as Keras's adapt does. */
+/* preprocess.c: what happens to x before the model sees it, input by input. Numbers become a·x + b,
+ * for all elements or by channel (the last dimension), so a list of such steps is one pair: batches
+ * apply it while they convert, the pipeline of the model that comes out applies it as `affine`, and
+ * where it differs by channel it goes into the graph (prepare.c decides). Normalization without
+ * numbers takes mean and variance from the training rows, as Keras's adapt does. IntegerLookup
+ * numbers the ids of the training rows from 1 (0: unknown) in a table that goes into the graph. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,40 +11,42 @@
 
 #include "worker/train/train.h"
 
+#define LOOKUP_IDS_MAX (1 << 24)
+
 struct step {
+    char *input;
     double scale, offset;
     json_t *mean, *variance, *axis;
     int32_t height, width;
 };
 
+/* What a step is applied to. */
+struct place {
+    const char *where;
+    const struct w_train_input *in;
+    const struct w_set *train;
+    const struct w_array *x;
+    struct w_front *front;
+    struct w_error *err;
+};
+
 /* clang-format off */
-static const struct w_param rescaling_params[] = {
+#define INPUT {.name = "input", .kind = W_PARAM_TEXT, .offset = offsetof(struct step, input)}
+static const struct w_param plain_params[] = {INPUT, {0}};
+static const struct w_param rescaling_params[] = {INPUT,
     {.name = "scale", .kind = W_PARAM_DOUBLE, .offset = offsetof(struct step, scale), .required = true, .help = "a number"},
     {.name = "offset", .kind = W_PARAM_DOUBLE, .offset = offsetof(struct step, offset)},
     {0}};
-static const struct w_param normalization_params[] = {
+static const struct w_param normalization_params[] = {INPUT,
     {.name = "mean", .kind = W_PARAM_JSON, .offset = offsetof(struct step, mean)},
     {.name = "variance", .kind = W_PARAM_JSON, .offset = offsetof(struct step, variance)},
     {.name = "axis", .kind = W_PARAM_JSON, .offset = offsetof(struct step, axis)},
     {0}};
-static const struct w_param resizing_params[] = {
+static const struct w_param resizing_params[] = {INPUT,
     {.name = "height", .kind = W_PARAM_INT, .offset = offsetof(struct step, height), .min = 1, .max = 65535, .required = true, .help = "pixels"},
     {.name = "width", .kind = W_PARAM_INT, .offset = offsetof(struct step, width), .min = 1, .max = 65535, .required = true, .help = "pixels"},
     {0}};
 /* clang-format on */
-
-static const char *next_step(void *user, size_t i) {
-    static const char *const names[] = {"Rescaling", "Normalization", "Resizing", "OneHot",
-                                        "CategoryEncoding"};
-    (void)user;
-    return i < sizeof names / sizeof *names ? names[i] : NULL;
-}
-
-static double element(const struct w_array *a, int64_t i) {
-    return a->dtype == OP_U8    ? ((const uint8_t *)a->data)[i]
-           : a->dtype == OP_F32 ? (double)((const float *)a->data)[i]
-                                : (double)((const int64_t *)a->data)[i];
-}
 
 /* One channel's numbers stand for all until a step tells channels apart. */
 static bool widen(struct w_affine *a, int64_t n, struct w_error *err) {
@@ -58,7 +61,8 @@ static bool widen(struct w_affine *a, int64_t n, struct w_error *err) {
         scale[i] = a->n ? a->scale[0] : 1;
         offset[i] = a->n ? a->offset[0] : 0;
     }
-    w_affine_finish(a);
+    free(a->scale);
+    free(a->offset);
     *a = (struct w_affine){n, scale, offset};
     return true;
 }
@@ -76,104 +80,191 @@ static bool given(json_t *json, int64_t i, int64_t n, double *dst) {
     return json_is_number(item) && (int64_t)json_array_size(json) == n;
 }
 
-/* Mean and variance of what the steps before make of the training rows. */
-static void adapt(const struct w_affine *a, const struct w_array *x, int64_t channel, int64_t n,
-                  double *mean, double *variance) {
-    double sum = 0, squares = 0, count = 0, s = (double)a->scale[channel],
-           o = (double)a->offset[channel];
-    int64_t total = x->n * x->elements;
-    for (int64_t i = channel; i < total; i += n) sum += element(x, i) * s + o, count++;
-    *mean = count > 0 ? sum / count : 0;
-    for (int64_t i = channel; i < total; i += n) {
-        double d = element(x, i) * s + o - *mean;
-        squares += d * d;
-    }
-    *variance = count > 0 ? squares / count : 1;
-}
-
-static bool normalization(const struct step *st, const struct w_set *train, struct w_affine *a,
-                          const char *where, struct w_error *err) {
-    const struct w_array *x = &train->x;
-    bool whole = json_is_null(st->axis); /* "axis": null: one mean for all */
-    int64_t n = whole ? 1 : x->dims[x->rank - 1];
-    if (st->axis && !whole && json_integer_value(st->axis) != -1)
-        return w_fail(err, W_BAD_SPEC, "%s: \"axis\" must be -1 or null", where);
-    if (!st->mean != !st->variance)
-        return w_fail(err, W_BAD_SPEC, "%s: \"mean\" and \"variance\" come together", where);
-    if (!widen(a, n > a->n ? n : a->n, err)) return false;
-    double mean = 0, variance = 1;
-    for (int64_t i = 0; i < a->n; i++) {
-        if (st->mean) {
-            if (!given(st->mean, i, a->n, &mean) || !given(st->variance, i, a->n, &variance) ||
-                variance < 0)
-                return w_fail(err, W_BAD_SPEC,
-                              "%s: mean and variance must be numbers, or lists of %lld", where,
-                              (long long)a->n);
-        } else {
-            adapt(a, x, i, a->n, &mean, &variance);
+/* Means and variances of what the steps before make of the training rows, channel by channel: two
+ * passes, so that large means do not eat the digits of small variances. */
+static bool adapt(const struct place *p, int64_t n, double *mean, double *variance) {
+    const struct w_array *x = p->x;
+    const struct w_affine *a = &p->front->affine;
+    void *scratch = malloc((size_t)x->elements * op_type_size(x->dtype) + 1);
+    double count = (double)p->train->n * (double)x->elements / (double)n;
+    bool ok = scratch != NULL || w_fail(p->err, W_NO_MEMORY, "out of memory");
+    memset(mean, 0, (size_t)n * sizeof *mean);
+    memset(variance, 0, (size_t)n * sizeof *variance);
+    for (int pass = 0; pass < 2 && ok; pass++) {
+        for (int64_t i = 0; i < p->train->n && ok; i++) {
+            const void *row = w__array_row(x, p->train->rows[i], scratch, p->err);
+            ok = row != NULL;
+            for (int64_t k = 0; ok && k < x->elements; k++) {
+                int64_t c = k % n;
+                double v = w__array_number(x, row, k) * (double)a->scale[c] + (double)a->offset[c];
+                if (pass == 0)
+                    mean[c] += v;
+                else
+                    variance[c] += (v - mean[c]) * (v - mean[c]);
+            }
         }
-        double d = sqrt(variance) > 1e-7 ? sqrt(variance) : 1e-7;
-        then(a, i, 1 / d, -mean / d);
+        for (int64_t c = 0; c < n; c++) (pass ? variance : mean)[c] /= count > 0 ? count : 1;
     }
-    return true;
-}
-
-static bool one_step(json_t *json, const char *where, const struct w_set *train, struct w_affine *a,
-                     struct w_error *err) {
-    struct step st = {.scale = 1};
-    const char *type;
-    if (!w__train_typed(json, &type, where, err)) return false;
-    json_t *none = json_object(), *params = json_is_object(json) ? json : none;
-    bool ok;
-    if (strcmp(type, "Rescaling") == 0) {
-        ok = w__train_params(rescaling_params, params, &st, where, err) &&
-             (a->n || widen(a, 1, err));
-        for (int64_t i = 0; ok && i < a->n; i++) then(a, i, st.scale, st.offset);
-    } else if (strcmp(type, "Normalization") == 0) {
-        ok = w__train_params(normalization_params, params, &st, where, err) &&
-             normalization(&st, train, a, where, err);
-    } else if (strcmp(type, "Resizing") == 0) { /* loading has done it: to the model's shape */
-        ok = w__train_params(resizing_params, params, &st, where, err);
-        if (ok &&
-            (train->x.rank != 3 || train->x.dims[0] != st.height || train->x.dims[1] != st.width))
-            ok = w_fail(err, W_BAD_SPEC,
-                        "%s: pictures are resized to model.input_shape, which is not %d×%d", where,
-                        st.height, st.width);
-    } else if (strcmp(type, "OneHot") == 0 || strcmp(type, "CategoryEncoding") == 0) {
-        ok = true; /* targets become what the loss wants by themselves */
-    } else {
-        ok = w__train_unknown(where, "preprocessing", type, next_step, NULL, err);
-    }
-    json_decref(none);
+    free(scratch);
     return ok;
 }
 
-bool w_train_preprocess(const struct w_spec_train *spec, const struct w_set *train,
-                        struct w_affine *dst, struct w_error *err) {
+static bool given_or_adapted(const struct place *p, const struct step *st, int64_t n, double *mean,
+                             double *variance) {
+    if (!st->mean) return adapt(p, n, mean, variance);
+    for (int64_t i = 0; i < n; i++)
+        if (!given(st->mean, i, n, &mean[i]) || !given(st->variance, i, n, &variance[i]) ||
+            variance[i] < 0)
+            return w_fail(p->err, W_BAD_SPEC, "%s: mean and variance must be numbers, or lists of %lld",
+                          p->where, (long long)n);
+    return true;
+}
+
+static bool normalization(const struct place *p, const struct step *st) {
+    const struct w_array *x = p->x;
+    struct w_affine *a = &p->front->affine;
+    bool whole = json_is_null(st->axis) || x->rank == 0; /* "axis": null: one mean for all */
+    int64_t n = whole ? 1 : x->dims[x->rank - 1];
+    if (st->axis && !whole && json_integer_value(st->axis) != -1)
+        return w_fail(p->err, W_BAD_SPEC, "%s: \"axis\" must be -1 or null", p->where);
+    if (!st->mean != !st->variance)
+        return w_fail(p->err, W_BAD_SPEC, "%s: \"mean\" and \"variance\" come together", p->where);
+    if (!widen(a, n > a->n ? n : a->n, p->err)) return false;
+    double *mean = calloc(2 * (size_t)a->n, sizeof *mean), *variance = mean + a->n;
+    bool ok = mean ? given_or_adapted(p, st, a->n, mean, variance)
+                   : w_fail(p->err, W_NO_MEMORY, "out of memory");
+    for (int64_t i = 0; ok && i < a->n; i++) {
+        double d = sqrt(variance[i]) > 1e-7 ? sqrt(variance[i]) : 1e-7;
+        then(a, i, 1 / d, -mean[i] / d);
+    }
+    free(mean);
+    return ok;
+}
+
+static bool rescaling(const struct place *p, const struct step *st) {
+    struct w_affine *a = &p->front->affine;
+    if (!a->n && !widen(a, 1, p->err)) return false;
+    for (int64_t i = 0; i < a->n; i++) then(a, i, st->scale, st->offset);
+    return true;
+}
+
+/* Loading has done it: to the model's shape. */
+static bool resizing(const struct place *p, const struct step *st) {
+    const struct w_array *x = p->x;
+    return (x->rank == 3 && x->dims[0] == st->height && x->dims[1] == st->width) ||
+           w_fail(p->err, W_BAD_SPEC,
+                  "%s: pictures are resized to model.input_shape, which is not %d×%d", p->where,
+                  st->height, st->width);
+}
+
+/* Targets become what the loss wants by themselves. */
+static bool nothing(const struct place *p, const struct step *st) {
+    (void)p, (void)st;
+    return true;
+}
+
+static bool integer_lookup(const struct place *p, const struct step *st) {
+    const struct w_array *x = p->x;
+    const int64_t *ids = x->data;
+    int64_t top = -1, next = 1;
+    (void)st;
+    if (p->in->dtype != OP_I64)
+        return w_fail(p->err, W_BAD_SPEC, "%s: the input \"%s\" must be int64", p->where, p->in->name);
+    for (int64_t i = 0; i < p->train->n * x->elements; i++) {
+        int64_t row = p->train->rows[i / x->elements],
+                id = ids[row * x->elements + i % x->elements];
+        if (id < 0 || id >= LOOKUP_IDS_MAX)
+            return w_fail(p->err, W_BAD_INPUT,
+                          "%s: row %lld of \"%s\" has the id %lld, 0 to %d are looked up", p->where,
+                          (long long)row, p->in->name, (long long)id, LOOKUP_IDS_MAX - 1);
+        if (id > top) top = id;
+    }
+    struct w_front *f = p->front;
+    f->n_table = top + 3; /* −1 and top + 1 stand for what is unknown */
+    f->table = calloc((size_t)f->n_table, sizeof *f->table);
+    if (!f->table) return w_fail(p->err, W_NO_MEMORY, "out of memory");
+    for (int64_t i = 0; i < p->train->n * x->elements; i++)
+        f->table[ids[p->train->rows[i / x->elements] * x->elements + i % x->elements] + 1] = 1;
+    for (int64_t i = 0; i < f->n_table; i++)
+        if (f->table[i]) f->table[i] = next++;
+    f->n_ids = next;
+    return true;
+}
+
+static const struct step_desc {
+    const char *name;
+    const struct w_param *params;
+    bool (*apply)(const struct place *p, const struct step *st);
+    bool numbers; /* for floats: an Embedding's numbers are left as they are */
+} descs[] = {
+    {"Rescaling", rescaling_params, rescaling, true},
+    {"Normalization", normalization_params, normalization, true},
+    {"Resizing", resizing_params, resizing, false},
+    {"IntegerLookup", plain_params, integer_lookup, false},
+    {"OneHot", plain_params, nothing, false},
+    {"CategoryEncoding", plain_params, nothing, false},
+};
+
+static const char *next_step(void *user, size_t i) {
+    (void)user;
+    return i < sizeof descs / sizeof *descs ? descs[i].name : NULL;
+}
+
+static bool one_step(json_t *json, const struct w_train_model *m, struct place *p,
+                     struct w_front *fronts) {
+    const struct step_desc *d = NULL;
+    struct step st = {.scale = 1};
+    const char *type;
+    int at = 0;
+    if (!w__train_typed(json, &type, p->where, p->err)) return false;
+    for (size_t i = 0; i < sizeof descs / sizeof *descs; i++)
+        if (strcmp(descs[i].name, type) == 0) d = &descs[i];
+    if (!d) return w__train_unknown(p->where, "preprocessing", type, next_step, NULL, p->err);
+    json_t *none = json_object(), *params = json_is_object(json) ? json : none;
+    bool ok = w__train_params(d->params, params, &st, p->where, p->err);
+    json_decref(none);
+    while (ok && st.input && at < m->n_inputs && strcmp(m->inputs[at].name, st.input)) at++;
+    if (ok && at == m->n_inputs)
+        ok = w_fail(p->err, W_BAD_SPEC, "%s: the model has no input \"%.60s\"", p->where, st.input);
+    if (ok && !st.input && m->n_inputs > 1 && d->apply != nothing)
+        ok = w_fail(p->err, W_BAD_SPEC, "%s: \"input\" must say which of the %d inputs it is for",
+                    p->where, m->n_inputs);
+    if (ok) {
+        p->in = &m->inputs[at];
+        p->x = &p->train->x[at];
+        p->front = &fronts[at];
+        if (d->numbers && p->in->dtype == OP_I64)
+            ok = w_fail(p->err, W_BAD_SPEC, "%s: \"%s\" takes whole numbers as they are", p->where,
+                        p->in->name);
+    }
+    ok = ok && d->apply(p, &st);
+    w__params_free(d->params, &st);
+    return ok;
+}
+
+bool w_train_preprocess(const struct w_spec_train *spec, const struct w_train_model *m,
+                        const struct w_set *train, struct w_front *dst, struct w_error *err) {
     json_t *list = spec->data.preprocess, *json;
     size_t i;
-    *dst = (struct w_affine){0};
     if (!list) return true;
     if (!json_is_array(list)) return w_fail(err, W_BAD_SPEC, "data.preprocess must be a list");
-    if (train->x.dtype == OP_I64 && json_array_size(list) && train->x.rank == 1 &&
-        spec->model.layers &&
-        strcmp(
-            json_string_value(json_object_get(json_array_get(spec->model.layers, 0), "type"))
-                ? json_string_value(json_object_get(json_array_get(spec->model.layers, 0), "type"))
-                : "",
-            "Embedding") == 0)
-        return w_fail(err, W_BAD_SPEC,
-                      "data.preprocess: the Embedding takes whole numbers as they are");
     json_array_foreach(list, i, json) {
         char where[64];
         snprintf(where, sizeof where, "data.preprocess[%zu]", i);
-        if (!one_step(json, where, train, dst, err)) return false;
+        struct place p = {.where = where, .train = train, .err = err};
+        if (!one_step(json, m, &p, dst)) return false;
     }
     return true;
 }
 
-void w_affine_finish(struct w_affine *a) {
+static void affine_finish(struct w_affine *a) {
     free(a->scale);
     free(a->offset);
     *a = (struct w_affine){0};
+}
+
+void w_front_finish(struct w_front *f) {
+    affine_finish(&f->affine);
+    free(f->table);
+    *f = (struct w_front){0};
 }

@@ -21,14 +21,14 @@ static bool is_classifier(const struct w_fit *f) {
  */
 
 static void image_steps(const struct w_fit *f, json_t *steps) {
-    const struct w_affine *a = &f->affine;
-    const struct w_array *x = &f->whole.x;
+    const struct w_affine *a = &f->fronts[0].affine;
+    const struct w_array *x = &f->whole.x[0];
     json_t *pixels = json_pack("{s:s}", "layout", f->flip_images ? "nchw" : "nhwc");
     json_array_append_new(
         steps, json_pack("{s:{s:s}}", "decode_image", "color", x->dims[2] == 1 ? "gray" : "rgb"));
     json_array_append_new(steps, json_pack("{s:{s:I,s:I}}", "resize", "h", (json_int_t)x->dims[0],
                                            "w", (json_int_t)x->dims[1]));
-    bool outside = a->n && !f->affine_inside;
+    bool outside = a->n && !f->fronts[0].inside;
     json_object_set_new(pixels, "scale", json_real(outside && a->n == 1 ? (double)a->scale[0] : 1));
     if (outside && a->n == 1 && a->offset[0] != 0)
         json_object_set_new(pixels, "offset", json_real((double)a->offset[0]));
@@ -45,13 +45,13 @@ static void image_steps(const struct w_fit *f, json_t *steps) {
 }
 
 static void tensor_step(const struct w_fit *f, json_t *steps) {
-    const struct w_affine *a = &f->affine;
+    const struct w_affine *a = &f->fronts[0].affine;
+    const struct w_train_input *in = &f->m.inputs[0];
     json_t *shape = json_array(), *t = json_object();
-    for (int i = 0; i < f->m.input_rank; i++)
-        json_array_append_new(shape, json_integer(f->m.input_dims[i]));
-    json_object_set_new(t, "dtype", json_string(op_type_name(f->m.input_dtype)));
+    for (int i = 0; i < in->rank; i++) json_array_append_new(shape, json_integer(in->dims[i]));
+    json_object_set_new(t, "dtype", json_string(op_type_name(in->dtype)));
     json_object_set_new(t, "shape", shape);
-    if (a->n == 1 && !f->affine_inside)
+    if (a->n == 1 && !f->fronts[0].inside)
         json_object_set_new(t, "affine",
                             json_pack("[f,f]", (double)a->scale[0], (double)a->offset[0]));
     json_array_append_new(steps, json_pack("{s:o}", "tensor", t));
@@ -59,12 +59,16 @@ static void tensor_step(const struct w_fit *f, json_t *steps) {
 
 static json_t *pipeline(const struct w_fit *f) {
     json_t *steps = json_array();
-    if (f->whole.is_image)
-        image_steps(f, steps);
-    else
-        tensor_step(f, steps);
-    json_array_append_new(steps, json_pack("{s:{s:{s:s},s:[s]}}", "run", "in", f->m.input_name, ".",
-                                           "out", f->m.output_name));
+    if (f->m.n_inputs > 1) { /* the job's tensors, by name, as they are */
+        json_array_append_new(steps, json_pack("{s:{s:[s]}}", "run", "out", f->m.output_name));
+    } else {
+        if (f->whole.is_image)
+            image_steps(f, steps);
+        else
+            tensor_step(f, steps);
+        json_array_append_new(steps, json_pack("{s:{s:{s:s},s:[s]}}", "run", "in",
+                                               f->m.inputs[0].name, ".", "out", f->m.output_name));
+    }
     if (!is_classifier(f)) return steps;
     if (!f->m.softmax)
         json_array_append_new(steps, json_pack("{s:{s:s}}", "activate", "kind", "softmax"));
@@ -83,19 +87,31 @@ static json_t *pipeline(const struct w_fit *f) {
 /* --- the golden sample -------------------------------------------------------------------------
  */
 
-static json_t *nested(const struct w_array *x, int64_t row, const int64_t *dims, int rank,
+static json_t *nested(const struct w_array *x, const void *row, const int64_t *dims, int rank,
                       int64_t *at) {
     if (rank == 0) {
-        int64_t i = row * x->elements + (*at)++;
-        if (x->dtype == OP_U8) return json_integer(((const uint8_t *)x->data)[i]);
-        if (x->dtype == OP_I64) return json_integer(((const int64_t *)x->data)[i]);
-        double v = (double)((const float *)x->data)[i];
-        return v == floor(v) && fabs(v) < 1e9 ? json_integer((json_int_t)v) : json_real(v);
+        double v = w__array_number(x, row, (*at)++);
+        return v == floor(v) && fabs(v) < 1e15 ? json_integer((json_int_t)v) : json_real(v);
     }
     json_t *list = json_array();
     for (int64_t i = 0; i < dims[0]; i++)
         json_array_append_new(list, nested(x, row, dims + 1, rank - 1, at));
     return list;
+}
+
+/* A row as a job would send it; NULL with err. */
+static json_t *input_of(const struct w_fit *f, const struct w_set *s, struct w_error *err) {
+    json_t *all = json_object();
+    for (int i = 0; i < f->m.n_inputs; i++) {
+        const struct w_train_input *in = &f->m.inputs[i];
+        const void *row = w__array_row(&s->x[i], s->rows[0], f->batch.scratch, err);
+        int64_t at = 0;
+        if (!row) return json_decref(all), NULL;
+        json_t *value = nested(&s->x[i], row, in->dims, in->rank, &at);
+        if (f->m.n_inputs == 1) return json_decref(all), value;
+        json_object_set_new(all, in->name, value);
+    }
+    return all;
 }
 
 static double softmax_at(const float *v, int64_t n, int64_t i) {
@@ -125,21 +141,24 @@ static json_t *expected(const struct w_fit *f, const float *out) {
 }
 
 static bool golden(struct w_fit *f, struct op_model *m, json_t *root, struct w_error *err) {
-    const struct w_set *s = f->test.x.n ? &f->test : &f->train;
+    const struct w_set *s = f->test.n ? &f->test : &f->train;
     struct op_error why;
     const struct op_tensor *out;
-    int64_t row = 0, at = 0, outputs = 1;
+    int64_t row = 0, outputs = 1, inputs = 0;
     for (int i = 0; i < f->m.output_rank; i++) outputs *= f->m.output_dims[i];
-    if (f->whole.is_image || s->x.elements > GOLDEN_ELEMENTS_MAX || outputs > GOLDEN_ELEMENTS_MAX)
+    for (int i = 0; i < f->m.n_inputs; i++) inputs += f->m.inputs[i].elements;
+    if (f->whole.is_image || inputs > GOLDEN_ELEMENTS_MAX || outputs > GOLDEN_ELEMENTS_MAX)
         return true;
-    if (!w__fit_batch(f, s, &row, 1, false, err)) return false;
+    if (!w__fit_batch(f, &f->batch, s, &row, 1, false, err)) return false;
+    json_t *input = input_of(f, s, err);
+    if (!input) return false;
     struct op_session *session = op_session_create(m, NULL, &why);
-    bool ok = session && op_session_run(session, &f->x, 1, &out, &why) == OP_OK;
+    bool ok = session && op_session_run(session, f->batch.x, f->m.n_inputs, &out, &why) == OP_OK;
     if (ok)
         json_object_set_new(root, "golden",
-                            json_pack("[{s:o,s:o,s:f}]", "input",
-                                      nested(&s->x, 0, f->m.input_dims, f->m.input_rank, &at),
-                                      "expect", expected(f, out[0].data), "tol", 1e-3));
+                            json_pack("[{s:O,s:o,s:f}]", "input", input, "expect",
+                                      expected(f, out[0].data), "tol", 1e-3));
+    json_decref(input);
     op_session_destroy(session);
     return ok || w_train_fail(err, &why);
 }
@@ -178,7 +197,7 @@ static json_t *validation_results(const struct w_fit *f) {
                 c->best)
                 epoch = json_array_get(f->history, k);
     }
-    return f->validation.x.n ? without_prefix(epoch) : json_null();
+    return f->validation.n ? without_prefix(epoch) : json_null();
 }
 
 static json_t *metrics(const struct w_fit *f) {
@@ -192,8 +211,8 @@ static json_t *metrics(const struct w_fit *f) {
     return json_pack("{s:O, s:o, s:O, s:f, s:I, s:I, s:I, s:I, s:I, s:s, s:s}", "test",
                      f->test_results ? f->test_results : json_null(), "validation",
                      validation_results(f), "epochs", f->history, "seconds", f->seconds,
-                     "train_rows", (json_int_t)f->train.x.n, "validation_rows",
-                     (json_int_t)f->validation.x.n, "test_rows", (json_int_t)f->test.x.n, "weights",
+                     "train_rows", (json_int_t)f->train.n, "validation_rows",
+                     (json_int_t)f->validation.n, "test_rows", (json_int_t)f->test.n, "weights",
                      (json_int_t)n_weights, "peak_bytes", (json_int_t)f->peak_bytes, "data_sha256",
                      f->data_hash, "isa", op_isa());
 }

@@ -67,7 +67,9 @@ bool w__train_typed(json_t *json, const char **type, const char *where, struct w
 #define AT(field) offsetof(struct w_spec_train, field)
 static const struct w_param model_params[] = {
     {.name = "input_shape", .kind = W_PARAM_JSON, .offset = AT(model.input_shape)},
+    {.name = "inputs", .kind = W_PARAM_JSON, .offset = AT(model.inputs)},
     {.name = "layers", .kind = W_PARAM_JSON, .offset = AT(model.layers)},
+    {.name = "outputs", .kind = W_PARAM_JSON, .offset = AT(model.outputs)},
     {.name = "onnx", .kind = W_PARAM_TEXT, .offset = AT(model.onnx)},
     {.name = "output", .kind = W_PARAM_TEXT, .offset = AT(model.output)},
     {.name = "freeze", .kind = W_PARAM_JSON, .offset = AT(model.freeze)},
@@ -78,6 +80,7 @@ static const struct w_param data_params[] = {
     {.name = "validation", .kind = W_PARAM_JSON, .offset = AT(data.validation)},
     {.name = "test", .kind = W_PARAM_JSON, .offset = AT(data.test)},
     {.name = "test_split", .kind = W_PARAM_DOUBLE, .offset = AT(data.test_split), .min = 0, .max = 0.99},
+    {.name = "memory_mb", .kind = W_PARAM_DOUBLE, .offset = AT(data.memory_mb), .min = 0, .max = 1 << 24, .deflt = 2048},
     {.name = "preprocess", .kind = W_PARAM_JSON, .offset = AT(data.preprocess)},
     {.name = "augment", .kind = W_PARAM_JSON, .offset = AT(data.augment)},
     {0}};
@@ -220,26 +223,62 @@ static bool read_loss(struct w_spec_train *s, struct w_error *err) {
     return true;
 }
 
-static bool read_shape(struct w_spec_train *s, struct w_error *err) {
-    size_t i, n = json_array_size(s->model.input_shape);
+/* A shape of a row: a list of at most OP_RANK_MAX − 1 sizes. */
+static bool read_shape(json_t *json, const char *where, int least, int *rank, int64_t *dims,
+                       struct w_error *err) {
+    size_t i, n = json_array_size(json);
     json_t *item;
     int64_t elements = 1;
-    if (n < 1 || n > OP_RANK_MAX - 1)
+    if (!json_is_array(json) || (int)n < least || n > OP_RANK_MAX - 1)
         return w_fail(err, W_BAD_SPEC,
-                      "model.input_shape must be a list of 1 to %d whole numbers, without the "
-                      "batch dimension",
-                      OP_RANK_MAX - 1);
-    json_array_foreach(s->model.input_shape, i, item) {
+                      "%s must be a list of %d to %d whole numbers, without the batch dimension",
+                      where, least, OP_RANK_MAX - 1);
+    json_array_foreach(json, i, item) {
         int64_t d = json_integer_value(item);
         if (!json_is_integer(item) || d < 1 || d > (1 << 30) ||
             __builtin_mul_overflow(elements, d, &elements) || elements > (1 << 30))
             return w_fail(err, W_BAD_SPEC,
-                          "model.input_shape: dimension %zu must be a whole number from 1, and "
-                          "all together at most 2^30 elements",
-                          i);
-        s->model.dims[i] = d;
+                          "%s: dimension %zu must be a whole number from 1, and all together at "
+                          "most 2^30 elements",
+                          where, i);
+        dims[i] = d;
     }
-    s->model.rank = (int)n;
+    *rank = (int)n;
+    return true;
+}
+
+bool w__train_inputs(json_t *json, struct w_train_model *m, struct w_error *err) {
+    struct given {
+        json_t *shape;
+        int32_t dtype;
+    };
+    /* clang-format off */
+    static const struct w_param params[] = {
+        {.name = "shape", .kind = W_PARAM_JSON, .offset = offsetof(struct given, shape), .required = true, .help = "a list; [] for a number a row"},
+        {.name = "dtype", .kind = W_PARAM_CHOICE, .offset = offsetof(struct given, dtype), .choices = "float32 int64 int32"},
+        {0}};
+    /* clang-format on */
+    const char *name;
+    json_t *one;
+    if (!json_is_object(json) || json_object_size(json) < 1 ||
+        json_object_size(json) > W_TRAIN_INPUTS_MAX)
+        return w_fail(err, W_BAD_SPEC,
+                      "model.inputs must be {name: {\"shape\", \"dtype\"}} of 1 to %d inputs",
+                      W_TRAIN_INPUTS_MAX);
+    json_object_foreach(json, name, one) {
+        struct w_train_input *in = &m->inputs[m->n_inputs++];
+        struct given g = {0};
+        char where[80];
+        snprintf(where, sizeof where, "model.inputs.%.40s", name);
+        if (!*name || strlen(name) > 60 || strchr(name, '/'))
+            return w_fail(err, W_BAD_SPEC, "%s: a name of 1 to 60 characters without / is expected",
+                          where);
+        if (!w__train_params(params, one, &g, where, err)) return false;
+        *in = (struct w_train_input){.dtype = g.dtype ? OP_I64 : OP_F32};
+        snprintf(in->name, sizeof in->name, "%s", name);
+        strcat(where, ".shape");
+        if (!read_shape(g.shape, where, 0, &in->rank, in->dims, err)) return false;
+    }
     return true;
 }
 
@@ -249,13 +288,15 @@ static bool read_model(struct w_spec_train *s, struct w_error *err) {
                       "model must have \"input_shape\" and \"layers\", or \"onnx\" (and \"head\"), "
                       "and not both");
     if (s->model.onnx) {
-        if (s->model.input_shape)
-            return w_fail(err, W_BAD_SPEC,
-                          "model.input_shape is for layers; an ONNX file has its own");
+        if (s->model.input_shape || s->model.inputs)
+            return w_fail(err, W_BAD_SPEC, "model.%s is for layers; an ONNX file has its own",
+                          s->model.inputs ? "inputs" : "input_shape");
         if (s->model.head && !json_is_array(s->model.head))
             return w_fail(err, W_BAD_SPEC, "model.head must be a list of layers");
         return true;
     }
+    if (s->model.inputs && s->model.input_shape)
+        return w_fail(err, W_BAD_SPEC, "model has both \"inputs\" and \"input_shape\"");
     if (s->model.head || s->model.freeze || s->model.output)
         return w_fail(err, W_BAD_SPEC, "model.%s is for fine-tuning: \"onnx\" is missing",
                       s->model.head     ? "head"
@@ -265,13 +306,15 @@ static bool read_model(struct w_spec_train *s, struct w_error *err) {
         json_array_size(s->model.layers) > W_TRAIN_LAYERS_MAX)
         return w_fail(err, W_BAD_SPEC, "model.layers must be a list of 1 to %d layers",
                       W_TRAIN_LAYERS_MAX);
+    if (s->model.inputs) return true; /* read with the layers */
     /* As in Keras, the first layer may say it. */
     json_t *first = json_array_get(s->model.layers, 0);
     if (!s->model.input_shape) s->model.input_shape = json_object_get(first, "input_shape");
     if (!s->model.input_shape) s->model.input_shape = json_object_get(first, "shape");
     if (!s->model.input_shape)
         return w_fail(err, W_BAD_SPEC, "model: \"input_shape\" is missing, such as [28, 28, 1]");
-    return read_shape(s, err);
+    return read_shape(s->model.input_shape, "model.input_shape", 1, &s->model.rank, s->model.dims,
+                      err);
 }
 
 static bool read_root(struct w_spec_train *s, struct w_error *err) {

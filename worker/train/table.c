@@ -21,10 +21,8 @@ struct csv {
 };
 
 static bool csv_options(const struct w_table *t, struct csv *c, struct w_error *err) {
-    json_t *target = json_object_get(t->json, "target"),
-           *header = json_object_get(t->json, "header"),
-           *columns = json_object_get(t->json, "columns"),
-           *delimiter = json_object_get(t->json, "delimiter"), *item;
+    json_t *target = t->target, *header = json_object_get(t->json, "header"),
+           *columns = t->columns, *delimiter = json_object_get(t->json, "delimiter"), *item;
     size_t i;
     if (json_is_integer(target))
         snprintf(c->target, sizeof c->target, "%lld", (long long)json_integer_value(target));
@@ -35,11 +33,13 @@ static bool csv_options(const struct w_table *t, struct csv *c, struct w_error *
                       t->where);
     if (header && !json_is_boolean(header))
         return w_fail(err, W_BAD_SPEC, "%s.header must be true or false", t->where);
-    if (columns && (!json_is_array(columns) || json_array_size(columns) > 4096))
-        return w_fail(err, W_BAD_SPEC, "%s.columns must be a list of column names", t->where);
+    bool one = json_is_string(columns);
+    if (columns && !one && (!json_is_array(columns) || json_array_size(columns) > 4096))
+        return w_fail(err, W_BAD_SPEC, "%s: columns must be a list of column names", t->where);
+    if (one) c->columns[c->n_columns++] = json_string_value(columns);
     json_array_foreach(columns, i, item) {
         if (!json_is_string(item))
-            return w_fail(err, W_BAD_SPEC, "%s.columns must be a list of column names", t->where);
+            return w_fail(err, W_BAD_SPEC, "%s: columns must be a list of column names", t->where);
         c->columns[c->n_columns++] = json_string_value(item);
     }
     c->o = (struct w_source_options){.name = t->path,
@@ -80,10 +80,8 @@ static bool each_row(const struct w_table *t, const char *file, const struct w_s
 
 struct filling {
     struct w_array *x;
-    int64_t room;
-    size_t bytes_max;
+    const struct w_train_files *files;
     struct w_words *words;
-    const char *what;
 };
 
 static bool csv_x(void *user, const struct w_record *r, struct w_error *err) {
@@ -99,7 +97,7 @@ static bool csv_x(void *user, const struct w_record *r, struct w_error *err) {
         *f->x = (struct w_array){.dtype = OP_F32, .rank = 1, .elements = op_tensor_count(v)};
         f->x->dims[0] = f->x->elements;
     }
-    float *dst = w__train_array_row(f->x, &f->room, f->bytes_max, err);
+    float *dst = w__array_add(f->x, f->files, err);
     for (int64_t i = 0; dst && i < f->x->elements; i++) {
         dst[i] = (float)values[i];
         if (!isfinite(values[i]))
@@ -114,7 +112,7 @@ static bool csv_y(void *user, const struct w_record *r, struct w_error *err) {
     if (r->value.type == W_TENSOR) {
         double v = *(const double *)r->value.tensor.data;
         if (f->x->n == 0) *f->x = (struct w_array){.dtype = OP_F64, .elements = 1};
-        double *dst = isfinite(v) ? w__train_array_row(f->x, &f->room, f->bytes_max, err) : NULL;
+        double *dst = isfinite(v) ? w__array_add(f->x, f->files, err) : NULL;
         if (dst) *dst = v;
         return dst || (isfinite(v)
                            ? false
@@ -133,8 +131,8 @@ static bool csv_y(void *user, const struct w_record *r, struct w_error *err) {
 bool w__train_read_csv(const struct w_table *t, const char *file, struct w_array *x,
                        struct w_array *y, struct w_words *words, struct w_error *err) {
     struct csv *c = calloc(1, sizeof *c);
-    struct filling fx = {.x = x, .bytes_max = t->files->bytes_max},
-                   fy = {.x = y, .bytes_max = t->files->bytes_max, .words = words};
+    struct filling fx = {.x = x, .files = t->files},
+                   fy = {.x = y, .files = t->files, .words = words};
     if (!c) return w_fail(err, W_NO_MEMORY, "out of memory");
     bool ok = csv_options(t, c, err) && each_row(t, file, &c->o, csv_x, &fx, err);
     if (ok && y && *c->target) {
@@ -188,7 +186,7 @@ static bool add_value(struct filling *f, json_t *v, struct w_error *err) {
         *f->x = (struct w_array){.dtype = OP_F32};
         if (!flatten(v, 0, f->x, true, NULL, NULL, err)) return false;
     }
-    float *dst = w__train_array_row(f->x, &f->room, f->bytes_max, err);
+    float *dst = w__array_add(f->x, f->files, err);
     if (!dst) return false;
     float *end = dst + f->x->elements;
     if (!flatten(v, 0, f->x, false, &dst, end, err)) return false;
@@ -227,22 +225,20 @@ static bool jsonl_row(void *user, const struct w_record *r, struct w_error *err)
 
 bool w__train_read_jsonl(const struct w_table *t, const char *file, struct w_array *x,
                          struct w_array *y, struct w_words *words, struct w_error *err) {
-    json_t *fields = json_object_get(t->json, "fields"),
-           *target = json_object_get(t->json, "target");
     size_t i;
     json_t *name;
     struct w_words none = {0};
     struct jsonl j = {
-        .x = {.x = x, .bytes_max = t->files->bytes_max},
-        .y = {.x = y, .bytes_max = t->files->bytes_max, .words = words ? words : &none},
-        .fields_x = json_is_object(fields) ? json_object_get(fields, "x") : fields,
-        .field_y = json_is_object(fields) ? json_object_get(fields, "y") : target};
+        .x = {.x = x, .files = t->files},
+        .y = {.x = y, .files = t->files, .words = words ? words : &none},
+        .fields_x = t->columns,
+        .field_y = t->target};
     bool names = json_is_string(j.fields_x) || json_array_size(j.fields_x) > 0;
     json_array_foreach(j.fields_x, i, name) names &= json_is_string(name);
-    if (fields && (!names || (j.field_y && !json_is_string(j.field_y))))
+    if ((j.fields_x && !names) || (j.field_y && !json_is_string(j.field_y)))
         return w_fail(err, W_BAD_SPEC,
                       "%s.fields must be {\"x\": name or list of names, \"y\": name}", t->where);
-    if (!fields) j.fields_x = json_object_get(t->json, "x"); /* rows that are lists need none */
+    if (!j.fields_x) j.fields_x = json_object_get(t->json, "x"); /* rows that are lists need none */
     if (!y) j.field_y = NULL;
     const struct w_source_options o = {.name = t->path, .format = "jsonl", .header = -1};
     return each_row(t, file, &o, jsonl_row, &j, err);

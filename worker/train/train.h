@@ -24,6 +24,7 @@
 #include "ops/ops_train.h"
 #include "worker/pipeline/step.h"
 #include "worker/pipeline/value.h"
+#include "worker/train/set.h"
 
 #define W_BAD_SPEC "bad_job"
 #define W_TRAIN_METRICS_MAX 16
@@ -37,14 +38,14 @@
 struct w_spec_train {
     json_t *json; /* the whole; the other json_t point into it */
     struct {
-        json_t *input_shape, *layers, *head, *freeze;
+        json_t *input_shape, *inputs, *layers, *outputs, *head, *freeze;
         char *onnx, *output;
         int rank; /* of input_shape */
         int64_t dims[OP_RANK_MAX];
     } model;
     struct {
         json_t *train, *validation, *test, *preprocess, *augment;
-        double test_split;
+        double test_split, memory_mb;
     } data;
     struct {
         json_t *optimizer, *loss, *metrics;
@@ -81,29 +82,45 @@ bool w__train_unknown(const char *where, const char *what, const char *word,
 /* --- the graph ---------------------------------------------------------------------------------
  */
 
+struct w_train_input {
+    char name[W_TRAIN_NAME_MAX + 1];
+    enum op_type dtype; /* f32 or i64 */
+    int rank;           /* of a row, as data has it: channels last */
+    int64_t dims[OP_RANK_MAX], elements;
+    int64_t ids; /* an Embedding takes it: numbers from 0 below this; 0: any */
+};
+
 struct w_train_model {
     struct op_model *model;
-    enum op_type input_dtype;
-    int input_rank; /* of a row, as data has it: channels last */
-    int64_t input_dims[OP_RANK_MAX];
-    bool input_first; /* the graph takes rows channels first (a fine-tuned model) */
+    struct w_train_input inputs[W_TRAIN_INPUTS_MAX];
+    int n_inputs;
     int output_rank;
     int64_t output_dims[OP_RANK_MAX]; /* of a row, channels last */
     bool softmax, sigmoid;            /* what the last layer ends in */
     char **freeze;
     int n_freeze;
     double l1, l2;
-    char input_name[W_TRAIN_NAME_MAX + 1], output_name[W_TRAIN_NAME_MAX + 1];
+    char output_name[W_TRAIN_NAME_MAX + 1];
 };
 
-/* Σ scale·x + offset a channel (the last dimension); n 0: as it is, 1: the same for all. */
+/* scale·x + offset a channel (the last dimension); n 0: as it is, 1: the same for all. */
 struct w_affine {
     int64_t n;
     float *scale, *offset;
 };
 
-/* front: put into the graph before the first layer where it has more than one channel. */
-bool w_train_model_build(const struct w_spec_train *spec, const struct w_affine *front,
+/* What is done to the rows of an input before the layers see them. */
+struct w_front {
+    struct w_affine affine;
+    bool inside;             /* the graph applies it: batches get rows as they are */
+    /* IntegerLookup, in the graph: the number of id i is table[i + 1], below n_ids. */
+    int64_t *table, n_table, n_ids;
+};
+
+/* Reads model.inputs: {name: {"shape", "dtype"}}. */
+bool w__train_inputs(json_t *json, struct w_train_model *m, struct w_error *err);
+/* fronts: of each input; those inside are put into the graph before the layers. NULL: none. */
+bool w_train_model_build(const struct w_spec_train *spec, const struct w_front *fronts,
                          struct op_model *base, struct w_train_model *dst, struct w_error *err);
 void w_train_model_finish(struct w_train_model *m);
 bool w_train_fail(struct w_error *err, const struct op_error *why); /* the engine's error as ours */
@@ -111,57 +128,27 @@ bool w_train_fail(struct w_error *err, const struct op_error *why); /* the engin
 /* --- data --------------------------------------------------------------------------------------
  */
 
-/* Rows of one shape. */
-struct w_array {
-    enum op_type dtype; /* u8, f32, i64 or f64 */
-    int rank;           /* of a row */
-    int64_t dims[OP_RANK_MAX];
-    int64_t n, elements; /* rows; elements of a row */
-    void *data;          /* from malloc, or shared with the array that it is a part of */
-};
-
-struct w_set {
-    struct w_array x, y, weight; /* weight: of rows; n 0: none */
-    bool part;                   /* its data belongs to another set */
-    bool is_image;               /* decoded pictures: u8[h,w,c], whatever the dims say */
-    char **names;                /* labels as strings, sorted; owned where not part */
-    int64_t n_names;
-};
-
-/* Opens a path of the spec for reading; a descriptor, or -1. */
-typedef int w_train_open_fn(void *user, const char *path, bool *is_folder, struct w_error *err);
-
-struct w_train_files {
-    w_train_open_fn *open;
-    void *user;
-    size_t bytes_max;            /* of one array */
-    const volatile bool *cancel; /* polled while reading; NULL: never */
-};
-
 struct w_set_wish {
-    enum op_type dtype; /* of x: f32 or i64 */
-    int rank;           /* of a row of x; 0: whatever comes */
-    int64_t dims[OP_RANK_MAX];
-    bool first;               /* dims are [channels, height, width], where rows are pictures */
+    const struct w_train_input *inputs;
+    int n_inputs;
+    bool first;               /* pictures are [channels, height, width] in the graph */
+    bool no_targets;          /* the loss needs none */
     const struct w_set *like; /* labels as in this set; NULL: its own */
 };
 
 /* where: "data.train". */
 bool w_train_set_load(json_t *json, const char *where, const struct w_train_files *files,
                       const struct w_set_wish *wish, struct w_set *dst, struct w_error *err);
-void w_train_set_finish(struct w_set *s);
-/* dst is rows [first, first + n) of src, without a copy. */
-void w_train_set_part(const struct w_set *src, int64_t first, int64_t n, struct w_set *dst);
-/* Cuts a part of the rows, chosen by the seed, off the end of a set that is reordered for it. */
-bool w_train_set_split(struct w_set *s, double part, uint64_t seed, struct w_set *rest,
-                       struct w_error *err);
 
 /* Formats, for data.c: fill an array, or two. */
 struct w_table {
     const char *where, *path; /* for messages */
     json_t *json;             /* the set's options */
+    json_t *columns;          /* a name, or a list of them, that make x; NULL: all but the target */
+    json_t *target;           /* the column of y; NULL: none */
     const struct w_train_files *files;
-    const struct w_set_wish *wish;
+    const struct w_train_input *input;
+    bool first;
 };
 bool w__train_is_idx(const uint8_t *head, size_t n);
 bool w__train_read_idx(const uint8_t *bytes, size_t len, const char *where, struct w_array *dst,
@@ -181,15 +168,26 @@ bool w__train_read_jsonl(const struct w_table *t, const char *file, struct w_arr
                          struct w_array *y, struct w_words *words, struct w_error *err);
 bool w__train_read_images(const struct w_table *t, const char *folder, struct w_array *x,
                           struct w_words *words, struct w_error *err);
-/* Room for one more row of `elements`; the place of it, NULL without memory or beyond bytes_max. */
-void *w__train_array_row(struct w_array *a, int64_t *room, size_t bytes_max, struct w_error *err);
+/* Fills the type and the shape of rows from those of a whole tensor. */
+bool w__train_shape_rows(const struct op_tensor *t, const char *where, struct w_array *dst,
+                         struct w_error *err);
+void w__train_convert(const struct op_tensor *t, int64_t count, void *dst);
+bool w__train_stream_npy(const char *file, const char *where, struct w_array *dst,
+                         struct w_error *err);
+/* Files of a folder, each through pipeline steps (the text of a model.json) that make a row of x's
+ * type and shape. label: called for each name in the order of the rows. */
+typedef bool w_label_fn(const struct w_table *t, const char *name, void *user, struct w_error *err);
+bool w__train_stream_files(const struct w_table *t, const char *folder, const char *format,
+                           const char *steps, struct w_array *x, w_label_fn *label, void *user,
+                           struct w_error *err);
 
 /* --- preprocessing and augmentation --------------------------------------------------------------
  */
 
-bool w_train_preprocess(const struct w_spec_train *spec, const struct w_set *train,
-                        struct w_affine *dst, struct w_error *err);
-void w_affine_finish(struct w_affine *a);
+/* Fills the front of each input; dst has m->n_inputs of them. */
+bool w_train_preprocess(const struct w_spec_train *spec, const struct w_train_model *m,
+                        const struct w_set *train, struct w_front *dst, struct w_error *err);
+void w_front_finish(struct w_front *f);
 
 struct w_augment;
 struct w_augment *
@@ -308,13 +306,19 @@ struct w_fit_options {
 
 enum w_fit_end { W_FIT_DONE, W_FIT_PAUSED, W_FIT_CANCELLED, W_FIT_FAILED };
 
+/* Rows as the tensors of a step. */
+struct w_fit_batch {
+    struct op_tensor x[W_TRAIN_INPUTS_MAX], y, weight;
+    int64_t n;
+    void *scratch; /* a row */
+};
+
 struct w_fit {
     const struct w_spec_train *spec;
     struct w_fit_options o;
     struct w_set train, validation, test; /* parts of: */
     struct w_set whole, held, extra;
-    struct w_affine affine; /* as given */
-    bool affine_inside;     /* in the graph: batches get rows as they are */
+    struct w_front fronts[W_TRAIN_INPUTS_MAX];
     struct w_train_model m;
     struct op_trainer *trainer;
     struct w_metrics metrics, eval_metrics;
@@ -325,8 +329,7 @@ struct w_fit {
     int64_t n_classes, steps_per_epoch;
     bool sparse;
     float *class_weights;
-    /* the batch */
-    struct op_tensor x, y, weight;
+    struct w_fit_batch batch;
     int64_t *order;
     int order_epoch; /* of order; -1: none */
     /* where it stands: what a checkpoint holds */
@@ -361,8 +364,12 @@ bool w_fit_publish(struct w_fit *f, const char *store, const char *name, const c
 void w_fit_destroy(struct w_fit *f); /* accepts NULL */
 
 /* For fit.c. */
-bool w__fit_batch(struct w_fit *f, const struct w_set *s, const int64_t *rows, int64_t n,
-                  bool training, struct w_error *err);
+bool w__fit_prepare(struct w_fit *f, struct w_error *err);
+bool w__fit_batch_init(const struct w_fit *f, struct w_fit_batch *b, struct w_error *err);
+void w__fit_batch_finish(struct w_fit_batch *b);
+/* rows: of the set. */
+bool w__fit_batch(struct w_fit *f, struct w_fit_batch *b, const struct w_set *s,
+                  const int64_t *rows, int64_t n, bool training, struct w_error *err);
 bool w__fit_save(struct w_fit *f, struct w_error *err);
 /* *resumed: there was one, for this spec and data. */
 bool w__fit_load(struct w_fit *f, bool *resumed, struct w_error *err);

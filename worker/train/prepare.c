@@ -1,0 +1,302 @@
+/* prepare.c: everything before the first step, in an order in which what is wrong is told before
+ * much is done: layers → graph (so a spec that does not fit fails before data is read) → rows →
+ * preprocessing → graph again where some of it goes into it → trainer, its memory known. */
+#include <math.h>
+#include <openssl/evp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "worker/train/train.h"
+
+/* --- data --------------------------------------------------------------------------------------
+ */
+
+/* A share of the rows, drawn by the seed. */
+static bool split_test(struct w_fit *f, struct w_error *err) {
+    int64_t n = f->whole.n, cut = (int64_t)llround((double)n * f->spec->data.test_split);
+    if (cut < 1 || cut >= n)
+        return w_fail(err, W_BAD_SPEC, "data.test_split of %lld rows leaves one side empty",
+                      (long long)n);
+    w_train_set_shuffle(&f->whole, w__train_mix((uint64_t)f->spec->fit.seed ^ 0x7e57));
+    w_train_set_part(&f->whole, n - cut, cut, &f->test);
+    return true;
+}
+
+static bool load_sets(struct w_fit *f, struct w_error *err) {
+    const struct w_spec_train *s = f->spec;
+    struct w_set_wish wish = {.inputs = f->m.inputs, .n_inputs = f->m.n_inputs};
+    wish.first = s->model.onnx && f->m.inputs[0].rank == 3;
+    f->o.files.memory_bytes = (size_t)(s->data.memory_mb * 1048576);
+    if (!w_train_set_load(s->data.train, "data.train", &f->o.files, &wish, &f->whole, err))
+        return false;
+    if (s->data.test && s->data.test_split > 0)
+        return w_fail(err, W_BAD_SPEC, "data has both \"test\" and \"test_split\"");
+    if (s->data.test_split > 0 && !split_test(f, err)) return false;
+    w_train_set_part(&f->whole, 0, f->whole.n - f->test.n, &f->train);
+    wish.like = &f->whole;
+    if (s->data.test) {
+        if (!w_train_set_load(s->data.test, "data.test", &f->o.files, &wish, &f->held, err))
+            return false;
+        w_train_set_part(&f->held, 0, f->held.n, &f->test);
+    }
+    if (s->data.validation) {
+        if (!w_train_set_load(s->data.validation, "data.validation", &f->o.files, &wish, &f->extra,
+                              err))
+            return false;
+        w_train_set_part(&f->extra, 0, f->extra.n, &f->validation);
+    } else if (s->fit.validation_split > 0) { /* the last part, as Keras takes it */
+        int64_t n = f->train.n, keep = (int64_t)floor((double)n * (1 - s->fit.validation_split));
+        if (keep < 1 || keep == n)
+            return w_fail(err, W_BAD_SPEC,
+                          "fit.validation_split of %lld rows leaves one side empty", (long long)n);
+        w_train_set_part(&f->train, keep, n - keep, &f->validation);
+        w_train_set_part(&f->train, 0, keep, &f->train);
+    }
+    return true;
+}
+
+/* Targets fit the output; class numbers are whole and in range. */
+static bool check_targets(const struct w_fit *f, const struct w_set *s, const char *where,
+                          struct w_error *err) {
+    const struct w_train_model *m = &f->m;
+    int64_t wanted = 1, n = s->y.elements;
+    if (!s->y.data) return true;
+    for (int i = 0; i < m->output_rank - (f->sparse ? 1 : 0); i++) wanted *= m->output_dims[i];
+    bool numbers = f->sparse || (n == 1 && wanted > 1);
+    if (n != wanted && !(numbers && !f->sparse))
+        return w_fail(
+            err, W_BAD_SHAPE,
+            "%s: a row of y has %lld numbers, the model's output and the loss \"%s\" want %lld",
+            where, (long long)n, f->spec->loss.name, (long long)wanted);
+    if (!f->sparse && n == 1 && wanted > 1 && strncmp(f->spec->loss.name, "categorical", 11) != 0)
+        return w_fail(err, W_BAD_SHAPE, "%s: a row of y has 1 number, the model gives %lld", where,
+                      (long long)wanted);
+    for (int64_t i = 0; i < s->n * n && numbers; i++) {
+        int64_t row = s->rows[i / n];
+        double v = w__array_number(&s->y, w__array_row(&s->y, row, NULL, err), i % n);
+        if (v != floor(v) || v < 0 || v >= (double)f->n_classes)
+            return w_fail(err, W_BAD_INPUT,
+                          "%s: row %lld has the class %g, the model's output has classes 0 to %lld",
+                          where, (long long)row, v, (long long)f->n_classes - 1);
+    }
+    return true;
+}
+
+/* Numbers that an Embedding takes are within what it has. */
+static bool check_ids(const struct w_fit *f, const struct w_set *s, const char *where,
+                      struct w_error *err) {
+    for (int k = 0; k < s->n_x; k++) {
+        const struct w_train_input *in = &f->m.inputs[k];
+        const struct w_array *x = &s->x[k];
+        for (int64_t i = 0; in->ids && i < s->n * x->elements; i++) {
+            int64_t row = s->rows[i / x->elements];
+            const int64_t *v = w__array_row(x, row, NULL, err);
+            if (v[i % x->elements] >= 0 && v[i % x->elements] < in->ids) continue;
+            return w_fail(err, W_BAD_INPUT,
+                          "%s: row %lld of \"%s\" has the number %lld, its Embedding takes 0 to "
+                          "%lld (input_dim); IntegerLookup numbers what is not consecutive",
+                          where, (long long)row, in->name, (long long)v[i % x->elements],
+                          (long long)in->ids - 1);
+        }
+    }
+    return true;
+}
+
+static bool check_set(const struct w_fit *f, const struct w_set *s, const char *where,
+                      struct w_error *err) {
+    return check_targets(f, s, where, err) && check_ids(f, s, where, err);
+}
+
+static bool read_class_weights(struct w_fit *f, struct w_error *err) {
+    json_t *json = f->spec->fit.class_weight, *value;
+    const char *key;
+    int64_t n = f->n_classes > 1 ? f->n_classes : 2;
+    if (!json) return true;
+    f->class_weights = malloc((size_t)n * sizeof *f->class_weights);
+    if (!f->class_weights) return w_fail(err, W_NO_MEMORY, "out of memory");
+    for (int64_t i = 0; i < n; i++) f->class_weights[i] = 1;
+    if (!json_is_object(json))
+        return w_fail(err, W_BAD_SPEC, "fit.class_weight must be {class: weight}");
+    json_object_foreach(json, key, value) {
+        char *end;
+        long long c = strtoll(key, &end, 10);
+        if (end == key || *end) {
+            c = -1;
+            for (int64_t i = 0; i < f->whole.n_names; i++)
+                if (strcmp(f->whole.names[i], key) == 0) c = i;
+        }
+        double v = json_number_value(value);
+        if (c < 0 || c >= n || !json_is_number(value) || !(v >= 0 && v < 1e9))
+            return w_fail(err, W_BAD_SPEC,
+                          "fit.class_weight: \"%.40s\" must be a class with a weight from 0", key);
+        f->class_weights[c] = (float)v;
+    }
+    return true;
+}
+
+/* --- making ------------------------------------------------------------------------------------
+ */
+
+static struct op_model *load_base(struct w_fit *f, struct w_error *err) {
+    char path[64];
+    struct op_error why;
+    bool folder;
+    int fd = f->o.files.open(f->o.files.user, f->spec->model.onnx, &folder, err);
+    if (fd < 0) return w_fail_in(err, "model.onnx: "), NULL;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    struct op_model *m = op_model_load(path, NULL, &why);
+    close(fd);
+    if (!m) w_train_fail(err, &why);
+    return m;
+}
+
+/* The batch size that would fit, for the message. */
+static bool plan(struct w_fit *f, struct w_error *err) {
+    struct op_error why;
+    struct w_fit_batch *b = &f->batch;
+    int64_t full = f->spec->fit.batch_size < f->train.n ? f->spec->fit.batch_size : f->train.n,
+            n = full;
+    double flops;
+    for (; n > 0; n /= 2) {
+        for (int i = 0; i < f->m.n_inputs; i++) b->x[i].dims[0] = n;
+        b->y.dims[0] = b->weight.dims[0] = n;
+        if (op_trainer_plan(f->trainer, b->x, f->m.n_inputs, &b->y, 1, &f->peak_bytes, &flops,
+                            &why) == OP_OK)
+            break;
+        if (why.code != OP_NOMEM && why.code != OP_LIMIT) return w_train_fail(err, &why);
+    }
+    if (n == full) return true;
+    if (n == 0)
+        return w_fail(err, W_NO_MEMORY,
+                      "a step does not fit into memory with any batch size: %.300s", why.text);
+    return w_fail(err, W_NO_MEMORY,
+                  "fit.batch_size: a step with %lld rows does not fit into memory; %lld would",
+                  (long long)full, (long long)n);
+}
+
+static bool make_trainer(struct w_fit *f, struct w_error *err) {
+    const struct w_spec_train *s = f->spec;
+    struct op_error why;
+    struct op_trainer_options o = {.losses = &s->loss,
+                                   .n_losses = 1,
+                                   .optimizer = s->optimizer,
+                                   .freeze = (const char *const *)f->m.freeze,
+                                   .n_freeze = f->m.n_freeze,
+                                   .l1 = (float)f->m.l1,
+                                   .l2 = (float)f->m.l2,
+                                   .seed = (uint64_t)s->fit.seed,
+                                   .n_threads = f->o.n_threads,
+                                   .memory_bytes_max = f->o.memory_bytes_max,
+                                   .cancel = f->o.cancel};
+    f->trainer = op_trainer_create(f->m.model, &o, &why);
+    return f->trainer || w_train_fail(err, &why);
+}
+
+/* The shape and the rows, or the files that they are made of. */
+static bool hash_array(EVP_MD_CTX *c, const struct w_array *a, struct w_error *err) {
+    size_t row = (size_t)a->elements * op_type_size(a->dtype);
+    EVP_DigestUpdate(c, a->dims, sizeof a->dims);
+    EVP_DigestUpdate(c, &a->n, sizeof a->n);
+    if (a->digest[0]) {
+        EVP_DigestUpdate(c, a->digest, 64);
+        return true;
+    }
+    void *scratch = a->reader ? malloc(row + 1) : NULL;
+    bool ok = scratch || !a->reader || w_fail(err, W_NO_MEMORY, "out of memory");
+    for (int64_t i = 0; ok && i < a->n && (a->data || a->reader); i++) {
+        const void *bytes = w__array_row(a, i, scratch, err);
+        ok = bytes != NULL;
+        if (ok) EVP_DigestUpdate(c, bytes, row);
+    }
+    free(scratch);
+    return ok;
+}
+
+static bool hash_set(EVP_MD_CTX *c, const struct w_set *s, struct w_error *err) {
+    for (int i = 0; i < s->n_x; i++)
+        if (!hash_array(c, &s->x[i], err)) return false;
+    return hash_array(c, &s->y, err);
+}
+
+static void hex(EVP_MD_CTX *c, char *dst) {
+    uint8_t sum[EVP_MAX_MD_SIZE];
+    EVP_DigestFinal_ex(c, sum, NULL);
+    for (int i = 0; i < 32; i++) snprintf(dst + 2 * i, 3, "%02x", sum[i]);
+}
+
+static bool hash(struct w_fit *f, struct w_error *err) {
+    EVP_MD_CTX *c = EVP_MD_CTX_new();
+    char *text = json_dumps(f->spec->json, JSON_COMPACT | JSON_SORT_KEYS);
+    bool ok = c && text && EVP_DigestInit_ex(c, EVP_sha256(), NULL);
+    if (!ok) w_fail(err, W_NO_MEMORY, "out of memory");
+    ok = ok && hash_set(c, &f->whole, err) && (!f->extra.n || hash_set(c, &f->extra, err));
+    if (ok) {
+        hex(c, f->data_hash);
+        EVP_DigestInit_ex(c, EVP_sha256(), NULL);
+        EVP_DigestUpdate(c, text, strlen(text));
+        EVP_DigestUpdate(c, f->data_hash, 64);
+        hex(c, f->hash);
+    }
+    free(text);
+    EVP_MD_CTX_free(c);
+    return ok;
+}
+
+static bool make_model(struct w_fit *f, struct w_error *err) {
+    struct op_model *base = NULL;
+    if (f->spec->model.onnx && !(base = load_base(f, err))) return false;
+    w_train_model_finish(&f->m);
+    bool ok = w_train_model_build(f->spec, f->fronts, base, &f->m, err);
+    op_model_release(base);
+    return ok;
+}
+
+/* What the fronts say goes into the graph, so it is made anew where it must. */
+static bool front(struct w_fit *f, struct w_error *err) {
+    bool anew = false;
+    if (!w_train_preprocess(f->spec, &f->m, &f->train, f->fronts, err)) return false;
+    for (int i = 0; i < f->m.n_inputs; i++) {
+        struct w_front *w = &f->fronts[i];
+        w->inside = w->affine.n > 1 && !f->spec->model.onnx;
+        anew |= w->inside || w->table;
+        if ((w->affine.n > 1 && !w->inside && !f->train.is_image) || (w->table && f->spec->model.onnx))
+            return w_fail(err, W_UNSUPPORTED,
+                          "data.preprocess: Normalization by channel and IntegerLookup go into the "
+                          "graph of layers; with model.onnx use \"axis\": null");
+    }
+    return !anew || make_model(f, err);
+}
+
+static bool make_parts(struct w_fit *f, struct w_error *err) {
+    const struct w_spec_train *s = f->spec;
+    f->sparse = op_loss_is_sparse(s->loss.name);
+    f->n_classes = f->m.output_dims[f->m.output_rank - 1];
+    if (s->data.augment && f->m.n_inputs > 1)
+        return w_fail(err, W_UNSUPPORTED, "data.augment is for models with one input");
+    f->augment = w_augment_create(s->data.augment, f->m.inputs[0].rank, f->m.inputs[0].dims, err);
+    return (f->augment || !s->data.augment) &&
+           w_metrics_parse(s->compile.metrics, s, &f->m, &f->metrics, err) &&
+           w_metrics_parse(s->compile.metrics, s, &f->m, &f->eval_metrics, err) &&
+           w_callbacks_parse(s->fit.callbacks, &f->callbacks, err);
+}
+
+bool w__fit_prepare(struct w_fit *f, struct w_error *err) {
+    const struct w_spec_train *s = f->spec;
+    if (!make_model(f, err)) return false;
+    if (f->m.output_rank < 1)
+        return w_fail(err, W_BAD_SPEC,
+                      "the model gives a single number a row: end in a Dense layer");
+    if (!make_parts(f, err) || !load_sets(f, err) || !front(f, err)) return false;
+    f->flip_images = f->train.is_image && s->model.onnx;
+    f->order = malloc((size_t)(f->train.n + 1) * sizeof *f->order);
+    if (!f->order) return w_fail(err, W_NO_MEMORY, "out of memory");
+    f->steps_per_epoch = (f->train.n + s->fit.batch_size - 1) / s->fit.batch_size;
+    f->schedule = w_schedule_create(s->schedule, s->learning_rate,
+                                    (uint64_t)f->steps_per_epoch * (uint64_t)s->fit.epochs, err);
+    return f->schedule && check_set(f, &f->train, "data.train", err) &&
+           check_set(f, &f->validation, "validation", err) && check_set(f, &f->test, "test", err) &&
+           read_class_weights(f, err) && w__fit_batch_init(f, &f->batch, err) &&
+           make_trainer(f, err) && plan(f, err) && hash(f, err);
+}
