@@ -134,6 +134,8 @@ struct k_tile {
     int64_t residual_row;
     bool clip; /* min(max(c, lo), hi) */
     float lo, hi;
+    const char *ahead;  /* fetched into L2: an address every four steps of k, ahead_step bytes apart; never NULL */
+    int64_t ahead_step;
 };
 
 struct k_gemm {
