@@ -1,5 +1,6 @@
 #include "queue/conn.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -80,6 +81,16 @@ int64_t q__reply_int(const redisReply *r, int64_t otherwise) {
 
 const redisReply *q__reply_at(const redisReply *r, size_t i) {
     return r && r->type == REDIS_REPLY_ARRAY && i < r->elements ? r->element[i] : NULL;
+}
+
+void q__info_field(const char *info, const char *name, char *out, size_t out_len) {
+    size_t len = strlen(name);
+    out[0] = 0;
+    for (const char *p = info; p && *p; p = strchr(p, '\n'), p += p != NULL)
+        if (strncmp(p, name, len) == 0 && p[len] == ':') {
+            snprintf(out, out_len, "%.*s", (int)strcspn(p + len + 1, "\r\n"), p + len + 1);
+            return;
+        }
 }
 
 bool q__reply_is(const redisReply *r, const char *text) {

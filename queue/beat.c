@@ -27,6 +27,7 @@ struct q__beat {
     struct q__reaper *reaper;
     struct q__args args;
     uint64_t asked_ns; /* when TIME was sent */
+    char run_id[48];   /* of the server; "" not known */
     bool closing;
     _Atomic bool ended;
 };
@@ -143,6 +144,8 @@ static void beat_queue(struct q__beat *b, unsigned index, const char *wid, const
     q__args_text(a, clients);
     q__args_text(a, "rtt_us");
     q__args_int(a, atomic_load(&b->w->round_trip_us));
+    q__args_text(a, "run_id");
+    q__args_text(a, b->run_id);
     if (card) {
         q__args_text(a, "card");
         q__args_text(a, card);
@@ -202,17 +205,20 @@ static void on_look_timer(uv_timer_t *t) {
                    LOOK_MS * factor * 8 / 10 + q__random_below(LOOK_MS * factor * 4 / 10), 0);
 }
 
-static void on_uptime(void *ctx, redisReply *r, const struct q_error *err) {
+static void on_server(void *ctx, redisReply *r, const struct q_error *err) {
     struct q__beat *b = ctx;
-    uint64_t wait_ms = UPTIME_TRUST_S * 1000;
-    const char *p =
-        err->code == Q_OK && q__reply_text(r) ? strstr(r->str, "uptime_in_seconds:") : NULL;
-    if (p) {
-        long up = strtol(p + 18, NULL, 10);
-        wait_ms = up >= UPTIME_TRUST_S ? 0 : (uint64_t)(UPTIME_TRUST_S - up) * 1000;
-    }
-    for (size_t i = 0; i < b->w->n_queues; i++)
+    const char *info = r && err->code == Q_OK && q__reply_text(r) ? r->str : "";
+    char up[24];
+    if (!r) return;
+    q__info_field(info, "uptime_in_seconds", up, sizeof up);
+    q__info_field(info, "run_id", b->run_id, sizeof b->run_id);
+    long s = up[0] ? strtol(up, NULL, 10) : 0;
+    uint64_t wait_ms = s >= UPTIME_TRUST_S ? 0 : (uint64_t)(UPTIME_TRUST_S - s) * 1000;
+    for (size_t i = 0; i < b->w->n_queues; i++) {
         b->reaper[i].trust_ms = q__worker_ms(b->w) + wait_ms;
+        strcpy(b->reaper[i].run_id, b->run_id);
+    }
+    uv_timer_start(&b->beat, on_beat_timer, 0, b->w->opt.beat_ms);
 }
 
 /* --- the connection */
@@ -225,9 +231,10 @@ static void on_ready(void *ctx, struct q__conn *c) {
         b->reaper[i].n_peers = 0;
         b->reaper[i].connected_ms = now;
         b->reaper[i].trust_ms = UINT64_MAX;
+        b->reaper[i].run_id[0] = 0;
     }
-    q__conn_words(c, "INFO server", on_uptime, b);
-    uv_timer_start(&b->beat, on_beat_timer, 0, b->w->opt.beat_ms);
+    uv_timer_stop(&b->beat); /* the first beat says which server it is about */
+    q__conn_words(c, "INFO server", on_server, b);
 }
 
 static void on_lost(void *ctx, struct q__conn *c, const struct q_error *why, uint32_t retry_ms) {

@@ -82,6 +82,8 @@ q__reader_create(void); /* hiredis' reader with a limit on arrays; NULL without 
 int64_t q__reply_int(const redisReply *r, int64_t otherwise); /* integers and strings of digits */
 const redisReply *q__reply_at(const redisReply *r, size_t i); /* element, or NULL */
 bool q__reply_is(const redisReply *r, const char *text);
+/* The value of `name:` in what INFO says; "" where it is not there. */
+void q__info_field(const char *info, const char *name, char *out, size_t out_len);
 static inline bool q__reply_text(const redisReply *r) {
     return r && (r->type == REDIS_REPLY_STRING || r->type == REDIS_REPLY_STATUS) && r->str;
 }

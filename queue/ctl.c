@@ -219,16 +219,6 @@ enum q_status q_ctl_command(struct q_ctl *c, size_t argc, const char *const *arg
 
 /* --- the server */
 
-static void field(const char *info, const char *name, char *out, size_t out_len) {
-    size_t len = strlen(name);
-    out[0] = 0;
-    for (const char *p = info; p && *p; p = strchr(p, '\n'), p += p != NULL)
-        if (strncmp(p, name, len) == 0 && p[len] == ':') {
-            snprintf(out, out_len, "%.*s", (int)strcspn(p + len + 1, "\r\n"), p + len + 1);
-            return;
-        }
-}
-
 enum q_status q_ctl_server(struct q_ctl *c, struct q_ctl_server *out) {
     char text[64], *info;
     size_t len;
@@ -236,18 +226,18 @@ enum q_status q_ctl_server(struct q_ctl *c, struct q_ctl_server *out) {
     *out = (struct q_ctl_server){0};
     enum q_status s = q_ctl_command(c, 1, argv, NULL, &info, &len);
     if (s) return s;
-    field(info, "valkey_version", out->version, sizeof out->version);
+    q__info_field(info, "valkey_version", out->version, sizeof out->version);
     strcpy(out->software, out->version[0] ? "valkey" : "redis");
-    if (!out->version[0]) field(info, "redis_version", out->version, sizeof out->version);
-    field(info, "role", out->role, sizeof out->role);
-    field(info, "maxmemory_policy", out->policy, sizeof out->policy);
-    field(info, "used_memory", text, sizeof text);
+    if (!out->version[0]) q__info_field(info, "redis_version", out->version, sizeof out->version);
+    q__info_field(info, "role", out->role, sizeof out->role);
+    q__info_field(info, "maxmemory_policy", out->policy, sizeof out->policy);
+    q__info_field(info, "used_memory", text, sizeof text);
     out->used_bytes = strtoull(text, NULL, 10);
-    field(info, "maxmemory", text, sizeof text);
+    q__info_field(info, "maxmemory", text, sizeof text);
     out->max_bytes = strtoull(text, NULL, 10);
-    field(info, "loading", text, sizeof text);
+    q__info_field(info, "loading", text, sizeof text);
     out->loading = strcmp(text, "1") == 0;
-    field(info, "aof_enabled", text, sizeof text);
+    q__info_field(info, "aof_enabled", text, sizeof text);
     out->aof = strcmp(text, "1") == 0;
     free(info);
     const char *save[] = {"CONFIG", "GET", "save"}, *sync[] = {"CONFIG", "GET", "appendfsync"};

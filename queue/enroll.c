@@ -3,7 +3,9 @@
  * After each connection: INFO (will this server do? which is it?) and TIME, then every queue
  * enrolls its worker id (wid), a name in T:hb. Whoever is not in T:hb owns nothing: then everything
  * in the caller's hands is fenced, a new wid is taken and enrolled. A wid is never enrolled twice,
- * so one that was taken out by a reaper stays out. Thread: the loop's. */
+ * so one that was taken out by a reaper stays out. The card that it leaves names its connection and
+ * the run of the server, so that others can tell at once when it dies, before its first beat too
+ * (reap.c). Thread: the loop's. */
 #include "queue/lease.h"
 
 #include <stdio.h>
@@ -104,8 +106,13 @@ static void on_enrolled(void *ctx, redisReply *r, const struct q_error *err) {
 static void enroll(struct q__queue *q) {
     struct q_worker *w = q->w;
     struct q__args *a = &w->args;
-    const char *const card[][2] = {
-        {"name", w->name}, {"host", w->host}, {"version", QUERN_VERSION}};
+    char client[24];
+    client[q__digits(client, q__conn_client_id(w->cmd))] = 0;
+    const char *const card[][2] = {{"name", w->name},
+                                   {"host", w->host},
+                                   {"version", QUERN_VERSION},
+                                   {"clients", client},
+                                   {"run_id", w->run_id}};
     q__args_reset(a);
     q__args_key(a, q->name, "hb", NULL);
     q__args_key(a, q->name, "w:", q->wid);
@@ -137,29 +144,18 @@ static void setup(struct q_worker *w) {
     for (size_t i = 0; i < w->n_queues; i++) w->setup_left += w->queue[i].enrolling;
 }
 
-static bool info_field(const char *info, const char *name, char *out, size_t out_len) {
-    size_t len = strlen(name);
-    out[0] = 0;
-    for (const char *p = info; p && *p; p = strchr(p, '\n'), p += p != NULL) {
-        if (strncmp(p, name, len) != 0 || p[len] != ':') continue;
-        size_t n = strcspn(p + len + 1, "\r\n");
-        snprintf(out, out_len, "%.*s", (int)n, p + len + 1);
-        return true;
-    }
-    return false;
-}
-
 static void on_info(void *ctx, redisReply *r, const struct q_error *err) {
     struct q_worker *w = ctx;
     char policy[32], role[16], max[24], aof[8], version[32];
     if (!r || w->closing) return;
     if (err->code == Q_OK && q__reply_text(r)) {
-        info_field(r->str, "master_replid", w->replid, sizeof w->replid);
-        info_field(r->str, "maxmemory_policy", policy, sizeof policy);
-        info_field(r->str, "maxmemory", max, sizeof max);
-        info_field(r->str, "role", role, sizeof role);
-        info_field(r->str, "aof_enabled", aof, sizeof aof);
-        info_field(r->str, "redis_version", version, sizeof version);
+        q__info_field(r->str, "master_replid", w->replid, sizeof w->replid);
+        q__info_field(r->str, "run_id", w->run_id, sizeof w->run_id);
+        q__info_field(r->str, "maxmemory_policy", policy, sizeof policy);
+        q__info_field(r->str, "maxmemory", max, sizeof max);
+        q__info_field(r->str, "role", role, sizeof role);
+        q__info_field(r->str, "aof_enabled", aof, sizeof aof);
+        q__info_field(r->str, "redis_version", version, sizeof version);
         if (strcmp(role, "slave") == 0) {
             q__conn_drop(w->cmd, Q_UNREACHABLE, "this Redis is a replica; jobs need the primary");
             return;

@@ -118,7 +118,7 @@ struct q_worker {
     uv_prepare_t prepare;
     uv_timer_t tick, due;
     uv_async_t async;
-    char replid[48];
+    char replid[48], run_id[48]; /* of the server */
     unsigned setup_left;
     bool refused; /* this Redis will not do (eviction) */
     struct q__args args;
@@ -238,7 +238,7 @@ struct q__peer {
     char wid[Q_WID_MAX + 1];
     int64_t counter;
     uint64_t since_ms, seen_ms;
-    bool moved;  /* seen beating since we connected: its card is of this server */
+    bool moved;  /* seen beating since we connected: its card is of this run of the server */
     bool asking; /* CLIENT LIST or reap is under way */
 };
 struct q__reaper {
@@ -248,7 +248,8 @@ struct q__reaper {
     struct q__peer *peer;
     size_t n_peers, cap_peers;
     uint64_t connected_ms; /* no verdict on what was seen before */
-    uint64_t trust_ms;     /* the shortcut over connections counts from then on */
+    uint64_t trust_ms;     /* the shortcut over connections counts for any card from then on */
+    char run_id[48];       /* of the server; "" not known */
     uint64_t swept_ms;
     bool no_client_list;
     struct q__args args;

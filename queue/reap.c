@@ -4,9 +4,10 @@
  * monotonic clock. Nobody's wall clock takes part. A counter that stands still for a lease means
  * dead. One that stands still for a good beat may mean dead: then the server is asked whether any
  * connection of that worker is left (CLIENT LIST ID over the ids on its card). None: dead, found in
- * little over a beat. After a start of the server nobody's connections are there, so that shortcut
- * is for those that were seen beating on this server, or once it has been up for a while; where an
- * ACL refuses the command, only the lease counts.
+ * little over a beat. After a start of the server nobody's connections are there and ids begin anew,
+ * so that shortcut is for cards that name this run of the server (run_id, from enrolment on), for
+ * those that were seen beating on it, and for all once it has been up for a while; where an ACL
+ * refuses CLIENT LIST, only the lease counts.
  *
  * Judging and taking are two steps apart in time, so taking is a compare-and-swap on the counter
  * (reap.lua): whoever beats in between keeps its work. A wid that was taken out stays in T:gone for
@@ -119,11 +120,21 @@ static void on_clients(void *ctx, redisReply *r, const struct q_error *err) {
     if (!none || !reap(ask)) release(ask);
 }
 
+/* Do the connections on its card say anything? */
+static bool card_counts(const struct q__reaper *r, const struct q__peer *p, const redisReply *run) {
+    return (p && p->moved) || q__worker_ms(r->w) >= r->trust_ms ||
+           (r->run_id[0] && q__reply_is(run, r->run_id));
+}
+
 static void on_card(void *ctx, redisReply *r, const struct q_error *err) {
     struct question *ask = ctx;
     const char *argv[16] = {"CLIENT", "LIST", "ID"};
     size_t len[16] = {6, 4, 2}, n = 3;
-    const char *p = r && err->code == Q_OK && q__reply_text(r) ? r->str : "";
+    const redisReply *clients = err->code == Q_OK ? q__reply_at(r, 0) : NULL;
+    const char *p = q__reply_text(clients) && card_counts(ask->reaper, find(ask->reaper, ask->wid),
+                                                          q__reply_at(r, 1))
+                        ? clients->str
+                        : "";
     while (*p && n < Q__COUNT(argv)) {
         size_t digits = strspn(p, "0123456789");
         if (digits == 0 || (digits == 1 && *p == '0'))
@@ -140,9 +151,10 @@ static void on_card(void *ctx, redisReply *r, const struct q_error *err) {
 static bool ask_card(struct question *ask) {
     struct q__reaper *r = ask->reaper;
     q__args_reset(&r->args);
-    q__args_text(&r->args, "HGET");
+    q__args_text(&r->args, "HMGET");
     q__args_key(&r->args, r->queue, "w:", ask->wid);
     q__args_text(&r->args, "clients");
+    q__args_text(&r->args, "run_id");
     return q__conn_args(r->conn, &r->args, on_card, ask);
 }
 
@@ -201,8 +213,7 @@ static void on_look(void *ctx, redisReply *r, const struct q_error *err) {
         p->seen_ms = now;
         enum q__verdict v =
             q__peer_judge(p, now, reaper->connected_ms, opt->beat_ms, opt->lease_ms);
-        if (!p->asking && (v == Q__DEAD || (v == Q__SUSPECT && !reaper->no_client_list &&
-                                            (p->moved || now >= reaper->trust_ms))))
+        if (!p->asking && (v == Q__DEAD || (v == Q__SUSPECT && !reaper->no_client_list)))
             question(reaper, p, v);
     }
     for (size_t i = 0; i < reaper->n_peers;) { /* those that left in peace */

@@ -148,6 +148,65 @@ static void test_killed_workers_jobs_run_elsewhere(void **state) {
     rig_finish(&r);
 }
 
+static void restart(void) {
+    q_ctl_close(ctl);
+    server_stop(&server);
+    server_start(&server);
+    ctl = ctl_open(server.url);
+}
+
+/* A tenth of the speed: that the server has been up for ten seconds comes after the end of the test. */
+static uint64_t slow_clock(void *ctx) {
+    (void)ctx;
+    return uv_hrtime() / 10000000;
+}
+
+/* Killed before it ever beat, on a server that just started: the card of its enrolment is enough. */
+static void test_killed_before_its_first_beat(void **state) {
+    struct rig r;
+    int said;
+    (void)state;
+    restart(); /* a young server: nothing is trusted for its age */
+    push_named(5);
+    pid_t child = child_holding(5, &said);
+    end_child(child, said);
+    char *wids = command(ctl, "HKEYS", "quern:{t}:hb"), key[80];
+    assert_non_null(wids);
+    snprintf(key, sizeof key, "quern:{t}:w:%s", wids);
+    free(command(ctl, "HDEL", key, "beat_ms", "rtt_us"));
+    char *id = command(ctl, "HGET", key, "clients");
+    id[strcspn(id, " ")] = 0; /* what enrolment wrote */
+    free(command(ctl, "HSET", key, "clients", id));
+    free(command(ctl, "HSET", "quern:{t}:hb", wids, "0"));
+    free(wids);
+    free(id);
+    quick(&r);
+    r.opt.clock = slow_clock;
+    r.opt.hold_ms = 6000, r.opt.lease_ms = 10000; /* by that clock: longer than this test may take */
+    rig_start(&r, 10);
+    n_wanted = 5;
+    rig_until(&r, has_wanted);
+    for (size_t i = 0; i < 5; i++) q_job_done(r.w, r.held[i], NULL, 0, NULL);
+    rig_until(&r, all_final);
+    rig_finish(&r);
+}
+
+/* A card of another run of the server says nothing about who is connected to this one. */
+static void test_cards_of_another_run_wait_for_the_lease(void **state) {
+    struct rig r;
+    (void)state;
+    restart();
+    free(command(ctl, "HSET", "quern:{t}:hb", "old.1", "7"));
+    free(command(ctl, "HSET", "quern:{t}:w:old.1", "clients", "99999", "run_id", "before"));
+    quick(&r);
+    r.opt.hold_ms = 3000, r.opt.lease_ms = 5000;
+    rig_start(&r, 0);
+    rig_until(&r, is_connected);
+    rig_spin(&r, 2000);
+    command_says(ctl, "1", "HEXISTS", "quern:{t}:hb", "old.1");
+    rig_finish(&r);
+}
+
 static void test_stale_commit_is_refused(void **state) {
     struct rig r;
     int said;
@@ -407,6 +466,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_judging_peers),
         T(test_killed_workers_jobs_run_elsewhere),
+        T(test_killed_before_its_first_beat),
+        T(test_cards_of_another_run_wait_for_the_lease),
         T(test_stale_commit_is_refused),
         T(test_fenced_worker_takes_a_new_id_and_goes_on),
         T(test_third_crash_is_a_dead_letter),
