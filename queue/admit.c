@@ -263,19 +263,23 @@ struct look {
     uint64_t token[64];
 };
 
+void q__cancel_told(struct q__queue *q, uint64_t token) {
+    struct q_worker *w = q->w;
+    for (struct q_job_priv *p = q->jobs; p; p = p->next) {
+        if (p->job.token != token || p->hold != Q__HELD || p->job.cancel_wanted) continue;
+        p->job.cancel_wanted = true;
+        if (w->opt.on.cancel) w->opt.on.cancel(w->opt.on.ctx, &p->job);
+        return; /* the callback may have finished it */
+    }
+}
+
 static void on_looked(void *ctx, redisReply *r, const struct q_error *err) {
     struct look *look = ctx;
     struct q__queue *q = look->queue;
     struct q_worker *w = q->w;
     for (size_t i = 0; r && err->code == Q_OK && !w->closing && i < look->n; i++) {
         if (!q__reply_text(q__reply_at(r, i))) continue;
-        for (struct q_job_priv *p = q->jobs; p; p = p->next) {
-            if (p->job.token != look->token[i] || p->hold != Q__HELD || p->job.cancel_wanted)
-                continue;
-            p->job.cancel_wanted = true;
-            if (w->opt.on.cancel) w->opt.on.cancel(w->opt.on.ctx, &p->job);
-            break; /* the callback may have finished it */
-        }
+        q__cancel_told(q, look->token[i]);
     }
     free(look);
 }

@@ -209,6 +209,8 @@ void q__admit(struct q__queue *q, struct q_job **jobs, size_t n, bool cancels);
 void q__admit_stalled(struct q_worker *w);
 void q__admit_drop(struct q_worker *w); /* at close: forget the stalled ones */
 void q__cancel_look(struct q__queue *q, int64_t n_cancels);
+/* The job of that token is to be cancelled: the caller is told, once. */
+void q__cancel_told(struct q__queue *q, uint64_t token);
 
 /* --- park.c */
 void q__park_all(struct q_worker *w);

@@ -1,6 +1,6 @@
-/* progress.c: what a running job shows of itself: live status (T:s:<id>) and the points of its curve
- * (T:m:<id>). Both go out in one script, fenced like a commit, at most every progress_ms; of the
- * status the newest counts, points gather until then. Thread: the loop's. */
+/* progress.c: what a running job shows of itself: live status (T:s:<id>) and the points of its
+ * curve (T:m:<id>). Both go out in one script, fenced like a commit, at most every progress_ms; of
+ * the status the newest counts, points gather until then. Thread: the loop's. */
 #include "queue/lease.h"
 
 #include <math.h>
@@ -10,13 +10,14 @@
 
 enum {
     PROGRESS_BYTES_MAX = 4096,
-    PROGRESS_MS = 1000,
+    PROGRESS_MS = 500,
     POINTS_SENT_MAX = 64, /* in one script */
     POINTS_BYTES_MAX = 256 << 10,
     STREAM_MAX = 10000 /* points kept in Redis; XADD trims to a little more */
 };
 
-/* Points wait in one buffer: for each the number of its words, then the words, each with its NUL. */
+/* Points wait in one buffer: for each the number of its words, then the words, each with its NUL.
+ */
 
 static bool add_word(struct q__buf *b, const char *word) {
     q__buf_add(b, word, strlen(word) + 1);
@@ -56,6 +57,19 @@ static void drop_points(struct q__buf *b, size_t bytes) {
     memmove(b->ptr, p, b->len);
 }
 
+struct said {
+    struct q__queue *queue;
+    uint64_t token;
+};
+
+/* Who tells hears at once that the job is to be cancelled, and need not wait for a beat. */
+static void on_said(void *ctx, redisReply *r, const struct q_error *err) {
+    struct said *said = ctx;
+    if (r && err->code == Q_OK && q__reply_int(r, 0) == 2 && !said->queue->w->closing)
+        q__cancel_told(said->queue, said->token);
+    free(said);
+}
+
 /* json NULL and first: the job begins. */
 static void send_progress(struct q_job *job, const char *json, bool first) {
     struct q_job_priv *p = job->priv;
@@ -63,11 +77,16 @@ static void send_progress(struct q_job *job, const char *json, bool first) {
     struct q_worker *w = q->w;
     struct q__args *a = &w->args;
     const char *rest = p->points.ptr, *end = rest + p->points.len;
+    struct said *said = malloc(sizeof *said);
+    if (!said) return;
+    *said = (struct said){q, job->token};
     q__args_reset(a);
     q__args_key(a, q->name, "a:", q->wid);
     q__args_key(a, q->name, "s:", job->id);
     q__args_key(a, q->name, "m:", job->id);
+    q__args_key(a, q->name, "cx", NULL);
     q__args_int(a, (int64_t)job->token);
+    q__args_text(a, job->id);
     q__args_int(a, job->ttl_ms ? job->ttl_ms : 1);
     q__args_int(a, STREAM_MAX);
     q__args_int(a, first ? 10 : json ? 6 : 4);
@@ -87,7 +106,10 @@ static void send_progress(struct q_job *job, const char *json, bool first) {
         q__args_text(a, json);
     }
     if (end > rest) rest = points_words(a, rest, end);
-    if (!q__conn_script(w->cmd, Q__SCRIPT_progress, 3, a, NULL, NULL)) return;
+    if (!q__conn_script(w->cmd, Q__SCRIPT_progress, 4, a, on_said, said)) {
+        free(said);
+        return;
+    }
     if (p->points.len) drop_points(&p->points, (size_t)(rest - p->points.ptr));
     p->progress_at_ms = q__worker_ms(w);
     p->live = true;

@@ -320,7 +320,8 @@ void q_job_fail(struct q_worker *w, struct q_job *job, enum q_code code, const c
 /* Gives it back unharmed: another worker takes it at once, no attempt counted. */
 void q_job_handback(struct q_worker *w, struct q_job *job);
 /* Live progress for T:s:<id>; JSON object text, borrowed, at most 4 KiB. Coalesced: the newest goes
- * out at most every progress_ms (job's, else 1000). Fenced like a commit. */
+ * out at most every progress_ms (job's, else 500), and the answer tells of a cancellation. Fenced
+ * like a commit. */
 void q_job_progress(struct q_worker *w, struct q_job *job, const char *json);
 /* One point of the job's curve (of a training: epoch, step, loss, learning rate, …): n numbers
  * under names, 1 … Q_METRICS_MAX, become one entry of the stream T:m:<id>, which keeps the last

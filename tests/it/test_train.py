@@ -3,6 +3,7 @@ import copy
 import gzip
 import json
 import os
+import resource
 import shutil
 import signal
 import struct
@@ -50,15 +51,23 @@ class Folder:
             json.dump(spec, f)
         return self.at(name)
 
-    def start(self, spec, output, *options):
+    def start(self, spec, output, *options, file_bytes_max=None):
+        limit = file_bytes_max and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes_max, file_bytes_max)))
         return subprocess.Popen([tap.QUERN, "train", self.spec(spec), "--output", self.at(output), *options], stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, text=True, env=dict(CLEAN, HOME="/nonexistent"))
+                                stderr=subprocess.PIPE, text=True, env=dict(CLEAN, HOME="/nonexistent"), preexec_fn=limit)
 
     def train(self, spec, output="out", *options, rc=0):
         p = self.start(spec, output, *options)
         out, err = p.communicate(timeout=300)
         assert p.returncode == rc, (p.returncode, out, err)
         return out, err
+
+    def checkpoint(self, output):
+        """The file of the state that a stopped run has left; None where there is none."""
+        for n in os.listdir(self.at(output)) if os.path.isdir(self.at(output)) else []:
+            if n.startswith(".train-") and not n.endswith(".tmp") and os.path.getsize(self.at(output, n)):
+                return self.at(output, n)
+        return None
 
     def read(self, *names):
         with open(self.at(*names), "rb") as f:
@@ -96,7 +105,7 @@ def test_a_cnn_learns_the_digits():
         assert metrics["validation"]["accuracy"] == metrics["epochs"][-1]["val_accuracy"]
         assert metrics["test_rows"] == 449 and metrics["train_rows"] + metrics["validation_rows"] == 1348
         assert f.read("out", "curve.svg").startswith(b"<svg")
-        assert not os.path.exists(f.at("out", "checkpoint"))
+        assert sorted(os.listdir(f.at("out"))) == ["curve.svg", "metrics.json", "model.json", "model.onnx"]
         done = subprocess.run([tap.QUERN, "model", "check", f.at("out")], capture_output=True, text=True, env=CLEAN)
         assert done.returncode == 0 and "golden" in done.stdout, done
 
@@ -119,7 +128,7 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_bytes():
         f.train(spec, "whole", "--threads", "1")
         for attempt in range(3):
             p = f.start(spec, "killed", "--threads", "1")
-            jobs.until(lambda: os.path.exists(f.at("killed", "checkpoint")), "a checkpoint")
+            jobs.until(lambda: f.checkpoint("killed"), "a checkpoint")
             time.sleep(0.05 * (attempt + 1))
             p.send_signal(signal.SIGKILL)
             p.communicate()
@@ -137,16 +146,52 @@ def test_an_interrupt_keeps_the_state_and_a_damaged_checkpoint_is_passed_over():
         p.send_signal(signal.SIGINT)
         _, err = p.communicate(timeout=20)
         assert p.returncode == 130 and "interrupted" in err, err
-        assert os.path.exists(f.at("out", "checkpoint"))
-        data = bytearray(f.read("out", "checkpoint"))
+        path = f.checkpoint("out")
+        data = bytearray(f.read(path))
         data[len(data) // 2] ^= 1
-        with open(f.at("out", "checkpoint"), "wb") as c:
+        with open(path, "wb") as c:
             c.write(data)
         p = f.start(spec, "out")
         line = p.stdout.readline()
         p.kill()
         _, err = p.communicate()
         assert line.startswith("epoch 1:") and "damaged" in err, (line, err)
+
+
+def test_a_full_disk_at_a_checkpoint_fails_clearly_and_loses_nothing():
+    with Folder() as f:
+        with gzip.open(DIGITS) as g, open(f.at("digits.csv"), "wb") as o:  # what is unpacked counts as a file too
+            shutil.copyfileobj(g, o)
+        spec = changed(data__train={"x": "digits.csv", "target": 64, "header": False}, fit__epochs=60, fit__checkpoint_steps=5)
+        f.train(spec, "whole")
+        p = f.start(spec, "out")
+        jobs.until(lambda: f.checkpoint("out"), "a checkpoint")
+        p.kill()
+        p.communicate()
+        before = f.read(f.checkpoint("out"))
+        p = f.start(spec, "out", file_bytes_max=10000)  # more than the model, less than its checkpoint
+        _, err = p.communicate(timeout=60)
+        assert p.returncode == 1 and "cannot be written: File too large" in err and "output_failed" in err, err
+        assert f.at("out") in err and "/proc/" not in err, err
+        assert f.read(f.checkpoint("out")) == before and not os.path.exists(f.at("out", "model.onnx"))
+        _, err = f.train(spec, "out")
+        assert "resumed at epoch" in err, err
+        assert f.read("whole", "model.onnx") == f.read("out", "model.onnx")
+
+
+def test_with_a_redis_the_spec_goes_to_its_queue():
+    with Server() as s, Folder() as f:
+        s.worker("--files", f.path, "--files", os.path.dirname(DIGITS), "--models", store(s), "--lanes", "1")
+        done = s.quern("train", f.spec(changed(fit__epochs=30)), "--output", f.at("out"), "--json")
+        assert done.returncode == 0, done
+        epochs = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [e["epoch"] for e in epochs] == list(range(1, 31)) and epochs[29]["loss"] < epochs[0]["loss"]
+        assert set(epochs[0]) == {"epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds"}, epochs[0]
+        assert os.path.exists(f.at("out", "model.onnx"))
+        done = s.quern("train", f.spec(changed(fit__epochs=2, publish={"name": "net"})), "--no-wait")
+        e = jobs.wait(s, done.stdout.strip())
+        assert e["state"] == "done" and e["result"]["model"] == "net", (done, e)
+        assert len(s.client.xrange(f"quern:{{default}}:m:{e['id']}")) >= 2
 
 
 def test_data_in_every_format_gives_the_same_model():
@@ -380,7 +425,7 @@ def test_a_job_trains_and_publishes_and_its_model_answers():
         # The store is read again within seconds.
         end = time.monotonic() + 30
         while time.monotonic() < end:
-            e = jobs.run(s, {"op": "infer", "model": "digits", "input": rows[0][:64]})
+            e = jobs.run(s, {"op": "infer", "model": "digits", "input": np.reshape(rows[0][:64], (8, 8, 1)).tolist()})
             if e["state"] == "done":
                 break
             time.sleep(0.2)

@@ -415,6 +415,31 @@ static void test_progress_is_live(void **state) {
     rig_finish(&r);
 }
 
+/* Beats are an hour apart here: the answer to a report says that the job is to be cancelled. */
+static void test_progress_hears_of_a_cancellation(void **state) {
+    struct rig r;
+    (void)state;
+    rig_init(&r, server.url);
+    r.ctl = ctl;
+    r.opt.beat_ms = 3600000;
+    r.opt.lease_ms = 36000000;
+    rig_start(&r, 1);
+    PUSH(ctl, "{\"id\":\"pc\",\"op\":\"train\",\"progress_ms\":1}");
+    rig_until(&r, has_one);
+    q_job_progress(r.w, r.held[0], "{\"epoch\":2}");
+    r.id = "pc";
+    rig_until(&r, progress_is_there);
+    assert_int_equal(r.n_cancels, 0);
+    assert_int_equal(q_ctl_cancel(ctl, "t", "pc"), Q_OK);
+    rig_spin(&r, 5);
+    q_job_progress(r.w, r.held[0], "{\"epoch\":3}");
+    rig_until(&r, was_cancelled);
+    q_job_fail(r.w, r.held[0], Q_CODE_cancelled, "as asked", -1);
+    until_final(&r, "pc");
+    command_says(ctl, "0", "HLEN", "quern:{t}:cx");
+    rig_finish(&r);
+}
+
 /* 200 points are more than one script takes; the last go out ahead of the commit. */
 static void test_points_of_a_curve(void **state) {
     struct rig r;
@@ -652,6 +677,7 @@ int main(void) {
         T(test_after_waits_for_others),
         T(test_cancel_waiting_delayed_and_running),
         T(test_progress_is_live),
+        T(test_progress_hears_of_a_cancellation),
         T(test_points_of_a_curve),
         T(test_points_are_fenced),
         T(test_submit_and_wait),

@@ -311,6 +311,7 @@ int w_main(int argc, char **argv) {
     bool bad = false;
     int n_words;
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a file over a limit is an error of write, as a full disk is */
     argc--, argv++;
     const char *file = take_globals(&argc, argv, &bad);
     if (bad) return w_report(W_EXIT_USAGE, "usage", NULL, "--config needs a file");

@@ -8,17 +8,14 @@
 #include <errno.h>
 #include <jansson.h>
 #include <limits.h>
-#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "worker/cli/private.h"
 #include "worker/cli/redis.h"
-#include "worker/daemon/log.h"
-#include "worker/daemon/loop.h"
-#include "worker/daemon/private_redis.h"
 #include "worker/daemon/redis.h"
 #include "worker/store/store.h"
 
@@ -167,11 +164,6 @@ static int submit_and_follow(const struct q_conn_options *conn, const char *name
 
 /* --- without a Redis -------------------------------------------------------------------------- */
 
-static void *worker_thread(void *arg) {
-    w_daemon_run(arg);
-    return NULL;
-}
-
 /* The folder that path lies in. */
 static void folder_of(const char *path, char *dst, size_t size) {
     snprintf(dst, size, "%s", path);
@@ -180,44 +172,22 @@ static void folder_of(const char *path, char *dst, size_t size) {
 }
 
 static int run_private(const char *in, const char *out) {
-    struct w_private_redis redis;
+    struct w_cli_private p;
     struct w_model_place place;
     struct w_error err = {0};
-    struct w_config config = *w_config();
-    char text[300], in_folder[PATH_MAX], out_folder[PATH_MAX];
-    pthread_t thread;
-    if (!w_model_find(model, config.models, &place, &err))
+    char in_folder[PATH_MAX], out_folder[PATH_MAX];
+    if (!w_model_find(model, w_config()->models, &place, &err))
         return w_report(W_EXIT_NOT_FOUND, err.code, NULL, "%s", err.text);
     folder_of(in, in_folder, sizeof in_folder);
     folder_of(out, out_folder, sizeof out_folder);
-    const char *roots[] = {in_folder, out_folder}, *queues[] = {w_globals.queue};
-    struct w_daemon_alias alias = {place.name, place.path};
-    config.files = (struct w_list){roots, 2};
-    config.queues = (struct w_list){queues, 1};
-    config.models = "";
-    config.preload = (struct w_list){0};
-    struct w_daemon_options o = {.config = &config, .aliases = &alias, .n_aliases = 1};
-    w_log_init(config.origin[W_KEY_log_level] == W_FROM_DEFAULT
-                   ? W_ERROR
-                   : w_log_level_parse(config.log_level));
-    if (!w_private_redis_start(&redis, text, sizeof text))
-        return w_report(W_EXIT_REDIS, "redis",
-                        "install it: apt-get install redis-server, or name a Redis: --redis URL",
-                        "%s", text);
-    o.conn.url = redis.url;
-    struct w_daemon *d = w_daemon_create(&o, &err);
-    int rc;
-    if (!d) {
-        rc = w_report(W_EXIT_FAILED, err.code, NULL, "%s", err.text);
-    } else if (pthread_create(&thread, NULL, worker_thread, d) != 0) {
-        rc = w_report(W_EXIT_FAILED, "no_memory", NULL, "the worker's thread cannot be started");
-    } else {
-        rc = submit_and_follow(&o.conn, place.name, in, out);
-        w_daemon_drain(d);
-        pthread_join(thread, NULL);
-    }
-    w_daemon_destroy(d);
-    w_private_redis_stop(&redis);
+    const char *roots[] = {in_folder, out_folder};
+    const struct w_daemon_alias alias = {place.name, place.path};
+    w_cli_private_init(&p);
+    p.config.files = (struct w_list){roots, 2};
+    p.config.models = "";
+    int rc = w_cli_private_start(&p, &alias, 1);
+    if (rc == W_EXIT_OK) rc = submit_and_follow(&p.conn, place.name, in, out);
+    w_cli_private_stop(&p);
     return rc;
 }
 

@@ -1,13 +1,20 @@
 /* quern model bench --train: how fast a training step is. Steps run over the spec's own rows,
  * batches made as in training, for the given seconds; the time is cut into tenths, the best of
  * which is what the machine can do when nobody else wants it, and the median what it did. */
+#include <errno.h>
+#include <fcntl.h>
 #include <jansson.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "worker/cli/train.h"
+#include "worker/cli/training.h"
+#include "worker/train/train.h"
 
+#define DATA_BYTES_MAX ((size_t)16 << 30)
 #define WINDOWS 10
 #define WARM_STEPS 3
 
@@ -59,17 +66,33 @@ static int measure(struct w_fit *f, const char *path, int n_threads, double seco
     return W_EXIT_OK;
 }
 
+/* References are absolute by now, where there is something. */
+static int open_ref(void *user, const char *path, bool *is_folder, struct w_error *err) {
+    struct stat st;
+    (void)user;
+    if (strncmp(path, "file:", 5) == 0) path += 5;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return w_fail(err, errno == ENOENT ? W_REF_NOT_FOUND : W_REF_FAILED,
+                      "%.300s cannot be opened: %s", path, strerror(errno)),
+               -1;
+    *is_folder = fstat(fd, &st) == 0 && S_ISDIR(st.st_mode);
+    return fd;
+}
+
 int w__train_bench(const char *path, int n_threads, double seconds) {
-    char folder[PATH_MAX];
     struct w_error err = {0};
-    struct w_spec_train *spec = w__train_read_spec(path, folder, sizeof folder, &err);
-    const struct w_fit_options o = {.files = {.open = w__train_open_beside,
-                                              .user = folder,
-                                              .bytes_max = W_TRAIN_DATA_BYTES_MAX},
+    int rc;
+    json_t *json = w_cli_json_read(path, &rc);
+    if (!json) return rc;
+    w_cli_spec_paths(json, path);
+    struct w_spec_train *spec = w_train_spec_from(json, &err);
+    const struct w_fit_options o = {.files = {.open = open_ref, .bytes_max = DATA_BYTES_MAX},
                                     .n_threads = n_threads};
     struct w_fit *f = spec ? w_fit_create(spec, &o, &err) : NULL;
-    int rc = f ? measure(f, path, n_threads, seconds) : failed(&err);
+    rc = f ? measure(f, path, n_threads, seconds) : failed(&err);
     w_fit_destroy(f);
     w_train_spec_destroy(spec);
+    json_decref(json);
     return rc;
 }

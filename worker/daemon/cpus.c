@@ -1,8 +1,10 @@
 #include "worker/daemon/cpus.h"
 
+#include <inttypes.h>
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 /* Quota and period of one group; quota < 0: no limit. 0 CPUs: no limit. */
 static int cpus_of(long long quota, long long period) {
@@ -86,4 +88,17 @@ int w_cpus(void) {
     int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
     n = smaller(n, w__cpus_quota(""));
     return n > 0 ? n : 1;
+}
+
+uint64_t w_memory(void) {
+    uint64_t bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    static const char *const limits[] = {"/sys/fs/cgroup/memory.max",
+                                         "/sys/fs/cgroup/memory/memory.limit_in_bytes"};
+    for (size_t i = 0; i < 2; i++) {
+        FILE *f = fopen(limits[i], "re");
+        uint64_t v;
+        if (f && fscanf(f, "%" SCNu64, &v) == 1 && v > 0 && v < bytes) bytes = v;
+        if (f) fclose(f);
+    }
+    return bytes;
 }

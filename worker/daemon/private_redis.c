@@ -33,6 +33,7 @@ static void exec_server(const char *folder, pid_t parent, int report) {
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     signal(SIGPIPE, SIG_DFL);
+    signal(SIGXFSZ, SIG_DFL);
     int null = open("/dev/null", O_RDWR);
     dup2(null, 0);
     dup2(null, 1);
@@ -106,8 +107,10 @@ void w_private_redis_stop(struct w_private_redis *r) {
         kill(r->pid, SIGKILL); /* there is nothing to save */
         waitpid(r->pid, NULL, 0);
     }
-    snprintf(path, sizeof path, "%s/redis.sock", r->folder);
-    unlink(path);
-    if (*r->folder) rmdir(r->folder);
+    if (*r->folder) {
+        snprintf(path, sizeof path, "%s/redis.sock", r->folder);
+        unlink(path);
+        rmdir(r->folder);
+    }
     memset(r, 0, sizeof *r);
 }

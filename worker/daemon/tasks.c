@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "worker/daemon/cpus.h"
 #include "worker/daemon/internal.h"
 #include "worker/daemon/log.h"
 #include "worker/nearest.h"
@@ -414,6 +415,11 @@ uint64_t w_daemon_now_ms(const struct w_daemon *d) {
 
 bool w_daemon_draining(const struct w_daemon *d) {
     return d->life >= W_DRAINING;
+}
+
+uint64_t w_daemon_run_bytes_max(const struct w_daemon *d) {
+    uint64_t set = (uint64_t)d->config->run_bytes_max, there = w_memory();
+    return set < there ? set : there;
 }
 
 size_t w_daemon_ref_bytes_max(const struct w_daemon *d) {

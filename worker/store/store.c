@@ -26,6 +26,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "worker/daemon/cpus.h"
 #include "worker/store/internal.h"
 
 #define SETTLE_NS 250000000ll
@@ -421,24 +422,11 @@ enum w_store_answer w_store_get(struct w_store *s, const char *spec_text, uint64
 
 /* --- life ------------------------------------------------------------------------------------- */
 
-static uint64_t half_of_memory(void) {
-    uint64_t bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
-    static const char *const limits[] = {"/sys/fs/cgroup/memory.max",
-                                         "/sys/fs/cgroup/memory/memory.limit_in_bytes"};
-    for (size_t i = 0; i < 2; i++) {
-        FILE *f = fopen(limits[i], "re");
-        uint64_t v;
-        if (f && fscanf(f, "%" SCNu64, &v) == 1 && v > 0 && v < bytes) bytes = v;
-        if (f) fclose(f);
-    }
-    return bytes / 2;
-}
-
 struct w_store *w_store_create(const struct w_store_options *options, struct w_error *err) {
     struct w_store *s = calloc(1, sizeof *s);
     if (!s) return w_fail(err, W_NO_MEMORY, "no memory for the model store"), NULL;
     s->o = *options;
-    if (!s->o.bytes_max) s->o.bytes_max = half_of_memory();
+    if (!s->o.bytes_max) s->o.bytes_max = w_memory() / 2;
     if (options->folder) snprintf(s->folder, sizeof s->folder, "%s", options->folder);
     pthread_condattr_t attr;
     pthread_mutex_init(&s->mutex, NULL);
@@ -502,7 +490,7 @@ bool w_store_alias(struct w_store *s, const char *name, const char *path, struct
 void w_store_tune(struct w_store *s, uint32_t poll_ms, uint64_t bytes_max) {
     pthread_mutex_lock(&s->mutex);
     s->o.poll_ms = poll_ms;
-    s->o.bytes_max = bytes_max ? bytes_max : half_of_memory();
+    s->o.bytes_max = bytes_max ? bytes_max : w_memory() / 2;
     pthread_cond_signal(&s->cond);
     pthread_mutex_unlock(&s->mutex);
 }

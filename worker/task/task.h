@@ -134,6 +134,7 @@ int w_daemon_n_lanes(const struct w_daemon *d);
 const struct w_files *w_daemon_files(const struct w_daemon *d);
 const char *w_daemon_models(const struct w_daemon *d); /* the store's folder; "": none */
 uint64_t w_daemon_now_ms(const struct w_daemon *d);
+uint64_t w_daemon_run_bytes_max(const struct w_daemon *d); /* of one run of a model, or step */
 size_t w_daemon_ref_bytes_max(const struct w_daemon *d); /* of one fetched reference */
 bool w_daemon_draining(const struct w_daemon *d);
 

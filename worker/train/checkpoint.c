@@ -98,7 +98,11 @@ static char *read_whole(const char *path, size_t *len, struct w_error *err) {
             w_fail(err, W_REF_FAILED, "%s cannot be read: %s", path, strerror(errno));
         return NULL;
     }
-    char *bytes = fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size <= CHECKPOINT_BYTES_MAX
+    if (fstat(fd, &st) == 0 && st.st_size == 0) { /* an attempt that has kept nothing yet */
+        close(fd);
+        return NULL;
+    }
+    char *bytes = S_ISREG(st.st_mode) && st.st_size <= CHECKPOINT_BYTES_MAX
                       ? malloc((size_t)st.st_size + 1)
                       : NULL;
     size_t done = 0;

@@ -169,9 +169,9 @@ static bool plan(struct w_fit *f, struct w_error *err) {
     }
     if (n == full) return true;
     if (n == 0)
-        return w_fail(err, W_NO_MEMORY,
+        return w_fail(err, W_TOO_LARGE,
                       "a step does not fit into memory with any batch size: %.300s", why.text);
-    return w_fail(err, W_NO_MEMORY,
+    return w_fail(err, W_TOO_LARGE,
                   "fit.batch_size: a step with %lld rows does not fit into memory; %lld would",
                   (long long)full, (long long)n);
 }
@@ -226,9 +226,24 @@ static void hex(EVP_MD_CTX *c, char *dst) {
     for (int i = 0; i < 32; i++) snprintf(dst + 2 * i, 3, "%02x", sum[i]);
 }
 
+/* What a run's bits follow from: the spec without where its data lie (they are hashed themselves),
+ * where the model goes, and when checkpoints are made. */
+static char *essence(const struct w_spec_train *s) {
+    static const char *const root[] = {"publish", "description"},
+                             *const data[] = {"train", "validation", "test"},
+                             *const fit[] = {"checkpoint_s", "checkpoint_steps"};
+    json_t *o = json_deep_copy(s->json);
+    for (size_t i = 0; i < 2; i++) json_object_del(o, root[i]);
+    for (size_t i = 0; i < 3; i++) json_object_del(json_object_get(o, "data"), data[i]);
+    for (size_t i = 0; i < 2; i++) json_object_del(json_object_get(o, "fit"), fit[i]);
+    char *text = o ? json_dumps(o, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
+    json_decref(o);
+    return text;
+}
+
 static bool hash(struct w_fit *f, struct w_error *err) {
     EVP_MD_CTX *c = EVP_MD_CTX_new();
-    char *text = json_dumps(f->spec->json, JSON_COMPACT | JSON_SORT_KEYS);
+    char *text = essence(f->spec);
     bool ok = c && text && EVP_DigestInit_ex(c, EVP_sha256(), NULL);
     if (!ok) w_fail(err, W_NO_MEMORY, "out of memory");
     ok = ok && hash_set(c, &f->whole, err) && (!f->extra.n || hash_set(c, &f->extra, err));

@@ -343,18 +343,25 @@ static bool read_root(struct w_spec_train *s, struct w_error *err) {
     return ok && read_model(s, err) && read_optimizer(s, err) && read_loss(s, err);
 }
 
-struct w_spec_train *w_train_spec_parse(const char *text, size_t len, struct w_error *err) {
+struct w_spec_train *w_train_spec_from(json_t *json, struct w_error *err) {
     struct w_spec_train *s = calloc(1, sizeof *s);
-    json_error_t why;
     if (!s) return w_fail(err, W_NO_MEMORY, "out of memory"), NULL;
-    s->json = json_loadb(text, len, JSON_REJECT_DUPLICATES, &why);
-    if (!s->json)
-        w_fail(err, W_BAD_SPEC, "the training spec is no JSON: line %d, column %d: %s", why.line,
-               why.column, why.text);
-    else if (read_root(s, err))
-        return s;
+    s->json = json_incref(json);
+    if (read_root(s, err)) return s;
     w_train_spec_destroy(s);
     return NULL;
+}
+
+struct w_spec_train *w_train_spec_parse(const char *text, size_t len, struct w_error *err) {
+    json_error_t why;
+    json_t *json = json_loadb(text, len, JSON_REJECT_DUPLICATES, &why);
+    if (!json)
+        return w_fail(err, W_BAD_SPEC, "the training spec is no JSON: line %d, column %d: %s",
+                      why.line, why.column, why.text),
+               NULL;
+    struct w_spec_train *s = w_train_spec_from(json, err);
+    json_decref(json);
+    return s;
 }
 
 void w_train_spec_destroy(struct w_spec_train *s) {

@@ -67,6 +67,8 @@ struct w_spec_train {
 
 /* bad_job names the key, the found and the allowed. */
 struct w_spec_train *w_train_spec_parse(const char *text, size_t len, struct w_error *err);
+/* The same from JSON, which must not change while the spec lives: retained. */
+struct w_spec_train *w_train_spec_from(json_t *json, struct w_error *err);
 void w_train_spec_destroy(struct w_spec_train *s); /* accepts NULL */
 /* "MeanSquaredError", "HeNormal" → "mean_squared_error", "he_normal". */
 void w__train_snake(const char *word, char *dst, size_t size);
