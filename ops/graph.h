@@ -115,12 +115,13 @@ struct op_pass {
     const char *name;
     int order;
     enum op_status (*run)(struct op_graph *g, int *changed, struct op_error *err);
+    bool differentiable; /* what it makes has a gradient, and no weight of the graph is lost: runs before a training's transform too */
 };
 
 #define OP_PASS_REGISTER(pass)                                                                     \
     __attribute__((used, section("quern_passes"))) static const struct op_pass *const op__registered_##pass = &pass
 
-enum { OP_PASS_FUSIONS = 500, OP_PASS_FUSIONS_END = 900 };
-enum op_status op__passes_run(struct op_graph *g, struct op_error *err);
+enum op_pass_phase { OP_PASSES_BEFORE_TRANSFORM, OP_PASSES_ALL };
+enum op_status op__passes_run(struct op_graph *g, enum op_pass_phase phase, struct op_error *err);
 
 #endif

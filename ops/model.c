@@ -263,10 +263,11 @@ static enum op_status describe_ios(struct op_model *m, struct op_error *err) {
 
 static enum op_status build(struct op_model *m, struct op_error *err) {
     enum op_status st = op__onnx_read(m, m->bytes, m->n_bytes, err);
+    if (st == OP_OK && m->transform) st = op__passes_run(m->graph, OP_PASSES_BEFORE_TRANSFORM, err);
     if (st == OP_OK && m->transform) st = m->transform(m, m->transform_user, err);
     if (st != OP_OK) return st;
     st = describe_ios(m, err);
-    if (st == OP_OK && !m->options.reference) st = op__passes_run(m->graph, err);
+    if (st == OP_OK && !m->options.reference) st = op__passes_run(m->graph, OP_PASSES_ALL, err);
     op__graph_each(m->graph, settle_graph, NULL); /* no gaps, also where a pass failed: release walks the nodes */
     if (st != OP_OK) return st;
     constants_free_unused(m);

@@ -51,7 +51,7 @@ static enum op_status check_list(struct op_graph *g, const char *list, const str
     return OP_OK;
 }
 
-enum op_status op__passes_run(struct op_graph *g, struct op_error *err) {
+enum op_status op__passes_run(struct op_graph *g, enum op_pass_phase phase, struct op_error *err) {
     // cppcheck-suppress comparePointers ; both ends of one section
     size_t n = (size_t)(__stop_quern_passes - __start_quern_passes);
     const struct op_pass **all = malloc((n + 1) * sizeof *all);
@@ -62,7 +62,7 @@ enum op_status op__passes_run(struct op_graph *g, struct op_error *err) {
     enum op_status st = only ? check_list(g, only, all, n, err) : OP_OK;
     for (size_t i = 0; i < n && st == OP_OK; i++) {
         if (only && !listed(only, all[i]->name, strlen(all[i]->name))) continue;
-        if (g->model->transform && all[i]->order >= OP_PASS_FUSIONS && all[i]->order < OP_PASS_FUSIONS_END) continue; /* no gradients */
+        if (phase == OP_PASSES_BEFORE_TRANSFORM && !all[i]->differentiable) continue;
         struct turn t = {all[i], err, 0};
         st = op__graph_each(g, run_one, &t);
     }

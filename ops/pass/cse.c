@@ -114,5 +114,5 @@ static enum op_status run(struct op_graph *g, int *changed, struct op_error *err
     return st;
 }
 
-static const struct op_pass pass_cse = {"cse", 400, run};
+static const struct op_pass pass_cse = {.name = "cse", .order = 400, .run = run};
 OP_PASS_REGISTER(pass_cse);

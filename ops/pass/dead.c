@@ -21,5 +21,5 @@ static enum op_status run(struct op_graph *g, int *changed, struct op_error *err
     return OP_OK;
 }
 
-static const struct op_pass pass_dead = {"dead", 900, run};
+static const struct op_pass pass_dead = {.name = "dead", .order = 900, .run = run};
 OP_PASS_REGISTER(pass_dead);

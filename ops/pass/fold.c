@@ -139,5 +139,5 @@ static enum op_status run(struct op_graph *g, int *changed, struct op_error *err
     return st;
 }
 
-static const struct op_pass pass_fold = {"fold", 300, run};
+static const struct op_pass pass_fold = {.name = "fold", .order = 300, .run = run};
 OP_PASS_REGISTER(pass_fold);

@@ -36,5 +36,5 @@ static enum op_status run(struct op_graph *g, int *changed, struct op_error *err
     return status == OP_OK || !err ? status : op__node_fail(err, NULL, status, "out of memory while fusing");
 }
 
-static const struct op_pass fuse_swish = {.name = "fuse_swish", .order = 520, .run = run};
+static const struct op_pass fuse_swish = {.name = "fuse_swish", .order = 520, .differentiable = true, .run = run};
 OP_PASS_REGISTER(fuse_swish);

@@ -40,5 +40,5 @@ static enum op_status run(struct op_graph *g, int *changed, struct op_error *err
     return OP_OK;
 }
 
-static const struct op_pass pass_identity = {"identity", 200, run};
+static const struct op_pass pass_identity = {.name = "identity", .order = 200, .run = run};
 OP_PASS_REGISTER(pass_identity);

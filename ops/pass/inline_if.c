@@ -67,5 +67,5 @@ static enum op_status run(struct op_graph *g, int *changed, struct op_error *err
     return OP_OK;
 }
 
-static const struct op_pass pass_inline_if = {"inline_if", 320, run};
+static const struct op_pass pass_inline_if = {.name = "inline_if", .order = 320, .run = run};
 OP_PASS_REGISTER(pass_inline_if);
