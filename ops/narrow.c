@@ -65,7 +65,8 @@ static uint8_t f32_to_e8m0(float v, enum op_round round, bool saturate) {
     memcpy(&u, &v, sizeof u);
     uint32_t exponent = u >> 23 & 0xff, rest = u & 0x7fffff;
     if (exponent == 0xff) return 0xff;
-    bool more = round == OP_ROUND_UP ? rest != 0 : round == OP_ROUND_NEAREST ? rest > 0x400000 || (rest == 0x400000 && exponent) : false;
+    const uint32_t exact = exponent ? 0 : 0x400000; /* code 0 is 2^-127, a subnormal of f32 */
+    bool more = round == OP_ROUND_UP ? rest > exact : round == OP_ROUND_NEAREST && rest >= (exponent ? 0x400000 : 0x600000);
     if (more && !(saturate && exponent == 0xfe)) exponent++;
     return (uint8_t)exponent;
 }

@@ -1,6 +1,8 @@
-/* cumsum.c: CumSum: running sums along one axis, optionally backwards and without the element
- * itself. */
+/* cumsum.c: CumSum and CumProd: running sums and products along one axis, optionally backwards and
+ * without the element itself. */
 #include "ops/op/elementwise.h"
+
+#include <string.h>
 
 struct cumsum_job {
     bool exclusive, reverse;
@@ -18,15 +20,18 @@ struct cumsum_job {
     X(U64, uint64_t, uint64_t, PLAIN, PLAIN)
 
 #define RUN(TYPE, T, V, LOAD, STORE)                                                               \
-    static void run_##TYPE(const struct cumsum_job *job, const T *x, T *y) {                       \
+    RUN_OP(sum_##TYPE, T, V, LOAD, STORE, 0, +=)                                                   \
+    RUN_OP(product_##TYPE, T, V, LOAD, STORE, 1, *=)
+#define RUN_OP(name, T, V, LOAD, STORE, START, OPERATION)                                          \
+    static void name(const struct cumsum_job *job, const T *x, T *y) {                       \
         for (int64_t o = 0; o < job->outer;                                                        \
              o++, x += job->n * job->inner, y += job->n * job->inner)                              \
             for (int64_t j = 0; j < job->inner; j++) {                                             \
-                V sum = 0;                                                                         \
+                V sum = START;                                                                     \
                 for (int64_t k = 0; k < job->n; k++) {                                             \
                     const int64_t at = (job->reverse ? job->n - 1 - k : k) * job->inner + j;       \
                     const V v = LOAD(x[at]), before = sum;                                         \
-                    sum += v;                                                                      \
+                    sum OPERATION v;                                                               \
                     y[at] = STORE(job->exclusive ? before : sum);                                  \
                 }                                                                                  \
             }                                                                                      \
@@ -61,6 +66,7 @@ static enum op_status cumsum_run(struct op_ctx *ctx) {
     const struct op_tensor *x = ctx->in[0];
     struct cumsum_job job = {op__attr_int(ctx->node, "exclusive", 0) != 0,
                              op__attr_int(ctx->node, "reverse", 0) != 0, 1, 1, 1};
+    const bool product = !strcmp(ctx->node->op_type, "CumProd");
     int axis = 0;
     if (!ctx->out[0] || op_tensor_count(x) <= 0) return OP_OK;
     enum op_status status = axis_of(ctx, &axis);
@@ -70,7 +76,7 @@ static enum op_status cumsum_run(struct op_ctx *ctx) {
     switch (x->dtype == OP_I32 ? OP_U32 : x->dtype == OP_I64 ? OP_U64 : x->dtype) {
 #define X(TYPE, T, V, LOAD, STORE)                                                                 \
     case OP_##TYPE:                                                                                \
-        run_##TYPE(&job, x->data, ctx->out[0]->data);                                              \
+        (product ? product_##TYPE : sum_##TYPE)(&job, x->data, ctx->out[0]->data);                 \
         break;
         TYPES(X)
 #undef X
@@ -91,3 +97,14 @@ static const struct op_desc cumsum = {.name = "CumSum",
                                       .infer = cumsum_infer,
                                       .run = cumsum_run};
 OP_REGISTER(cumsum);
+static const struct op_desc cumprod = {.name = "CumProd",
+                                       .domain = "",
+                                       .since = 26,
+                                       .in_min = 2,
+                                       .in_max = 2,
+                                       .out_min = 1,
+                                       .out_max = 1,
+                                       .inplace = 1,
+                                       .infer = cumsum_infer,
+                                       .run = cumsum_run};
+OP_REGISTER(cumprod);

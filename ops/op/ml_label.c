@@ -1,8 +1,9 @@
-/* ml_label.c: LabelEncoder and OneHotEncoder of ai.onnx.ml: from one set of labels to another, or
- * to ones and zeros.
+/* ml_label.c: LabelEncoder, CategoryMapper and OneHotEncoder of ai.onnx.ml: from one set of labels
+ * to another, or to ones and zeros.
  *
  * prepare sorts the keys once; an element is found by halving. Of equal keys the first one counts;
  * NaN equals NaN. */
+#include "ops/op/elementwise.h"
 #include "ops/op/ml.h"
 #include "ops/op/nn.h"
 
@@ -37,8 +38,7 @@ static void read_list(const struct op_node *n, const char *const *names, struct 
     } else if ((list->data = op__attr_floats(n, names[2], &list->n))) {
         list->type = OP_F32;
     } else if (t && t->kind == OP_KIND_TENSOR && t->rank <= 1 &&
-               (t->dtype == OP_STRING || t->dtype == OP_I64 || t->dtype == OP_I32 ||
-                t->dtype == OP_F32 || t->dtype == OP_F64)) {
+               (t->dtype == OP_STRING || op__is_int(t->dtype) || op__is_float(t->dtype))) {
         *list = (struct label_list){op_tensor_count(t), t->dtype,
                                     t->dtype == OP_STRING ? t->data : NULL, t->data};
     }
@@ -134,8 +134,8 @@ static enum op_status encoder_prepare(struct op_prepare *p) {
         m->default_string = *(const struct op_string *)dflt->data;
     else if (dflt && op_tensor_count(dflt) == 1 && dflt->dtype == OP_I64)
         m->default_int = *(const int64_t *)dflt->data;
-    else if (dflt && op_tensor_count(dflt) == 1 && dflt->dtype == OP_I32)
-        m->default_int = *(const int32_t *)dflt->data;
+    else if (dflt && op_tensor_count(dflt) == 1 && op__is_int(dflt->dtype))
+        m->default_int = (int64_t)number_at(dflt->dtype, dflt->data, 0);
     else if (dflt && op_tensor_count(dflt) == 1)
         m->default_float = number_at(dflt->dtype, dflt->data, 0);
     if (!m->default_string.len) m->default_string.len = strlen(m->default_string.data);
@@ -180,7 +180,7 @@ static void encode_one(const struct label_map *m, const struct op_tensor *x, str
         break;
     default:
         nn_store(y, i,
-                 at < 0 ? (y->dtype == OP_I32 ? (double)m->default_int : m->default_float)
+                 at < 0 ? (op__is_int(y->dtype) ? (double)m->default_int : m->default_float)
                         : number_at(m->values.type, m->values.data, at));
     }
 }
@@ -203,6 +203,67 @@ static const struct op_desc label_encoder = {.name = "LabelEncoder",
                                              .infer = encoder_infer,
                                              .run = encoder_run};
 OP_REGISTER(label_encoder);
+
+/* --- CategoryMapper: strings to integers or back, by two lists of one length ---------------------
+ */
+
+static void mapper_release(void *state) {
+    struct label_map *m = state;
+    if (!m) return;
+    free(m[0].order);
+    free(m[1].order);
+    free(m);
+}
+
+static enum op_status mapper_prepare(struct op_prepare *p) {
+    static const char *const strings[] = {"cats_strings", "", "", ""},
+                             *const ints[] = {"", "cats_int64s", "", ""};
+    struct label_map *m = calloc(2, sizeof *m); /* from strings, from integers */
+    if (!m) return op__node_fail(p->err, p->node, OP_NOMEM, "no memory");
+    p->node->state = m;
+    read_list(p->node, strings, &m[0].keys);
+    read_list(p->node, ints, &m[0].values);
+    if (m[0].keys.n < 1 || m[0].keys.n != m[0].values.n)
+        return op__node_fail(p->err, p->node, OP_BAD_MODEL, "has %lld strings and %lld integers",
+                             (long long)m[0].keys.n, (long long)m[0].values.n);
+    m[0].default_int = op__attr_int(p->node, "default_int64", -1);
+    m[1].default_string.data = op__attr_string(p->node, "default_string", "_Unused");
+    m[1].default_string.len = strlen(m[1].default_string.data);
+    m[1].keys = m[0].values;
+    m[1].values = m[0].keys;
+    enum op_status st = sort_keys(p, &m[0]);
+    return st == OP_OK ? sort_keys(p, &m[1]) : st;
+}
+
+static enum op_status mapper_infer(struct op_ctx *ctx) {
+    const struct op_tensor *x = ctx->in[0];
+    if (!x || x->kind != OP_KIND_TENSOR || (x->dtype != OP_STRING && x->dtype != OP_I64))
+        return op__fail(ctx, OP_BAD_TYPE, "takes strings or i64, not %s",
+                        x ? op_type_name(x->dtype) : "(absent)");
+    op__set(ctx, 0, x->dtype == OP_STRING ? OP_I64 : OP_STRING, x->rank, x->dims);
+    return OP_OK;
+}
+
+static enum op_status mapper_run(struct op_ctx *ctx) {
+    const struct label_map *m = ctx->state;
+    const int64_t count = ctx->out[0] ? op_tensor_count(ctx->in[0]) : 0;
+    for (int64_t i = 0; i < count; i++)
+        encode_one(&m[ctx->in[0]->dtype == OP_STRING ? 0 : 1], ctx->in[0], ctx->out[0], i);
+    return OP_OK;
+}
+
+static const struct op_desc category_mapper = {.name = "CategoryMapper",
+                                               .domain = "ai.onnx.ml",
+                                               .since = 1,
+                                               .in_min = 1,
+                                               .in_max = 1,
+                                               .out_min = 1,
+                                               .out_max = 1,
+                                               .prepare = mapper_prepare,
+                                               .release = mapper_release,
+                                               .infer = mapper_infer,
+                                               .run = mapper_run};
+OP_REGISTER(category_mapper);
 
 /* --- OneHotEncoder: (…) to (…, categories); an unknown category is all zeros, or an error with
  * zeros = 0 --- */

@@ -1,4 +1,5 @@
-/* ml_tree.c: TreeEnsembleClassifier and TreeEnsembleRegressor of ai.onnx.ml (versions 1 and 3).
+/* ml_tree.c: TreeEnsembleClassifier and TreeEnsembleRegressor of ai.onnx.ml (versions 1 and 3), and
+ * the run of all forests.
  *
  * The model gives nodes as parallel lists keyed by (tree, node). prepare turns them into one array
  * in which children are indices, so that a row walks down with one comparison a level; the weights
@@ -10,56 +11,26 @@
  * positive it is a probability, decided at 0.5, else a distance, decided at 0. That is how ONNX
  * Runtime reads the specification, and what converters write for. */
 #include "ops/op/elementwise.h"
-#include "ops/op/ml.h"
+#include "ops/op/ml_tree.h"
 #include "ops/op/nn.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum mode { LEQ, LT, GTE, GT, EQ, NEQ, LEAF };
 static const char *const mode_names[] = {"BRANCH_LEQ", "BRANCH_LT",  "BRANCH_GTE", "BRANCH_GT",
                                          "BRANCH_EQ",  "BRANCH_NEQ", "LEAF"};
-
-enum aggregate { SUM, AVERAGE, MIN, MAX };
-
-struct tree_node {
-    int64_t tree, id; /* as in the model */
-    double value;
-    int64_t feature;
-    int64_t yes, no;              /* children as ids, then as indices */
-    int64_t n_weights, weight_at; /* of a leaf */
-    enum mode mode;
-    bool missing_yes, is_child;
-};
-
-struct tree_weight {
-    int64_t node, target;
-    double value;
-};
-
-struct forest {
-    int64_t n_nodes, n_weights, n_roots, n_targets,
-        features_min; /* features_min: one more than the largest feature id */
-    struct tree_node *nodes;
-    struct tree_weight *weights;
-    int64_t *roots;
-    struct ml_list base;
-    struct ml_labels labels; /* of a classifier */
-    enum ml_transform transform;
-    enum aggregate aggregate;
-    bool one_score, all_positive;
-};
 
 /* --- prepare -----------------------------------------------------------------------------------
  */
 
-static void forest_release(void *state) {
+void op__forest_release(void *state) {
     struct forest *f = state;
     if (!f) return;
     free(f->nodes);
     free(f->weights);
     free(f->roots);
+    free(f->members);
     free(f);
 }
 
@@ -234,7 +205,7 @@ static enum op_status forest_prepare(struct op_prepare *p) {
 /* --- run ---------------------------------------------------------------------------------------
  */
 
-static enum op_status forest_infer(struct op_ctx *ctx) {
+enum op_status op__forest_infer(struct op_ctx *ctx) {
     const struct forest *f = ctx->state;
     int64_t rows, features;
     enum op_status status = op__ml_rows(ctx, &rows, &features);
@@ -245,11 +216,11 @@ static enum op_status forest_infer(struct op_ctx *ctx) {
                         (long long)features, (long long)f->features_min - 1);
     const int scores = f->labels.n ? 1 : 0;
     if (scores) op__set(ctx, 0, ml_label_type(&f->labels), 1, &rows);
-    if (scores < ctx->n_out) op__set(ctx, scores, OP_F32, 2, (int64_t[]){rows, f->n_targets});
+    if (scores < ctx->n_out) op__set(ctx, scores, f->keeps_type ? ctx->in[0]->dtype : OP_F32, 2, (int64_t[]){rows, f->n_targets});
     return OP_OK;
 }
 
-static size_t forest_scratch(const struct op_ctx *ctx) {
+size_t op__forest_scratch(const struct op_ctx *ctx) {
     const struct forest *f = ctx->state;
     return (size_t)op__n_threads(ctx) * 2 * (size_t)(f->n_targets < 2 ? 2 : f->n_targets) *
            sizeof(double);
@@ -279,6 +250,9 @@ static int64_t walk(const struct forest *f, int64_t at, const struct op_tensor *
             break;
         case NEQ:
             yes |= v != limit;
+            break;
+        case MEMBER:
+            for (int64_t i = 0; i < t->n_members && !yes; i++) yes = v == f->members[t->member_at + i];
             break;
         case LEAF:
             break;
@@ -351,7 +325,7 @@ static void forest_task(void *arg, int64_t task) {
     }
 }
 
-static enum op_status forest_run(struct op_ctx *ctx) {
+enum op_status op__forest_run(struct op_ctx *ctx) {
     struct forest_job job = {.ctx = ctx, .n_tasks = op__n_threads(ctx)};
     enum op_status status = op__ml_rows(ctx, &job.rows, &job.features);
     if (status != OP_OK) return status;
@@ -368,10 +342,10 @@ static const struct op_desc tree_classifier = {.name = "TreeEnsembleClassifier",
                                                .out_min = 1,
                                                .out_max = 2,
                                                .prepare = forest_prepare,
-                                               .release = forest_release,
-                                               .infer = forest_infer,
-                                               .scratch = forest_scratch,
-                                               .run = forest_run};
+                                               .release = op__forest_release,
+                                               .infer = op__forest_infer,
+                                               .scratch = op__forest_scratch,
+                                               .run = op__forest_run};
 OP_REGISTER(tree_classifier);
 static const struct op_desc tree_regressor = {.name = "TreeEnsembleRegressor",
                                               .domain = "ai.onnx.ml",
@@ -381,8 +355,8 @@ static const struct op_desc tree_regressor = {.name = "TreeEnsembleRegressor",
                                               .out_min = 1,
                                               .out_max = 1,
                                               .prepare = forest_prepare,
-                                              .release = forest_release,
-                                              .infer = forest_infer,
-                                              .scratch = forest_scratch,
-                                              .run = forest_run};
+                                              .release = op__forest_release,
+                                              .infer = op__forest_infer,
+                                              .scratch = op__forest_scratch,
+                                              .run = op__forest_run};
 OP_REGISTER(tree_regressor);

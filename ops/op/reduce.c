@@ -556,18 +556,20 @@ static enum op_status reduce(struct op_ctx *ctx, const struct k_vmath *math) {
     if (!ctx->out[0]) return OP_OK;
     enum op_status status = axes_of(ctx, &mask);
     if (status != OP_OK) return status;
-    if (mask == 0 && x->rank > 0) {
+    const enum reduction kind = ((const struct op_reduce *)ctx->node->desc)->kind;
+    const bool alters_one = kind == L1 || kind == L2 || kind == SUM_SQUARE || kind == LOG_SUM;
+    if (mask == 0 && x->rank > 0 && !alters_one) { /* without axes each element is a set of its own */
         int64_t bytes = op_tensor_bytes(x);
         if (bytes > 0) memcpy(ctx->out[0]->data, x->data, (size_t)bytes);
         return OP_OK;
     }
     plan_of(&plan, x, mask);
     if (plan.n_out == 0) return OP_OK;
-    struct reduce_job job = {&plan,    ((const struct op_reduce *)ctx->node->desc)->kind,
+    struct reduce_job job = {&plan,    kind,
                              x->dtype, math,
                              x->data,  ctx->out[0]->data,
                              1};
-    if (!math || x->dtype != OP_F32 || plan.n_summed == 0) {
+    if (!math || x->dtype != OP_F32 || plan.n_summed == 0 || mask == 0) {
         run_tasks(ctx, &job, plan.n_out, plan.n_summed, plain_task);
     } else if (plan.rows) {
         run_tasks(ctx, &job, plan.n_out, plan.n_summed, rows_task);

@@ -171,7 +171,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_count_refuses_what_overflows), cmocka_unit_test(test_describe_fits_any_room),
         cmocka_unit_test(test_type_names_go_both_ways),      cmocka_unit_test(test_half_converts_every_value),
-        cmocka_unit_test(test_bfloat_rounds_to_nearest_even), cmocka_unit_test(test_broadcast_follows_numpy),
+        cmocka_unit_test(test_bfloat_rounds_to_nearest_even), cmocka_unit_test(test_narrow_floats_come_back),
+        cmocka_unit_test(test_packing_keeps_every_element), cmocka_unit_test(test_broadcast_follows_numpy),
         cmocka_unit_test(test_arena_keeps_its_cap),          cmocka_unit_test(test_axis_counts_from_both_ends),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
