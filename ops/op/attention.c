@@ -1,7 +1,12 @@
 /* attention.c: the standard's Attention (opsets 23 and 24): shapes and layouts; attention_core.c computes.
  *
  * Q, K and V are [batch, heads, length, size], or [batch, length, heads * size] with the number of heads as an attribute. Past
- * keys and values come in front of the new ones, and what they make together goes out. Opset 24's nonpad_kv_seqlen is input 6. */
+ * keys and values come in front of the new ones, and what they make together goes out. Opset 24's nonpad_kv_seqlen is input 6.
+ *
+ * The first wording of the specification (ONNX 1.18 and 1.19) added the mask before the cap, later ones after it, so that -infinity
+ * stays that; so do ONNX Runtime and we. qk_matmul_output_mode counted the stages in their order, thus 1 was the masked scores and is
+ * the capped ones now: without a cap, where the later 1 would be a second 0, it means the masked ones here. Mode 2 with both
+ * is refused, since the two wordings differ and nothing in a model tells them apart. */
 #include "ops/op/attention.h"
 
 #include <math.h>
@@ -110,6 +115,9 @@ static enum op_status describe(const struct op_ctx *ctx, struct attention *a) {
     int64_t mode = op__attr_int(ctx->node, "qk_matmul_output_mode", 0);
     if (mode < 0 || mode > 3) return op__fail(ctx, OP_BAD_VALUE, "qk_matmul_output_mode is %lld, expected 0 to 3", (long long)mode);
     a->qk_mode = (enum attention_qk)mode;
+    if (mode == ATTENTION_QK_CAPPED && a->softcap == 0) a->qk_mode = ATTENTION_QK_MASKED;
+    if (nn_out(ctx, OUT_QK) && mode == ATTENTION_QK_MASKED && a->softcap != 0 && a->mask)
+        return op__fail(ctx, OP_UNSUPPORTED, "qk_matmul_output_mode 2 with softcap and attn_mask means two things");
     a->q = rows_of(ctx->in[IN_Q], a->heads, a->queries, a->size);
     a->k = rows_of(ctx->in[IN_K], a->kv_heads, a->keys, a->size);
     a->v = rows_of(ctx->in[IN_V], a->kv_heads, a->keys, a->v_size);
