@@ -199,4 +199,93 @@ static void depthwise(const struct k_geometry *g, const float *x, const float *w
         depthwise_fixed(DEPTHWISE_ROWS, 5, 5, 2, g, p.pitch, padded, offsets, w, vb, vlo, vhi, y);
 }
 
-#define K_CONV_TABLE {.pack = pack, .depthwise = depthwise}
+/* --- depthwise, channels last -------------------------------------------------------------------------------
+ *
+ * A vector is of neighbouring channels of one pixel. Blocks of channels are the outer loop, so that the rows of the input which
+ * neighbouring output rows share are still in L1. Away from the left and right border a few outputs of a row go together: an
+ * input pixel is read once for all of them. Taps in the padding are left out, which adds the same zeros. */
+
+/* One kernel row for `cols` neighbouring outputs. */
+K_INLINE void last_line(const int cols, const int kw, const int sw, const float *x, int64_t pixel, const float *w, vp part, vf *acc) {
+    vf taps[5];
+    K_UNROLL for (int j = 0; j < kw; j++) taps[j] = v_loadp(w + j * pixel, part);
+    K_UNROLL for (int i = 0; i < (cols - 1) * sw + kw; i++, x += pixel) {
+        const vf v = v_loadp(x, part);
+        K_UNROLL for (int c = 0; c < cols; c++) {
+            if (i - c * sw >= 0 && i - c * sw < kw) acc[c] = v_fma(taps[i - c * sw], v, acc[c]);
+        }
+    }
+}
+
+struct last_row { /* of one output row and block of channels */
+    const float *x, *w; /* first kernel row inside the input, at column 0; its weights */
+    int64_t x_line, w_line, lines;
+    vf bias, lo, hi;
+    vp part;
+    float *y;
+};
+
+K_INLINE void last_block(const int cols, const int kw, const int sw, const struct last_row *r, int64_t pixel, int64_t column, int64_t ow) {
+    vf acc[8];
+    K_UNROLL for (int c = 0; c < cols; c++) acc[c] = v_set(0.0f);
+    for (int64_t i = 0; i < r->lines; i++) last_line(cols, kw, sw, r->x + i * r->x_line + column * pixel, pixel, r->w + i * r->w_line, r->part, acc);
+    K_UNROLL for (int c = 0; c < cols; c++) v_storep(r->y + (ow + c) * pixel, v_min(r->hi, v_max(r->lo, acc[c] + r->bias)), r->part);
+}
+
+/* Any output column, kernel and dilation. */
+K_INLINE void last_one(const struct k_geometry *g, const struct last_row *r, int64_t pixel, int64_t ow) {
+    const int64_t column = ow * g->stride[2] - g->begin[2];
+    vf acc = v_set(0.0f);
+    for (int64_t i = 0; i < r->lines; i++)
+        for (int64_t j = 0, at = column; j < g->kernel[2]; j++, at += g->dilation[2])
+            if (at >= 0 && at < g->in[2])
+                acc = v_fma(v_loadp(r->w + i * r->w_line + j * pixel, r->part), v_loadp(r->x + i * r->x_line + at * pixel, r->part), acc);
+    v_storep(r->y + ow * pixel, v_min(r->hi, v_max(r->lo, acc + r->bias)), r->part);
+}
+
+K_INLINE void last_columns(const int kw, const int sw, const struct k_geometry *g, const struct last_row *r, int64_t pixel) {
+    const int64_t left = (g->begin[2] + sw - 1) / sw, span = g->in[2] + g->begin[2] - kw;
+    int64_t ow = 0, right = span < 0 ? 0 : span / sw + 1;
+    if (right > g->out[2]) right = g->out[2];
+    for (; ow < left && ow < g->out[2]; ow++) last_one(g, r, pixel, ow);
+    for (; ow + 8 <= right; ow += 8) last_block(8, kw, sw, r, pixel, ow * sw - g->begin[2], ow);
+    for (; ow + 4 <= right; ow += 4) last_block(4, kw, sw, r, pixel, ow * sw - g->begin[2], ow);
+    for (; ow < right; ow++) last_block(1, kw, sw, r, pixel, ow * sw - g->begin[2], ow);
+    for (; ow < g->out[2]; ow++) last_one(g, r, pixel, ow);
+}
+
+static void last_any(const struct k_geometry *g, const struct last_row *r, int64_t pixel) {
+    for (int64_t ow = 0; ow < g->out[2]; ow++) last_one(g, r, pixel, ow);
+}
+
+#define K_LAST_COLUMNS(k, s)                                                                       \
+    static void last_columns_##k##_##s(const struct k_geometry *g, const struct last_row *r, int64_t pixel) { last_columns(k, s, g, r, pixel); }
+K_LAST_COLUMNS(3, 1)
+K_LAST_COLUMNS(3, 2)
+K_LAST_COLUMNS(5, 1)
+K_LAST_COLUMNS(5, 2)
+
+static void depthwise_last(const struct k_geometry *g, const float *x, const float *w, const float *bias, float lo, float hi, int64_t row0, int64_t row1,
+                           float *y) {
+    typedef void columns_fn(const struct k_geometry *g, const struct last_row *r, int64_t pixel);
+    static columns_fn *const fixed[2][2] = {{last_columns_3_1, last_columns_3_2}, {last_columns_5_1, last_columns_5_2}};
+    const int64_t pixel = g->channels, kw = g->kernel[2], sw = g->stride[2], line = g->in[2] * pixel;
+    columns_fn *columns = (kw == 3 || kw == 5) && sw <= 2 && g->dilation[2] == 1 ? fixed[kw / 5][sw - 1] : last_any;
+    for (int64_t c = 0; c < pixel; c += VW) {
+        struct last_row r = {.x_line = line * g->dilation[1], .w_line = kw * pixel, .lo = v_set(lo), .hi = v_set(hi), .part = v_part(pixel - c)};
+        r.bias = bias ? v_loadp(bias + c, r.part) : v_set(0.0f);
+        for (int64_t h = row0; h < row1; h++) {
+            const int64_t top = h * g->stride[1] - g->begin[1];
+            int64_t i = 0, end = g->kernel[1];
+            while (i < end && top + i * g->dilation[1] < 0) i++;
+            while (end > i && top + (end - 1) * g->dilation[1] >= g->in[1]) end--;
+            r.lines = end - i;
+            r.x = x + (top + i * g->dilation[1]) * line + c;
+            r.w = w + i * r.w_line + c;
+            r.y = y + h * g->out[2] * pixel + c;
+            columns(g, &r, pixel);
+        }
+    }
+}
+
+#define K_CONV_TABLE {.pack = pack, .depthwise = depthwise, .depthwise_last = depthwise_last}

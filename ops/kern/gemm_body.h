@@ -20,7 +20,7 @@ enum { TILE_STEPS = 4, TILE_ROWS = 6, TILE_VECTORS = K_LANES == K_LANES_AVX2 ? 2
 #else
 #define K_UNROLL_STEPS K_UNROLL
 #endif
-K_INLINE void tile_finish(const int mr, const int nv, vf acc[TILE_ROWS][TILE_VECTORS], const struct k_tile *t, vp part) {
+K_INLINE void tile_finish(const int mr, const int nv, vf (*acc)[TILE_VECTORS], const struct k_tile *t, vp part) {
     if (t->bias_row) {
         K_UNROLL for (int r = 0; r < mr; r++) {
             const vf bias = v_set(t->bias_row[r]);
@@ -112,6 +112,44 @@ K_INLINE void tile(const int mr, const int nv, const struct k_tile *t) {
     }
 }
 
+/* Rows that lie anywhere, for each tap anew; B is packed (k_last_pack), so that all of its vectors are whole. */
+K_INLINE void rows_tile(const int mr, const int nv, const struct k_tile *t) {
+    const vp part = v_part(t->n - VW * (nv - 1));
+    const float *b = t->b;
+    const char *ahead = t->ahead;
+    const int64_t ahead_step = t->ahead_step;
+    vf acc[K_ROWS_MAX][TILE_VECTORS];
+
+    K_UNROLL for (int r = 0; r < mr; r++) {
+        K_UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_set(0.0f);
+    }
+    tile_prefetch(mr, nv, t);
+    for (int64_t tap = 0; tap < t->taps; tap++) {
+        const float *a[K_ROWS_MAX];
+        K_UNROLL for (int r = 0; r < mr; r++) a[r] = t->rows[tap * K_ROWS_MAX + r];
+        for (int64_t k = 0; k < t->k; k++, b += VW * nv) {
+            vf bv[TILE_VECTORS];
+            __builtin_prefetch(ahead, 0, 2);
+            ahead += ahead_step;
+            K_UNROLL for (int v = 0; v < nv; v++) bv[v] = v_load(b + VW * v);
+            K_UNROLL for (int r = 0; r < mr; r++) {
+                const vf av = v_set(a[r][k]);
+                K_UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_fma(av, bv[v], acc[r][v]);
+            }
+        }
+    }
+    tile_finish(mr, nv, acc, t, part);
+    K_UNROLL for (int r = 0; r < mr; r++) {
+        float *c = t->c + r * t->c_row;
+        K_UNROLL for (int v = 0; v < nv; v++) {
+            if (v == nv - 1)
+                v_storep(c + VW * v, acc[r][v], part);
+            else
+                v_store(c + VW * v, acc[r][v]);
+        }
+    }
+}
+
 /* The column that was done sideways: its lanes are rows of C. */
 K_INLINE void side_finish(const int mr, vf side, const struct k_tile *t, int64_t j) {
     float sums[VW];
@@ -192,5 +230,43 @@ static void run_tile(int m, const struct k_tile *t) {
     tiles[(t->n + VW - 1) / VW - 1][m - 1](t);
 }
 
+/* Tiles over rows that lie anywhere: fewer columns, more rows, so that there are always enough sums under way. */
+#define K_ROWS(m, v)                                                                               \
+    static void rows_##m##_##v(const struct k_tile *t) { rows_tile(m, v, t); }
+#define K_ROWS_6(v) K_ROWS(1, v) K_ROWS(2, v) K_ROWS(3, v) K_ROWS(4, v) K_ROWS(5, v) K_ROWS(6, v)
+#define K_ROWS_8(v) K_ROWS_6(v) K_ROWS(7, v) K_ROWS(8, v)
+#define K_ROWS_12(v) K_ROWS_8(v) K_ROWS(9, v) K_ROWS(10, v) K_ROWS(11, v) K_ROWS(12, v)
+#define K_ROWS_NAMES(v) rows_1_##v, rows_2_##v, rows_3_##v, rows_4_##v, rows_5_##v, rows_6_##v
+
+#if K_LANES == K_LANES_AVX512
+K_ROWS_12(1)
+K_ROWS_12(2)
+K_ROWS_8(3)
+K_ROWS_6(4)
+#define K_ROWS_MORE(v) rows_7_##v, rows_8_##v
+#define K_ROWS_MOST(v) rows_9_##v, rows_10_##v, rows_11_##v, rows_12_##v
+#define K_ROWS_ALL {{K_ROWS_NAMES(1), K_ROWS_MORE(1), K_ROWS_MOST(1)}, {K_ROWS_NAMES(2), K_ROWS_MORE(2), K_ROWS_MOST(2)}, \
+                    {K_ROWS_NAMES(3), K_ROWS_MORE(3)}, {K_ROWS_NAMES(4)}}
+#define K_ROWS_LIMITS {0, 12, 12, 8, 6}
+#elif K_LANES == K_LANES_AVX2
+K_ROWS_12(1)
+K_ROWS_6(2)
+#define K_ROWS_ALL {{K_ROWS_NAMES(1), rows_7_1, rows_8_1, rows_9_1, rows_10_1, rows_11_1, rows_12_1}, {K_ROWS_NAMES(2)}}
+#define K_ROWS_LIMITS {0, 12, 6}
+#else
+K_ROWS_6(1)
+K_ROWS_6(2)
+K_ROWS_6(3)
+K_ROWS_6(4)
+#define K_ROWS_ALL {{K_ROWS_NAMES(1)}, {K_ROWS_NAMES(2)}, {K_ROWS_NAMES(3)}, {K_ROWS_NAMES(4)}}
+#define K_ROWS_LIMITS {0, 6, 6, 6, 6}
+#endif
+
+static void run_rows(int m, const struct k_tile *t) {
+    typedef void rows_fn(const struct k_tile *);
+    static rows_fn *const tiles[TILE_VECTORS][K_ROWS_MAX] = K_ROWS_ALL;
+    tiles[(t->n + VW - 1) / VW - 1][m - 1](t);
+}
+
 #define K_GEMM_TABLE                                                                               \
-    { .mr = TILE_ROWS, .nr = TILE_VECTORS * VW, .vw = VW, .tile = run_tile, }
+    { .mr = TILE_ROWS, .nr = TILE_VECTORS * VW, .vw = VW, .tile = run_tile, .rows_max = K_ROWS_LIMITS, .rows = run_rows, }

@@ -123,6 +123,8 @@ struct k_tile {
     int64_t k;
     const float *a; /* (r, k) at a[r * a_row + k * a_k] */
     int64_t a_row, a_k;
+    const float *const *rows; /* of k_gemm's rows: element (tap, k) of row r is rows[tap * K_ROWS_MAX + r][k] */
+    int64_t taps;
     const float *b; /* (k, j) at b[k * b_k + j] */
     int64_t b_k;
     float *c; /* (r, j) at c[r * c_row + j] */
@@ -134,13 +136,19 @@ struct k_tile {
     int64_t residual_row;
     bool clip; /* min(max(c, lo), hi) */
     float lo, hi;
-    const char *ahead;  /* fetched into L2: an address every four steps of k, ahead_step bytes apart; never NULL */
+    const char *ahead;  /* fetched into L2: an address every four steps of k (one, of `rows`), ahead_step bytes apart; never NULL */
     int64_t ahead_step;
 };
+
+enum { K_ROWS_MAX = 12, K_TILE_VECTORS_MAX = 4 };
 
 struct k_gemm {
     int mr, nr, vw; /* rows and columns of the largest tile, floats in a vector */
     void (*tile)(int m, const struct k_tile *t); /* 1 <= m <= mr, 1 <= t->n <= nr */
+    /* The whole of a product (first and last block in one) over `taps` x k, taps slowest, whose rows lie anywhere; b is a panel of
+     * k_last_pack as wide as t->n in whole vectors, of which there are at most nr / vw. m is at most rows_max[vectors]. */
+    int rows_max[K_TILE_VECTORS_MAX + 1];
+    void (*rows)(int m, const struct k_tile *t);
 };
 
 /* What happens to an element after its sum, in this order: + bias_row[i] + bias_col[j] + residual[i][j], then act(., a, b). */
@@ -200,9 +208,41 @@ struct k_conv {
     /* One plane of a depthwise convolution in two dimensions (extents of depth are 1): y (out) from x (in) and w (kernel), + bias, then
      * clip to [lo, hi]. `padded` has k_depthwise_floats(g) floats, which are zero before the first of the planes that use it. */
     void (*depthwise)(const struct k_geometry *g, const float *x, const float *w, float bias, float lo, float hi, float *y, float *padded);
+    /* Output rows [row0, row1) of an image whose channels come last, all g->channels of them (each a group): w is (kernel, channel), bias of
+     * channels or NULL. */
+    void (*depthwise_last)(const struct k_geometry *g, const float *x, const float *w, const float *bias, float lo, float hi, int64_t row0, int64_t row1,
+                           float *y);
 };
 
 size_t k_depthwise_floats(const struct k_geometry *g);
+
+/* --- images whose channels come last ----------------------------------------------------------------------
+ *
+ * x is (image, depth, row, column, channel). A row of the product is an output pixel, of all images in their order, a column an output
+ * channel; an element is one chain over rising (kernel position, input channel). */
+
+struct k_last_job { /* one group of a convolution */
+    const struct k_geometry *g;
+    int64_t images, oc;
+    const float *x; /* the group's first channel */
+    int64_t x_pixel; /* floats from one pixel to the next */
+    const float *w; /* from k_last_pack */
+    float *y;
+    int64_t y_pixel; /* of the addend, too */
+    const float *bias, *addend; /* NULL: none */
+    enum k_unary act;
+    float act_a, act_b;
+    const float *zeros; /* as many as channels: what padding reads */
+};
+
+/* w (oc, channels, taps) in panels: each a few vectors of output channels wide, rows (tap, channel), zeros beyond oc. */
+size_t k_last_pack_floats(const struct k_gemm *g, int64_t oc, int64_t k);
+void k_last_pack(const struct k_gemm *g, int64_t oc, int64_t channels, int64_t taps, const float *w, float *dst);
+int64_t k_last_panels(const struct k_gemm *g, int64_t oc);
+int64_t k_last_panel_start(const struct k_gemm *g, int64_t oc, int64_t panel); /* its first output channel; oc rounded up for the end */
+size_t k_last_scratch_bytes(const struct k_geometry *g);
+/* Rows [row0, row1) of all output pixels and panels [p0, p1) of output channels. Any division gives the same bits. */
+void k_last_run(const struct k_kernels *k, const struct k_last_job *job, int64_t row0, int64_t row1, int64_t p0, int64_t p1, void *scratch);
 
 /* --- 3 x 3 convolution by Winograd's F(2, 3) and F(4, 3) -------------------------------------------------------
  *

@@ -59,16 +59,6 @@ struct job {
     struct nn_fit f;
 };
 
-/* Taps of output o along axis a that lie in the input or, with pads, in the padded input. */
-static int64_t counted(const struct nn_fit *f, int a, int64_t o, bool pads) {
-    int64_t first, n, pos;
-    nn_taps(f, a, o, &first, &n, &pos);
-    if (!pads) return n;
-    int64_t left = f->in[a] + f->end[a] - (o * f->stride[a] - f->begin[a]); /* > 0: windows begin inside */
-    int64_t most = (left + f->dilation[a] - 1) / f->dilation[a];
-    return most < f->kernel[a] ? most : f->kernel[a];
-}
-
 /* --- every case -------------------------------------------------------------------------------- */
 
 static double ref_output(const struct job *job, int64_t plane, const int64_t *o) {
@@ -80,7 +70,7 @@ static double ref_output(const struct job *job, int64_t plane, const int64_t *o)
     for (int a = 0; a < f->rank; a++) {
         nn_taps(f, a, o[a], &first, &n[a], &start[a]);
         some = some && n[a] > 0;
-        count *= (double)counted(f, a, o[a], s->count_include_pad);
+        count *= (double)nn_counted(f, a, o[a], s->count_include_pad);
     }
     if (some) do {
             int64_t at = 0;
@@ -132,11 +122,11 @@ static void plane_f32(void *arg, int64_t plane) {
     float *row = (float *)job->ctx->out[0]->data + plane * f->out_size;
     op__pool_f32_plane(math, f, K_ADD, src + plane * f->in_size, row);
     for (int64_t y = 0; y < f->out_size / width; y++, row += width) {
-        int64_t high = w ? counted(f, 0, y, s->count_include_pad) : 1;
+        int64_t high = w ? nn_counted(f, 0, y, s->count_include_pad) : 1;
         if (!w || high == f->kernel[0]) math->binary[K_MUL](width, row, false, job->ctx->scratch, false, row);
         else
             for (int64_t i = 0; i < width; i++) {
-                int64_t count = high * counted(f, w, i, s->count_include_pad);
+                int64_t count = high * nn_counted(f, w, i, s->count_include_pad);
                 row[i] = count > 0 ? row[i] / (float)count : 0;
             }
     }
@@ -148,7 +138,7 @@ static void fill_factors(const struct op_ctx *ctx, const struct nn_fit *f) {
     int w = f->rank - 1;
     float *factor = ctx->scratch;
     for (int64_t i = 0; i < f->out[w]; i++) {
-        int64_t count = (w ? f->kernel[0] : 1) * counted(f, w, i, s->count_include_pad);
+        int64_t count = (w ? f->kernel[0] : 1) * nn_counted(f, w, i, s->count_include_pad);
         factor[i] = count > 0 ? 1 / (float)count : 0;
     }
 }

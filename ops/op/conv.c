@@ -12,7 +12,7 @@
  * rising (channel, kernel position), or one column of Winograd's products. Input 3 of the fused form is of the output's shape in practice and is added in registers; where
  * it broadcasts, the convolution goes to scratch memory first. */
 #include "ops/kern/kern.h"
-#include "ops/op/nn.h"
+#include "ops/op/conv.h"
 #include "ops/op/product.h"
 
 #include <math.h>
@@ -162,7 +162,7 @@ struct plan {
     struct op__activation act;
 };
 
-static void set_geometry(const struct nn_fit *fit, int64_t channels, struct k_geometry *g) {
+void op__conv_geometry(const struct nn_fit *fit, int64_t channels, struct k_geometry *g) {
     g->channels = channels;
     for (int a = 0; a < 3; a++) {
         const int from = a - (3 - fit->rank);
@@ -223,7 +223,7 @@ static void make_plan(const struct op_ctx *ctx, struct plan *p) {
     struct nn_fit fit;
     *p = (struct plan){.way = WAY_REF};
     if (x->dtype != OP_F32 || x->rank > 5 || conv_fit(ctx, &fit) != OP_OK) return;
-    set_geometry(&fit, w->dims[1], &p->g);
+    op__conv_geometry(&fit, w->dims[1], &p->g);
     set_output(ctx, &fit, p);
     p->images = x->dims[0];
     p->oc = w->dims[0] / s->group;
@@ -430,8 +430,7 @@ static void convolve(const struct op_ctx *ctx, const struct plan *p, float *scra
     run_parallel(&job, p->images * s->group * p->panels * p->parts, product_task);
 }
 
-/* out = y + addend, both broadcast, element by element. */
-static void add_broadcast(const struct op_tensor *y, const struct op_tensor *r, const struct op_tensor *out) {
+void op__conv_add_broadcast(const struct op_tensor *y, const struct op_tensor *r, const struct op_tensor *out) {
     const struct op_tensor *const side[2] = {y, r};
     int64_t step[2][OP_RANK_MAX], at[OP_RANK_MAX] = {0}, i = 0;
     for (int k = 0; k < 2; k++) {
@@ -457,12 +456,12 @@ static enum op_status conv_run(struct op_ctx *ctx) {
     if (p.y_in_scratch) p.y.data = ctx->scratch;
     convolve(ctx, &p, ctx->scratch ? (float *)ctx->scratch + y_floats(&p) : NULL);
     if (!p.y_in_scratch) return OP_OK;
-    add_broadcast(&p.y, ctx->in[3], ctx->out[0]);
+    op__conv_add_broadcast(&p.y, ctx->in[3], ctx->out[0]);
     op__kern(ctx)->math->unary[s->act.fn](op_tensor_count(ctx->out[0]), ctx->out[0]->data, ctx->out[0]->data, s->act.a, s->act.b);
     return OP_OK;
 }
 
-static void conv_cost(const struct op_ctx *ctx, double *flops, double *bytes) {
+void op__conv_cost(const struct op_ctx *ctx, double *flops, double *bytes) {
     const struct op_tensor *y = ctx->out[0], *w = ctx->in[1];
     (void)bytes;
     if (y && w->dims[0] > 0) *flops = 2.0 * (double)op_tensor_count(y) * (double)(op_tensor_count(w) / w->dims[0]);
@@ -482,7 +481,7 @@ static const struct op_desc conv = {
     .scratch = conv_scratch,
     .run = conv_run,
     .ref = conv_ref,
-    .cost = conv_cost,
+    .cost = op__conv_cost,
 };
 OP_REGISTER(conv);
 
@@ -499,6 +498,6 @@ static const struct op_desc fused_conv = {
     .infer = fused_infer,
     .scratch = conv_scratch,
     .run = conv_run,
-    .cost = conv_cost,
+    .cost = op__conv_cost,
 };
 OP_REGISTER(fused_conv);

@@ -117,6 +117,16 @@ static inline void nn_taps(const struct nn_fit *f, int a, int64_t o, int64_t *fi
     *pos = start + lo * d;
 }
 
+/* Taps of output o along axis a that lie in the input or, with pads, in the padded input. */
+static inline int64_t nn_counted(const struct nn_fit *f, int a, int64_t o, bool pads) {
+    int64_t first, n, pos;
+    nn_taps(f, a, o, &first, &n, &pos);
+    if (!pads) return n;
+    int64_t left = f->in[a] + f->end[a] - (o * f->stride[a] - f->begin[a]); /* > 0: windows begin inside */
+    int64_t most = (left + f->dilation[a] - 1) / f->dilation[a];
+    return most < f->kernel[a] ? most : f->kernel[a];
+}
+
 /* Counts up idx over dims, the last fastest; false when it wraps round. */
 static inline bool nn_next(int64_t *idx, const int64_t *dims, int rank) {
     for (int a = rank - 1; a >= 0; a--) {

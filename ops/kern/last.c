@@ -1,0 +1,148 @@
+/* last.c: convolution over images whose channels come last, as a matrix product that copies nothing.
+ *
+ * A row of A is an output pixel. For each kernel position it is a run of channels that lies in the input already, so the tile is
+ * given pointers to those runs (padding points to zeros) in place of a packed copy. B are the weights, packed at load.
+ *
+ * Loops: blocks of rows small enough that what they read stays in L2, panels of B, tiles of rows. Every panel is read once for a
+ * block, the next one is fetched from memory meanwhile. The rows of a block are divided evenly between its tiles: 49 pixels are
+ * nine tiles of five or six rows and no tile of one. */
+#include "ops/kern/kern.h"
+
+#include <string.h>
+
+enum { BLOCK_BYTES = 384 << 10, BLOCK_POINTERS = 1 << 14, LINE = 64 };
+
+static int64_t min64(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+static int64_t vectors_of(const struct k_gemm *g, int64_t oc) {
+    return (oc + g->vw - 1) / g->vw;
+}
+
+size_t k_last_pack_floats(const struct k_gemm *g, int64_t oc, int64_t k) {
+    return (size_t)k * (size_t)(vectors_of(g, oc) * g->vw);
+}
+
+int64_t k_last_panels(const struct k_gemm *g, int64_t oc) {
+    const int64_t most = g->nr / g->vw;
+    return (vectors_of(g, oc) + most - 1) / most;
+}
+
+/* Panels are of equal width, give or take a vector: nine vectors are three times three. */
+int64_t k_last_panel_start(const struct k_gemm *g, int64_t oc, int64_t panel) {
+    return vectors_of(g, oc) * panel / k_last_panels(g, oc) * g->vw;
+}
+
+void k_last_pack(const struct k_gemm *g, int64_t oc, int64_t channels, int64_t taps, const float *w, float *dst) {
+    for (int64_t p = 0; p < k_last_panels(g, oc); p++) {
+        const int64_t from = k_last_panel_start(g, oc, p), width = k_last_panel_start(g, oc, p + 1) - from;
+        for (int64_t j = 0; j < width; j++)
+            for (int64_t c = 0; c < channels; c++)
+                for (int64_t q = 0; q < taps; q++)
+                    dst[(q * channels + c) * width + j] = from + j < oc ? w[((from + j) * channels + c) * taps + q] : 0.0f;
+        dst += channels * taps * width;
+    }
+}
+
+static int64_t taps_of(const struct k_geometry *g) {
+    return g->kernel[0] * g->kernel[1] * g->kernel[2];
+}
+
+static bool pointwise(const struct k_geometry *g) {
+    for (int a = 0; a < 3; a++)
+        if (g->kernel[a] != 1 || g->stride[a] != 1 || g->begin[a] != 0 || g->in[a] != g->out[a]) return false;
+    return true;
+}
+
+/* Output pixels of a block. */
+static int64_t block_rows(const struct k_geometry *g) {
+    const int64_t taps = taps_of(g), bytes = g->channels * (int64_t)sizeof(float) * min64(taps, g->stride[1] * g->stride[2] + 1);
+    int64_t rows = BLOCK_BYTES / (bytes > 0 ? bytes : 1);
+    if (rows > BLOCK_POINTERS / taps) rows = BLOCK_POINTERS / taps;
+    return rows < 2 * K_ROWS_MAX ? 2 * K_ROWS_MAX : rows;
+}
+
+size_t k_last_scratch_bytes(const struct k_geometry *g) {
+    return (size_t)(block_rows(g) * taps_of(g) * K_ROWS_MAX) * sizeof(const float *); /* at worst one row a tile */
+}
+
+/* Pointers of output pixel `row`: tap q's goes to to[q * K_ROWS_MAX]. */
+static void point(const struct k_last_job *job, int64_t row, const float **to) {
+    const struct k_geometry *g = job->g;
+    const int64_t ow = row % g->out[2], oh = row / g->out[2] % g->out[1], od = row / g->out[2] / g->out[1] % g->out[0];
+    const float *image = job->x + row / g->out[2] / g->out[1] / g->out[0] * g->in[0] * g->in[1] * g->in[2] * job->x_pixel;
+    for (int64_t a0 = 0; a0 < g->kernel[0]; a0++)
+        for (int64_t a1 = 0; a1 < g->kernel[1]; a1++) {
+            const int64_t d = od * g->stride[0] - g->begin[0] + a0 * g->dilation[0], h = oh * g->stride[1] - g->begin[1] + a1 * g->dilation[1];
+            const bool inside = d >= 0 && d < g->in[0] && h >= 0 && h < g->in[1];
+            const float *line = image + (d * g->in[1] + h) * g->in[2] * job->x_pixel;
+            int64_t w = ow * g->stride[2] - g->begin[2];
+            for (int64_t a2 = 0; a2 < g->kernel[2]; a2++, w += g->dilation[2], to += K_ROWS_MAX)
+                *to = inside && w >= 0 && w < g->in[2] ? line + w * job->x_pixel : job->zeros;
+        }
+}
+
+/* Row r of n in `tiles` tiles: tile i has [n * i / tiles, n * (i + 1) / tiles). */
+static void point_tiles(const struct k_last_job *job, int64_t first, int64_t n, int64_t tiles, const float **pointers) {
+    const bool flat = pointwise(job->g);
+    const int64_t taps = taps_of(job->g);
+    for (int64_t i = 0; i < tiles; i++, pointers += taps * K_ROWS_MAX)
+        for (int64_t r = n * i / tiles, r0 = r; r < n * (i + 1) / tiles; r++) {
+            if (flat)
+                pointers[r - r0] = job->x + (first + r) * job->x_pixel;
+            else
+                point(job, first + r, pointers + r - r0);
+        }
+}
+
+/* Sets the tile's clip for the activations that are one, and says whether it did. */
+static bool act_as_clip(const struct k_last_job *job, struct k_tile *t) {
+    t->clip = job->act == K_RELU || job->act == K_CLIP;
+    t->lo = job->act == K_CLIP ? job->act_a : 0.0f;
+    t->hi = job->act == K_CLIP ? job->act_b : __builtin_inff();
+    return t->clip || job->act == K_COPY;
+}
+
+/* One panel over the rows [first, first + n) in `tiles` tiles. `next` are bytes wanted soon: the tiles fetch them, evenly,
+ * since many at once would keep the tile's own loads waiting. */
+static void run_panel(const struct k_kernels *k, const struct k_last_job *job, struct k_tile *t, int64_t j, int64_t first, int64_t n, int64_t tiles,
+                      const float *const *pointers, const char *next, int64_t next_bytes) {
+    const bool act_in_tile = act_as_clip(job, t);
+    const int64_t steps = t->k * t->taps; /* of a tile: the fetches are spread over all of them */
+    const int64_t step = min64(LINE, (next_bytes + tiles * steps - 1) / (tiles * steps));
+    t->bias_col = job->bias ? job->bias + j : NULL;
+    for (int64_t i = 0; i < tiles; i++) {
+        const int64_t r = n * i / tiles;
+        const int m = (int)(n * (i + 1) / tiles - r);
+        t->ahead = next_bytes ? next + i * steps * step : (const char *)t->b;
+        t->ahead_step = step;
+        t->rows = pointers + i * t->taps * K_ROWS_MAX;
+        t->c = job->y + (first + r) * job->y_pixel + j;
+        t->residual = job->addend ? job->addend + (first + r) * job->y_pixel + j : NULL;
+        k->gemm->rows(m, t);
+        if (!act_in_tile)
+            for (int q = 0; q < m; q++) k->math->unary[job->act](t->n, t->c + q * t->c_row, t->c + q * t->c_row, job->act_a, job->act_b);
+    }
+}
+
+void k_last_run(const struct k_kernels *k, const struct k_last_job *job, int64_t row0, int64_t row1, int64_t p0, int64_t p1, void *scratch) {
+    const struct k_gemm *gemm = k->gemm;
+    const int64_t taps = taps_of(job->g), depth = job->g->channels * taps, most = block_rows(job->g);
+    struct k_tile t = {.k = job->g->channels, .taps = taps, .c_row = job->y_pixel, .first = true, .last = true, .residual_row = job->y_pixel};
+    const int64_t blocks = (row1 - row0 + most - 1) / most;
+    for (int64_t b = 0; b < blocks; b++) {
+        const int64_t first = row0 + (row1 - row0) * b / blocks, n = row0 + (row1 - row0) * (b + 1) / blocks - first;
+        int64_t pointed = 0;
+        for (int64_t p = p0; p < p1; p++) {
+            const int64_t j = k_last_panel_start(gemm, job->oc, p), end = k_last_panel_start(gemm, job->oc, p + 1);
+            const int64_t tile_rows = gemm->rows_max[(end - j) / gemm->vw], tiles = (n + tile_rows - 1) / tile_rows;
+            if (tiles != pointed) point_tiles(job, first, n, tiles, scratch);
+            pointed = tiles;
+            t.n = (int)(min64(end, job->oc) - j);
+            t.b = job->w + j * depth;
+            const int64_t next_width = p + 1 < p1 ? k_last_panel_start(gemm, job->oc, p + 2) - end : 0;
+            run_panel(k, job, &t, j, first, n, tiles, scratch, (const char *)(t.b + (end - j) * depth), next_width * depth * (int64_t)sizeof(float));
+        }
+    }
+}
