@@ -180,7 +180,7 @@ static void test_two_convolutions_into_one_sum(void **state) {
     ot_node(&m, "Add", "c c2", "s");
     ot_node(&m, "Relu", "s", "y");
     ot_output(&m, "y", OP_F32, -1, NULL);
-    compare(&m, &x, 1, "Conv FusedConv");
+    compare(&m, &x, 1, "ChannelsLastConv ChannelsLastConv Transpose");
     free(x.data);
 }
 
