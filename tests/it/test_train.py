@@ -1,14 +1,12 @@
 """Training: quern train and the job, from spec to a model that answers; the same bits after stops, kills and on several threads."""
-import copy
 import gzip
 import json
 import os
-import resource
+import re
 import shutil
 import signal
 import struct
 import subprocess
-import tempfile
 import time
 
 import numpy as np
@@ -16,74 +14,9 @@ import numpy as np
 import jobs
 import tap
 from server import CLEAN, Server
+from trains import DIGITS, Folder, SPEC, changed
 
-DIGITS = os.path.abspath("configs/examples/digits/digits.csv.gz")
 QUICK = ("--beat-ms", "200", "--lease-ms", "2000")
-SPEC = {
-    "model": {"input_shape": [8, 8, 1], "layers": [
-        {"type": "Conv2D", "filters": 8, "kernel_size": 3, "padding": "same"},
-        {"type": "BatchNormalization", "momentum": 0.9},
-        {"type": "ReLU"},
-        {"type": "MaxPooling2D"},
-        {"type": "Flatten"},
-        {"type": "Dropout", "rate": 0.2},
-        {"type": "Dense", "units": 10, "activation": "softmax"}]},
-    "data": {"train": {"x": DIGITS, "target": 64, "header": False}, "test_split": 0.25,
-             "preprocess": [{"type": "Rescaling", "scale": 0.0625}]},
-    "compile": {"optimizer": {"type": "Adam", "learning_rate": 0.005}, "loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"]},
-    "fit": {"epochs": 6, "batch_size": 32, "validation_split": 0.1, "seed": 3},
-}
-
-
-class Folder:
-    def __enter__(self):
-        self.path = tempfile.mkdtemp(prefix="quern-train-")
-        return self
-
-    def __exit__(self, *_):
-        shutil.rmtree(self.path, ignore_errors=True)
-
-    def at(self, *names):
-        return os.path.join(self.path, *names)
-
-    def spec(self, spec, name="spec.json"):
-        with open(self.at(name), "w") as f:
-            json.dump(spec, f)
-        return self.at(name)
-
-    def start(self, spec, output, *options, file_bytes_max=None):
-        limit = file_bytes_max and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes_max, file_bytes_max)))
-        return subprocess.Popen([tap.QUERN, "train", self.spec(spec), "--output", self.at(output), *options], stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, text=True, env=dict(CLEAN, HOME="/nonexistent"), preexec_fn=limit)
-
-    def train(self, spec, output="out", *options, rc=0):
-        p = self.start(spec, output, *options)
-        out, err = p.communicate(timeout=300)
-        assert p.returncode == rc, (p.returncode, out, err)
-        return out, err
-
-    def checkpoint(self, output):
-        """The file of the state that a stopped run has left; None where there is none."""
-        for n in os.listdir(self.at(output)) if os.path.isdir(self.at(output)) else []:
-            if n.startswith(".train-") and not n.endswith(".tmp") and os.path.getsize(self.at(output, n)):
-                return self.at(output, n)
-        return None
-
-    def read(self, *names):
-        with open(self.at(*names), "rb") as f:
-            return f.read()
-
-
-def changed(spec=SPEC, **paths):
-    """A copy with values at paths: fit__epochs=2."""
-    spec = copy.deepcopy(spec)
-    for path, value in paths.items():
-        at = spec
-        *way, last = path.split("__")
-        for w in way:
-            at = at[w]
-        at[last] = value
-    return spec
 
 
 def refused(spec, *words):
@@ -397,6 +330,27 @@ def test_a_loss_that_is_no_number_ends_the_run_or_stops_it_with_the_last_good_we
         assert "epoch 1" in err, err
         _, err = f.train(changed(spec, fit__callbacks=[{"type": "TerminateOnNaN"}]), "kept")
         assert "no number" in err and os.path.exists(f.at("kept", "model.onnx")), err
+
+
+def test_a_run_ends_at_its_limits():
+    with Folder() as f:
+        _, err = f.train(changed(fit__max_steps=45), "steps")  # 38 to an epoch
+        assert "epoch 2, step 7: fit.max_steps" in err, err
+        metrics = json.loads(f.read("steps", "metrics.json"))
+        assert len(metrics["epochs"]) == 1 and metrics["test"]["accuracy"] > 0.2, metrics
+        f.train(changed(fit__max_steps=38), "epoch")
+        assert len(json.loads(f.read("epoch", "metrics.json"))["epochs"]) == 1
+        _, err = f.train(changed(fit__epochs=100000, fit__max_seconds=0.3), "seconds")
+        assert "fit.max_seconds" in err, err
+
+
+def test_a_step_that_does_not_fit_into_memory_is_refused_with_a_batch_that_does():
+    with Folder() as f:
+        spec = changed(fit__batch_size=1024, fit__epochs=1)
+        _, err = f.train(spec, "out", "--run-bytes-max", "1500000", rc=1)
+        found = re.search(r"fit.batch_size: a step with 1024 rows does not fit into memory; (\d+) would", err)
+        assert found and "too_large" in err and not os.listdir(f.at("out")), err
+        f.train(changed(spec, fit__batch_size=int(found[1])), "out", "--run-bytes-max", "1500000")
 
 
 def store(s):

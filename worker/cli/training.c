@@ -215,6 +215,8 @@ static int interrupt(struct following *f) {
     int code = W_EXIT_INTERRUPTED;
     if (done)
         code = report_end(f, envelope);
+    else if (!f->t->output)
+        w_report(code, "interrupted", NULL, "interrupted");
     else if (!f->seen)
         w_report(code, "interrupted", NULL, "interrupted before the first step");
     else
@@ -288,7 +290,10 @@ static int run_private(const struct w_cli_training *t) {
     else if (p.config.origin[W_KEY_lane_threads] == W_FROM_DEFAULT)
         p.config.lane_threads = t->lanes > 1 ? 1 : w_cpus();
     if (p.config.origin[W_KEY_beat_ms] == W_FROM_DEFAULT) p.config.beat_ms = PRIVATE_BEAT_MS;
-    if (*p.config.models) mkdir(p.config.models, 0755); /* what is wrong with it, the worker says */
+    if (t->alias)
+        p.config.models = ""; /* it is there under a name of its own */
+    else if (*p.config.models)
+        mkdir(p.config.models, 0755); /* what is wrong with it, the worker says */
     int rc = w_cli_private_start(&p, t->alias, t->alias != NULL);
     if (rc == W_EXIT_OK) rc = submit(t, &p.conn);
     w_cli_private_stop(&p);

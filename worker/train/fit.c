@@ -162,8 +162,8 @@ static bool evaluate(struct w_fit *f, const struct w_set *s, struct w_error *err
 
 static void tell(struct w_fit *f) {
     double took = f->seconds_seen + w__fit_now() - f->started_s;
-    int64_t total = (int64_t)(f->spec->fit.epochs - f->epoch) * f->train.n -
-                    f->step * f->spec->fit.batch_size;
+    int64_t total =
+        (int64_t)(f->spec->fit.epochs - f->epoch) * f->train.n - f->step * f->spec->fit.batch_size;
     struct w_fit_status s = {.epoch = f->epoch + 1,
                              .epochs = f->spec->fit.epochs,
                              .step = f->step,
@@ -181,6 +181,20 @@ static bool keep_best(struct w_fit *f, struct w_error *err) {
     free(f->best);
     f->best = op_trainer_save(f->trainer, NULL, 0, &f->best_bytes, &why);
     return f->best || w_train_fail(err, &why);
+}
+
+/* fit.max_steps, fit.max_seconds: the run ends with the weights of now. */
+static bool at_limit(struct w_fit *f, double now) {
+    int64_t steps = (int64_t)f->epoch * f->steps_per_epoch + f->step;
+    double seconds = f->seconds + now - f->started_s;
+    if (f->spec->fit.max_steps && steps >= f->spec->fit.max_steps)
+        note(f, "stopped at epoch %d, step %lld: fit.max_steps", f->epoch + 1, (long long)f->step);
+    else if (f->spec->fit.max_seconds > 0 && seconds >= f->spec->fit.max_seconds)
+        note(f, "stopped at epoch %d, step %lld: fit.max_seconds", f->epoch + 1,
+             (long long)f->step);
+    else
+        return false;
+    return true;
 }
 
 /* Steps from f->step to the end of the epoch. */
@@ -210,6 +224,10 @@ static enum w_fit_end run_steps(struct w_fit *f, struct w_error *err) {
         f->step++;
         tell(f);
         double now = w__fit_now();
+        if (at_limit(f, now)) {
+            f->over = true; /* at the end of an epoch, that is finished first */
+            return W_FIT_DONE;
+        }
         if (f->o.checkpoint && (now - f->saved_s >= f->spec->fit.checkpoint_s ||
                                 f->step % f->spec->fit.checkpoint_steps == 0)) {
             if (!w__fit_save(f, err)) return W_FIT_FAILED;
@@ -294,13 +312,17 @@ enum w_fit_end w_fit_run(struct w_fit *f, struct w_error *err) {
         }
         enum w_fit_end end = run_steps(f, err);
         if (end != W_FIT_DONE) return leave(f, end, err);
-        if (f->over) break;
+        if (f->over && f->step < f->steps_per_epoch) break;
         f->step = f->steps_per_epoch - 1; /* the rate that the last step had */
         bool ok = finish_epoch(f, f->epoch_s + w__fit_now() - f->started_s, err);
         f->step = f->steps_per_epoch;
         if (!ok) return leave(f, cancelled(f) ? W_FIT_CANCELLED : W_FIT_FAILED, err);
         f->epoch++;
         f->step = 0;
+        if (f->pause && f->epoch < f->spec->fit.epochs && !f->over) {
+            f->pause = false;
+            return leave(f, W_FIT_PAUSED, err);
+        }
     }
     if (!conclude(f, err)) return leave(f, cancelled(f) ? W_FIT_CANCELLED : W_FIT_FAILED, err);
     return leave(f, W_FIT_DONE, err);

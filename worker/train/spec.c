@@ -97,6 +97,8 @@ static const struct w_param fit_params[] = {
     {.name = "shuffle", .kind = W_PARAM_BOOL, .offset = AT(fit.shuffle), .deflt = 1},
     {.name = "checkpoint_s", .kind = W_PARAM_DOUBLE, .offset = AT(fit.checkpoint_s), .min = 0.01, .max = 1e6, .deflt = 30},
     {.name = "checkpoint_steps", .kind = W_PARAM_INT, .offset = AT(fit.checkpoint_steps), .min = 1, .max = 1e9, .deflt = 1e9},
+    {.name = "max_steps", .kind = W_PARAM_INT, .offset = AT(fit.max_steps), .min = 1, .max = 1e9},
+    {.name = "max_seconds", .kind = W_PARAM_DOUBLE, .offset = AT(fit.max_seconds), .min = 0, .max = 1e9},
     {.name = "callbacks", .kind = W_PARAM_JSON, .offset = AT(fit.callbacks)},
     {.name = "class_weight", .kind = W_PARAM_JSON, .offset = AT(fit.class_weight)},
     {0}};

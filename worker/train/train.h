@@ -56,8 +56,8 @@ struct w_spec_train {
     struct op_loss loss;
     char loss_name[64], optimizer_name[32];
     struct {
-        int32_t epochs, batch_size, checkpoint_steps;
-        double validation_split, checkpoint_s;
+        int32_t epochs, batch_size, checkpoint_steps, max_steps;
+        double validation_split, checkpoint_s, max_seconds; /* max_*: 0: none */
         double seed;
         bool shuffle;
         json_t *callbacks, *class_weight;
@@ -339,6 +339,7 @@ struct w_fit {
     int64_t step;
     double lr_scale, seconds;
     bool over;
+    bool pause; /* set in on_epoch: w_fit_run comes back before the next one */
     json_t *history, *test_results;
     void *best; /* a saved trainer: the best weights so far; NULL: none */
     size_t best_bytes;
