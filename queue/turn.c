@@ -109,11 +109,23 @@ static void delayed_id(struct q__args *a, const struct q_job *job) {
     q__args_copy(a, id, len);
 }
 
+/* turn.lua's verb e: a commit that nobody waits for. */
+static bool is_plain(const struct q__item *item, unsigned flags) {
+    return item->verb == 'c' && !flags && !item->job->priv->slot &&
+           strcmp(item->state, "done") == 0;
+}
+
 static void item_words(struct q__args *a, const struct q__item *item, unsigned flags) {
     const struct q_job *job = item->job;
     char verb[2] = {item->verb, 's'}, header[Q__HEADER_MAX];
     size_t header_len;
     q__args_int(a, (int64_t)job->token);
+    if (is_plain(item, flags)) {
+        q__args_text(a, "e");
+        q__args_int(a, job->ttl_ms ? job->ttl_ms : 1);
+        q__args_bytes(a, item->envelope, item->envelope_len);
+        return;
+    }
     q__args_copy(a, verb, job->priv->slot ? 2 : 1);
     switch (item->verb) {
     case 'c':
@@ -400,13 +412,17 @@ static void send_turn(struct q__queue *q, uint32_t n, bool inboxes) {
     q->land_dirty = false;
 }
 
-/* Is a turn worth it now? */
+/* Is a turn worth it now? The first one for anything; while one is under way, only a full one: a
+ * turn for a few jobs costs Redis nearly as much as one for many, and delays those behind it.
+ * Sending for large entries is no turn. */
 static bool due(const struct q__queue *q, uint64_t now_ms) {
     if (!q->enrolled || q->turns >= Q__TURNS_MAX || now_ms < q->not_before_ms) return false;
-    if (q->n_pending >= Q_BATCH_MAX || (q->n_pending && q->turns == 0)) return true;
-    if ((q->land_dirty || q->n_landed) && q->turns == 0) return true;
-    if (q->paused && q->maybe_more && q->turns == 0) return true; /* asks whether it still is */
-    return q->maybe_more && may_claim(q) && q__queue_room(q) > 0;
+    uint32_t enough = q->turns && !q->large ? Q_BATCH_MAX : 1;
+    if (q->n_pending >= Q_BATCH_MAX) return true;
+    if (q->maybe_more && may_claim(q) && q__queue_room(q) >= enough) return true;
+    if (q->turns) return false;
+    return q->n_pending || q->land_dirty || q->n_landed ||
+           (q->paused && q->maybe_more); /* asks whether it still is */
 }
 
 /* Room is dealt out a unit at a time by the queues' weights, among those that go now. */

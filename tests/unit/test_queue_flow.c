@@ -485,6 +485,27 @@ static void test_points_are_fenced(void **state) {
     rig_finish(&r);
 }
 
+static bool all_came(struct rig *r) {
+    return r->n_came >= 1280 && nothing_pending(r);
+}
+
+/* While a turn is under way the next one waits until it is full: here there is room for two jobs
+ * more than a turn takes, and a turn for those two would double the number of turns. */
+static void test_turns_that_follow_are_full(void **state) {
+    struct rig r;
+    struct q_worker_stats s;
+    (void)state;
+    for (int i = 0; i < 1280; i++) PUSH(ctl, "{\"op\":\"ping\"}");
+    rig_init(&r, server.url);
+    r.ctl = ctl;
+    r.auto_done = true;
+    rig_start(&r, Q_BATCH_MAX + 2);
+    rig_until(&r, all_came);
+    q_worker_stats(r.w, &s);
+    assert_true(s.turns <= 1280 / Q_BATCH_MAX + 6);
+    rig_finish(&r);
+}
+
 static void test_submit_and_wait(void **state) {
     struct rig r;
     char id[Q_ID_MAX + 1], *envelope;
@@ -680,6 +701,7 @@ int main(void) {
         T(test_progress_hears_of_a_cancellation),
         T(test_points_of_a_curve),
         T(test_points_are_fenced),
+        T(test_turns_that_follow_are_full),
         T(test_submit_and_wait),
         T(test_several_queues_by_weight),
         T(test_fetch_of_references),

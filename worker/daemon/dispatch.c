@@ -3,7 +3,8 @@
  * How much is held. What waits here is what other workers cannot have, so the worker asks for no
  * more than its lanes can start within HORIZON_MS, judged by a moving average of lane time a job;
  * two a lane at least, so that a lane that is done finds the next batch. Jobs that need no lane
- * (ping) are over in the turn that brought them and count for nothing.
+ * (ping) are over in the turn that brought them: where many of them come, more is asked for, up to
+ * four times as much, so that the claims of the queue are full and follow each other without a gap.
  *
  * Suspects. When a worker dies, every job that it held has its crash counted, for nobody knows
  * which one did it. A suspect is therefore run with nothing else in this worker's hands: lanes come
@@ -18,6 +19,8 @@
 #define BATCH_MS 100.0 /* a micro-batch is cut at about this much lane time */
 #define MS_PER_JOB_UNKNOWN 3.0
 #define HOLD_MAX 1024
+#define LANE_SHARE_MIN 0.25
+#define LANE_SHARE_DECAY (1.0 / 64)
 #define ALONE_WAIT_MS 10000 /* a suspect waits so long for the lanes to come to rest */
 
 /* --- lanes ------------------------------------------------------------------------------------ */
@@ -126,6 +129,7 @@ void w__lanes_done(struct w_daemon *d) {
 /* --- wanting ---------------------------------------------------------------------------------- */
 
 void w__arrival_seen(struct w_daemon *d, const struct w_task *t) {
+    d->lane_share += ((t->desc->harmless ? 0.0 : 1.0) - d->lane_share) * LANE_SHARE_DECAY;
     if (t->item.alone)
         d->suspects = true;
     else if (t->job->crashes == 0)
@@ -140,7 +144,8 @@ static uint32_t wanted(const struct w_daemon *d) {
     for (int i = 0; i < d->lanes.n; i++) busy += d->lanes.lanes[i].busy;
     if (d->suspects) return d->n_waiting + busy == 0;
     double ms = d->ms_per_job > 0 ? d->ms_per_job : MS_PER_JOB_UNKNOWN;
-    double can = HORIZON_MS * d->lanes.n / ms;
+    double share = d->lane_share > LANE_SHARE_MIN ? d->lane_share : LANE_SHARE_MIN;
+    double can = HORIZON_MS * d->lanes.n / ms / share;
     size_t target = can > HOLD_MAX ? HOLD_MAX : (size_t)can;
     if (target < 2 * (size_t)d->lanes.n) target = 2 * (size_t)d->lanes.n;
     if (d->n_waiting >= target) return 0;

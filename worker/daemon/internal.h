@@ -53,6 +53,7 @@ struct w_daemon {
     bool suspects;      /* jobs of a crash are coming in: one at a time */
     uint64_t alone_since_ms;
     double ms_per_job; /* of lane time, moving average */
+    double lane_share; /* of the jobs that came, how many need a lane: moving average */
     uint64_t batch_due_ms;
     /* draining */
     uint64_t drain_until_ms, exit_at_ms;

@@ -363,6 +363,7 @@ struct w_daemon *w_daemon_create(const struct w_daemon_options *o, struct w_erro
     d->with_signals = o->signals;
     d->arrived_tail = &d->arrived;
     d->batch_due_ms = UINT64_MAX;
+    d->lane_share = 1;
     w__tunables_from(&d->tune, o->config);
     w__watchdog_init();
     if (!open_loop(d, err)) {
