@@ -106,7 +106,6 @@ struct op_trainer_options {
     float l1, l2;              /* on every trained weight of rank 2 and more */
     uint64_t seed;
     int n_threads;
-    uint64_t memory_bytes_max; /* 0: 8 GiB */
     const volatile bool *cancel;
 };
 

@@ -152,28 +152,38 @@ static struct op_model *load_base(struct w_fit *f, struct w_error *err) {
     return m;
 }
 
-/* The batch size that would fit, for the message. */
-static bool plan(struct w_fit *f, struct w_error *err) {
-    struct op_error why;
+/* A step with n rows, in f->peak_bytes. */
+static enum op_status plan_rows(struct w_fit *f, int64_t n, struct op_error *why) {
     struct w_fit_batch *b = &f->batch;
+    double flops;
+    for (int i = 0; i < f->m.n_inputs; i++) b->x[i].dims[0] = n;
+    b->y.dims[0] = b->weight.dims[0] = n;
+    enum op_status st = op_trainer_plan(f->trainer, b->x, f->m.n_inputs, &b->y, 1, &f->peak_bytes,
+                                        &flops, why);
+    if (st != OP_OK || !f->o.memory_bytes_max || f->peak_bytes <= f->o.memory_bytes_max) return st;
+    snprintf(why->text, sizeof why->text, "%lld row%s need %.1f MB, %.1f MB are allowed",
+             (long long)n, n == 1 ? "" : "s", (double)f->peak_bytes / 1e6,
+             (double)f->o.memory_bytes_max / 1e6);
+    return why->code = OP_LIMIT;
+}
+
+/* Refused with the batch size that would fit. */
+static bool plan(struct w_fit *f, struct w_error *err) {
+    struct op_error why, first = {0};
     int64_t full = f->spec->fit.batch_size < f->train.n ? f->spec->fit.batch_size : f->train.n,
             n = full;
-    double flops;
-    for (; n > 0; n /= 2) {
-        for (int i = 0; i < f->m.n_inputs; i++) b->x[i].dims[0] = n;
-        b->y.dims[0] = b->weight.dims[0] = n;
-        if (op_trainer_plan(f->trainer, b->x, f->m.n_inputs, &b->y, 1, &f->peak_bytes, &flops,
-                            &why) == OP_OK)
-            break;
+    for (; n > 0 && plan_rows(f, n, &why) != OP_OK; n /= 2) {
         if (why.code != OP_NOMEM && why.code != OP_LIMIT) return w_train_fail(err, &why);
+        if (n == full) first = why;
     }
     if (n == full) return true;
     if (n == 0)
         return w_fail(err, W_TOO_LARGE,
                       "a step does not fit into memory with any batch size: %.300s", why.text);
     return w_fail(err, W_TOO_LARGE,
-                  "fit.batch_size: a step with %lld rows does not fit into memory; %lld would",
-                  (long long)full, (long long)n);
+                  "fit.batch_size: a step with %lld rows does not fit into memory; %lld would: "
+                  "%.300s",
+                  (long long)full, (long long)n, first.text);
 }
 
 static bool make_trainer(struct w_fit *f, struct w_error *err) {
@@ -188,7 +198,6 @@ static bool make_trainer(struct w_fit *f, struct w_error *err) {
                                    .l2 = (float)f->m.l2,
                                    .seed = (uint64_t)s->fit.seed,
                                    .n_threads = f->o.n_threads,
-                                   .memory_bytes_max = f->o.memory_bytes_max,
                                    .cancel = f->o.cancel};
     f->trainer = op_trainer_create(f->m.model, &o, &why);
     return f->trainer || w_train_fail(err, &why);
