@@ -128,6 +128,7 @@ enum {
     Q_RESULT_BYTES_MAX = 256 << 20, /* above it a job fails with too_large */
     Q_BULK_GRAINS_MAX = 1 << 24,    /* units of a bulk job: 2 MiB of bits */
     Q_BULK_TICKETS_MAX = 256,
+    Q_BULK_NOTE_BYTES_MAX = 4096,
 };
 
 /* --- connections ------------------------------------------------------------------------------ */
@@ -441,6 +442,19 @@ struct q_bulk_range {
 typedef void q_bulk_ranges_fn(void *ctx, struct q_job *job, const struct q_bulk_range *ranges,
                               size_t n, const struct q_error *err);
 void q_bulk_ranges(struct q_worker *w, struct q_job *job, q_bulk_ranges_fn *done, void *ctx);
+/* What tickets tell each other: a text under the number of a grain, kept in Redis until the job
+ * ends. Writes one if the ticket is still ours (NULL: only looks), and brings all, in no order: the
+ * library's, during the call. Meant for jobs of few grains (a thousand), since all are read. The
+ * callback always comes, never inside the call; err: FENCED, UNREACHABLE, … */
+struct q_bulk_note {
+    uint32_t grain;
+    const char *text;
+    size_t len;
+};
+typedef void q_bulk_notes_fn(void *ctx, struct q_job *job, const struct q_bulk_note *notes,
+                             size_t n, const struct q_error *err);
+void q_bulk_note(struct q_worker *w, struct q_job *job, uint32_t grain, const char *text,
+                 q_bulk_notes_fn *done, void *ctx);
 /* Ends this ticket without a word to the producer. Finishes (frees) the job. */
 void q_bulk_leave(struct q_worker *w, struct q_job *job);
 

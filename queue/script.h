@@ -16,7 +16,8 @@
     X(requeue)    /* delayed or dead: back to the inbox */                                         \
     X(purge)      /* forget dead letters */                                                        \
     X(shard_open) /* a bulk job begins */                                                          \
-    X(shard_turn) /* a ticket's range is done, give the next */
+    X(shard_turn) /* a ticket's range is done, give the next */                                    \
+    X(shard_note) /* tickets tell each other something */
 
 #define Q__SCRIPT_ENUM(name) Q__SCRIPT_##name,
 enum q__script { Q__SCRIPT_MAP(Q__SCRIPT_ENUM) Q__SCRIPT_N };

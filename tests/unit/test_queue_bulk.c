@@ -265,6 +265,101 @@ static void test_same_id_again_leaves(void **state) {
     rig_finish(&r);
 }
 
+/* --- notes */
+
+static size_t n_notes;
+static enum q_status note_status;
+static char note_of_2[32];
+
+static void on_note_step(void *ctx, struct q_job *job, const struct q_bulk_turn *t);
+
+static void on_notes(void *ctx, struct q_job *job, const struct q_bulk_note *notes, size_t n,
+                     const struct q_error *err) {
+    struct rig *r = ctx;
+    note_status = err->code;
+    n_notes = n;
+    for (size_t i = 0; i < n; i++)
+        if (notes[i].grain == 2)
+            snprintf(note_of_2, sizeof note_of_2, "%.*s", (int)notes[i].len, notes[i].text);
+    if (err->code != Q_OK) {
+        q_bulk_leave(r->w, job);
+        return;
+    }
+    q_bulk_commit(r->w, job, (uint32_t)n - 1, 1, 1, 0, on_note_step, r);
+}
+
+static void on_note_step(void *ctx, struct q_job *job, const struct q_bulk_turn *t) {
+    struct rig *r = ctx;
+    char text[32];
+    snprintf(text, sizeof text, "{\"seen\":%u}", t->first);
+    if (t->step == Q_BULK_RANGE)
+        q_bulk_note(r->w, job, t->first, text, on_notes, r);
+    else
+        on_step(ctx, job, t);
+}
+
+static void note_jobs(void *ctx, struct q_job **jobs, size_t n) {
+    struct rig *r = ctx;
+    for (size_t i = 0; i < n; i++) q_bulk_open(r->w, jobs[i], &plan, on_note_step, r);
+}
+
+static void test_notes_are_seen_by_all_and_go_with_the_job(void **state) {
+    struct rig r;
+    (void)state;
+    reset(4, 1, 1);
+    plan.range_max = 1;
+    rig_init(&r, server.url);
+    r.ctl = ctl;
+    r.opt.on.jobs = note_jobs;
+    rig_start(&r, 1);
+    PUSH(ctl, "{\"id\":\"b1\",\"op\":\"tune\"}");
+    until_final(&r, "b1");
+    assert_int_equal(n_notes, 4);
+    assert_string_equal(note_of_2, "{\"seen\":2}");
+    assert_int_equal(n_finals, 1);
+    left_clean();
+    rig_finish(&r);
+}
+
+static void lost_jobs(void *ctx, struct q_job **jobs, size_t n) {
+    struct rig *r = ctx;
+    char key[64], token[24], *text = malloc(Q_BULK_NOTE_BYTES_MAX + 2);
+    assert_int_equal(n, 1);
+    memset(text, 'x', Q_BULK_NOTE_BYTES_MAX + 1);
+    text[Q_BULK_NOTE_BYTES_MAX + 1] = 0;
+    r->n_came++;
+    snprintf(key, sizeof key, "quern:{t}:a:%s", q_worker_wid(r->w, "t"));
+    snprintf(token, sizeof token, "%llu", (unsigned long long)jobs[0]->token);
+    note_status = Q_OK;
+    if (strcmp(jobs[0]->id, "lost") == 0) free(command(ctl, "HDEL", key, token));
+    q_bulk_note(r->w, jobs[0], 0, strcmp(jobs[0]->id, "lost") == 0 ? "{}" : text, on_notes, r);
+    free(text);
+}
+
+static bool note_failed(struct rig *r) {
+    (void)r;
+    return note_status != Q_OK;
+}
+
+static void test_notes_are_fenced_and_bounded(void **state) {
+    struct rig r;
+    (void)state;
+    rig_init(&r, server.url);
+    r.ctl = ctl;
+    r.opt.on.jobs = lost_jobs;
+    rig_start(&r, 1);
+    PUSH(ctl, "{\"id\":\"lost\",\"op\":\"tune\"}");
+    rig_until(&r, note_failed);
+    assert_int_equal(note_status, Q_FENCED);
+    note_status = Q_OK;
+    q_worker_want(r.w, 1);
+    PUSH(ctl, "{\"id\":\"long\",\"op\":\"tune\"}");
+    rig_until(&r, note_failed);
+    assert_int_equal(note_status, Q_BAD_OPTION);
+    rig_until(&r, nothing_pending);
+    rig_finish(&r);
+}
+
 int main(void) {
     if (!have_redis()) {
         printf("ok 1 - queue bulk # SKIP redis-server is not installed\n");
@@ -275,7 +370,8 @@ int main(void) {
         T(test_one_worker_many_tickets),        T(test_ranges_shrink_towards_the_end),
         T(test_empty_bulk_is_finalised),        T(test_bad_plans_are_errors),
         T(test_crash_resumes_what_is_not_done), T(test_cancel_ends_all_tickets),
-        T(test_same_id_again_leaves),
+        T(test_same_id_again_leaves),           T(test_notes_are_seen_by_all_and_go_with_the_job),
+        T(test_notes_are_fenced_and_bounded),
     };
     return cmocka_run_group_tests_name("queue_bulk", tests, setup, teardown);
 }
