@@ -1,5 +1,5 @@
 /* cpu.c: which ISA levels this machine has, and the table of each. */
-#include "ops/kern/kern.h"
+#include "ops/kern/quant.h"
 
 #include "ops/ops.h"
 
@@ -33,10 +33,10 @@ static enum k_level detect(void) {
 }
 
 static const struct k_kernels tables[K_N_LEVELS] = {
-    [K_GENERIC] = {K_GENERIC, "generic", &k__vmath_generic, &k__gemm_generic, &k__conv_generic, &k__winograd_generic},
-    [K_AVX2] = {K_AVX2, "avx2", &k__vmath_avx2, &k__gemm_avx2, &k__conv_avx2, &k__winograd_avx2},
-    [K_AVX512] = {K_AVX512, "avx512", &k__vmath_avx512, &k__gemm_avx512, &k__conv_avx512, &k__winograd_avx512},
-    [K_VNNI] = {K_VNNI, "vnni", &k__vmath_avx512, &k__gemm_avx512, &k__conv_avx512, &k__winograd_avx512},
+    [K_GENERIC] = {K_GENERIC, "generic", &k__vmath_generic, &k__gemm_generic, &k__conv_generic, &k__winograd_generic, &k__quant_generic},
+    [K_AVX2] = {K_AVX2, "avx2", &k__vmath_avx2, &k__gemm_avx2, &k__conv_avx2, &k__winograd_avx2, &k__quant_avx2},
+    [K_AVX512] = {K_AVX512, "avx512", &k__vmath_avx512, &k__gemm_avx512, &k__conv_avx512, &k__winograd_avx512, &k__quant_avx512},
+    [K_VNNI] = {K_VNNI, "vnni", &k__vmath_avx512, &k__gemm_avx512, &k__conv_avx512, &k__winograd_avx512, &k__quant_vnni},
 };
 #else
 static enum k_level detect(void) {
@@ -44,7 +44,7 @@ static enum k_level detect(void) {
 }
 
 static const struct k_kernels tables[1] = {
-    [K_GENERIC] = {K_GENERIC, "generic", &k__vmath_generic, &k__gemm_generic, &k__conv_generic, &k__winograd_generic},
+    [K_GENERIC] = {K_GENERIC, "generic", &k__vmath_generic, &k__gemm_generic, &k__conv_generic, &k__winograd_generic, &k__quant_generic},
 };
 #endif
 

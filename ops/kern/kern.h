@@ -91,6 +91,7 @@ typedef void k_unary_fn(int64_t n, const float *x, float *y, float a, float b);
 typedef void k_binary_fn(int64_t n, const float *x, bool x_scalar, const float *y, bool y_scalar, float *dst);
 
 struct k_kernels;
+struct k_quant;
 
 struct k_vmath {
     k_unary_fn *unary[K_N_UNARY];
@@ -296,6 +297,7 @@ struct k_kernels {
     const struct k_gemm *gemm;
     const struct k_conv *conv;
     const struct k_winograd *winograd;
+    const struct k_quant *quant; /* quant.h: on bytes */
 };
 
 /* The table of a level by name, "generic" to "vnni"; NULL if there is no such level or this machine lacks it. */

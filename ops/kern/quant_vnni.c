@@ -1,0 +1,10 @@
+/* quant_body.h for the level vnni; called only where cpu.c found it. */
+#if defined(__x86_64__)
+#include "ops/kern/kern.h"
+
+#define K_LANES K_LANES_AVX512
+#define K_DOT
+#include "ops/kern/quant_body.h"
+
+const struct k_quant k__quant_vnni = K_QUANT_TABLE;
+#endif
