@@ -16,24 +16,75 @@ size_t k_quant_packed_bytes(const struct k_quant *q, int64_t segments, int64_t k
     return (size_t)segments * (size_t)round_up(k, 4) * (size_t)round_up(n, q->vw);
 }
 
-void k_quant_pack(const struct k_quant *q, int64_t segments, int64_t k, int64_t n, const uint8_t *b, bool is_signed, int64_t b_segment, int64_t b_k,
+/* The product with a row of ones: a block of k at a time, as that row is. */
+static void sum_columns(const struct k_kernels *kern, const struct k_quant_product *p) {
+    enum { BLOCK = 1024 };
+    static const int64_t start = 0;
+    uint8_t ones[BLOCK];
+    const uint8_t *row = ones;
+    const struct k_quant *q = kern->quant;
+    const int64_t depth = p->n_segments * p->k;
+    memset(ones, 1, sizeof ones);
+    for (int64_t j = 0; j < p->n; j += q->nr) {
+        const int64_t cols = min64(q->nr, p->n - j), width = round_up(cols, q->vw);
+        int32_t *sums = (int32_t *)p->c + j;
+        memset(sums, 0, (size_t)cols * sizeof *sums);
+        for (int64_t k = 0; k < depth; k += BLOCK) { /* the sums so far are the offset: each is read before it is written */
+            const struct k_quant_after after = {.out = K_QUANT_SUM, .offset = sums};
+            const struct k_quant_tile t = {.a = &row, .segment = &start, .n_segments = 1, .quads = min64(BLOCK, depth - k) / 4, .b = p->b + j * depth + k * width,
+                                           .b_quad = 4 * width, .n = (int)cols, .c = sums, .c_row = cols, .after = &after};
+            q->tile(1, &t);
+        }
+    }
+}
+
+/* Four bytes each of `cols` columns: b is at the first of the (up to four) steps of k. */
+static void pack_quad(const uint8_t *b, int64_t steps, int64_t cols, int64_t b_k, int64_t b_j, uint32_t flip, int8_t *dst) {
+    typedef uint8_t bytes __attribute__((vector_size(16)));
+    int64_t j = 0;
+    if (b_k == 1 && steps == 4) { /* they lie side by side */
+        for (; j < cols; j++) {
+            uint32_t x;
+            memcpy(&x, b + j * b_j, sizeof x);
+            x ^= flip;
+            memcpy(dst + 4 * j, &x, sizeof x);
+        }
+        return;
+    }
+    for (; b_j == 1 && steps == 4 && j + 16 <= cols; j += 16) {
+        bytes r[4], y[4];
+        for (int x = 0; x < 4; x++) {
+            memcpy(&r[x], b + x * b_k + j, sizeof r[x]);
+            r[x] ^= (uint8_t)flip;
+        }
+        const bytes a = __builtin_shufflevector(r[0], r[1], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23),
+                    c = __builtin_shufflevector(r[0], r[1], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31),
+                    e = __builtin_shufflevector(r[2], r[3], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23),
+                    g = __builtin_shufflevector(r[2], r[3], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+        y[0] = __builtin_shufflevector(a, e, 0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23);
+        y[1] = __builtin_shufflevector(a, e, 8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31);
+        y[2] = __builtin_shufflevector(c, g, 0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23);
+        y[3] = __builtin_shufflevector(c, g, 8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31);
+        memcpy(dst + 4 * j, y, sizeof y);
+    }
+    for (int64_t x = 0; x < steps; x++)
+        for (int64_t c = j; c < cols; c++) dst[4 * c + x] = (int8_t)(b[x * b_k + c * b_j] ^ (uint8_t)flip);
+}
+
+void k_quant_pack(const struct k_kernels *kern, int64_t segments, int64_t k, int64_t n, const uint8_t *b, bool is_signed, int64_t b_segment, int64_t b_k,
                   int64_t b_j, int8_t *dst, int32_t *sums) {
-    const uint8_t flip = is_signed ? 0 : 0x80;
-    if (sums) memset(sums, 0, (size_t)n * sizeof *sums);
+    const struct k_quant *q = kern->quant;
+    const struct k_quant_product ones = {.n = n, .k = round_up(k, 4), .n_segments = segments, .b = dst, .c = sums, .c_row = n};
     for (int64_t j0 = 0; j0 < n; j0 += q->nr) {
         const int64_t cols = min64(q->nr, n - j0), width = round_up(cols, q->vw);
         for (int64_t s = 0; s < segments; s++) {
             for (int64_t i = 0; i < k; i += 4, dst += 4 * width) {
-                memset(dst, 0, (size_t)(4 * width));
-                for (int64_t x = 0; x < 4 && i + x < k; x++) {
-                    const uint8_t *row = b + s * b_segment + (i + x) * b_k + j0 * b_j;
-                    for (int64_t j = 0; j < cols; j++) dst[4 * j + x] = (int8_t)(row[j * b_j] ^ flip);
-                }
-                for (int64_t j = 0; sums && j < cols; j++)
-                    sums[j0 + j] += dst[4 * j] + dst[4 * j + 1] + dst[4 * j + 2] + dst[4 * j + 3];
+                if (k - i < 4 || cols < width) memset(dst, 0, (size_t)(4 * width));
+                pack_quad(b + s * b_segment + i * b_k + j0 * b_j, min64(4, k - i), cols, b_k, b_j, is_signed ? 0 : 0x80808080u, dst);
             }
         }
     }
+    if (sums) sum_columns(kern, &ones);
 }
 
 size_t k_quant_depthwise_bytes(const struct k_quant *q, int64_t channels, int64_t kh, int64_t kw) {

@@ -84,7 +84,7 @@ struct k_quant {
 size_t k_quant_packed_bytes(const struct k_quant *q, int64_t segments, int64_t k, int64_t n);
 /* Element (s, i, j) of B at b[s * b_segment + i * b_k + j * b_j], u8 (which counts as i8 less 128) or i8. Column sums (of what was packed) go
  * to sums[n] where not NULL. */
-void k_quant_pack(const struct k_quant *q, int64_t segments, int64_t k, int64_t n, const uint8_t *b, bool is_signed, int64_t b_segment, int64_t b_k,
+void k_quant_pack(const struct k_kernels *kern, int64_t segments, int64_t k, int64_t n, const uint8_t *b, bool is_signed, int64_t b_segment, int64_t b_k,
                   int64_t b_j, int8_t *dst, int32_t *sums);
 
 /* Where a channel of a depthwise convolution stands in its block of vb channels. */

@@ -1,26 +1,20 @@
 /* integer_matmul.c: MatMulInteger and QLinearMatMul: numpy's matmul of bytes less their zero
  * points, in 32-bit sums (which wrap), and for the latter scaled back to bytes.
  *
- * A product of two such bytes is at most 255 * 255, so a sum of 256 of them is an integer below
- * 2^24, and every partial sum is exact in f32: the f32 GEMM computes it without an error at its
- * full speed on every processor. So K is cut into blocks of EXACT_K, a block of B and a panel of
- * rows of A are widened to f32, multiplied, and the result is added to the 32-bit sums. Measured on
- * 128 x 384 x 384 with one thread of AVX-512: 0.39 ms against 3.95 ms of the plain loop.
- *
- * The plain loop is the reference, and serves few rows, for which widening B would cost more than
- * it gains: a row in tiles of TILE columns on the stack, one row of B after the other. */
+ * quant_product.h does it, with a constant B packed at load. The plain loop is the reference, and serves what the
+ * kernels do not take: a zero point or scale for each row of A, scales that are no numbers. It goes
+ * over a row in tiles of TILE columns on the stack, one row of B after the other. */
 #include "ops/op/elementwise.h"
-#include "ops/op/product.h"
+#include "ops/op/quant_product.h"
 #include "ops/op/quantized.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 OP_VECTOR_FILE
 
 #define TILE 256
 #define TASK_PRODUCTS 65536
-#define PANEL_ROWS 192
-#define ROWS_TO_WIDEN 4
 
 struct matmul {
     const struct op_tensor *a, *b, *a_zero, *b_zero;
@@ -190,34 +184,37 @@ static void plain_run(const struct op_ctx *ctx, struct matmul *s) {
     op__parallel(ctx, (s->rows + s->rows_per_task - 1) / s->rows_per_task, matmul_rows, s);
 }
 
-/* --- by the f32 product ------------------------------------------------------------------------
+/* --- by the kernels on bytes --------------------------------------------------------------------
  */
 
-/* Whether B is one matrix for all of A's, so that the batch is more rows of one product. */
-static bool single_b(const struct matmul *s) {
-    for (int i = 0; i < s->rank; i++)
-        if (s->b_step[i] != 0 && s->dims[i] != 1) return false;
-    return true;
-}
-
-static bool whole_a(const struct matmul *s) {
-    for (int i = 0; i < s->rank; i++)
-        if (s->a_step[i] == 0 && s->dims[i] != 1) return false;
-    return true;
-}
-
-/* Rows of one product. */
-static int64_t rows_of(const struct matmul *s) {
-    return single_b(s) && whole_a(s) ? s->rows : s->m;
-}
-
-struct widened {
-    float *a, *b, *c; /* (PANEL_ROWS, EXACT_K), (EXACT_K, n), (PANEL_ROWS, n) */
-    uint32_t *sums;   /* (rows of one product, n); of MatMulInteger: the output itself */
+struct matmul_state {
+    struct quant_rhs rhs;
 };
 
-static size_t widened_floats(const struct matmul *s) {
-    return (size_t)(PANEL_ROWS * EXACT_K + EXACT_K * s->n + PANEL_ROWS * s->n);
+static enum op_status matmul_prepare(struct op_prepare *p) {
+    struct matmul_state *state = calloc(1, sizeof *state);
+    if (!state) return op__node_fail(p->err, p->node, OP_NOMEM, "no memory");
+    p->node->state = state;
+    return op__quant_rhs_pack(p, p->node->desc->name[0] == 'Q' ? 3 : 1, false, &state->rhs);
+}
+
+static void matmul_release(void *state) {
+    struct matmul_state *s = state;
+    if (s) op__quant_rhs_free(&s->rhs);
+    free(s);
+}
+
+/* One B for all of A's matrices, none of which repeats: the batch is more rows of one product. */
+static int64_t rows_of(const struct matmul *s) {
+    for (int i = 0; i < s->rank; i++)
+        if (s->dims[i] != 1 && (s->b_step[i] != 0 || s->a_step[i] == 0)) return s->m;
+    return s->rows;
+}
+
+static const struct quant_rhs *packed_of(const struct op_ctx *ctx, const struct matmul *s) {
+    const struct matmul_state *state = ctx->state;
+    return state && state->rhs.data && state->rhs.k == s->k && state->rhs.n == s->n ? &state->rhs
+                                                                                    : NULL;
 }
 
 static size_t matmul_scratch(const struct op_ctx *ctx) {
@@ -226,76 +223,32 @@ static size_t matmul_scratch(const struct op_ctx *ctx) {
     if (!s.y || op_tensor_count(s.y) <= 0) return 0;
     shape_of(&s);
     s.rows = op_tensor_count(s.y) / s.n;
-    return widened_floats(&s) * sizeof(float) +
-           (s.y_scale ? (size_t)(rows_of(&s) * s.n) * sizeof(uint32_t) : 0);
+    return op__quant_scratch(ctx, rows_of(&s), s.n, s.k, s.a, packed_of(ctx, &s) != NULL) +
+           (size_t)s.n * sizeof(float);
 }
 
-static void widen_b(const struct matmul *s, int64_t b, int64_t k0, int64_t k, float *dst) {
-    const int64_t n_zeros = s->b_zero ? op_tensor_count(s->b_zero) : 1;
-    for (int64_t column = 0; column < s->n; column += TILE) {
-        const int64_t n = s->n - column < TILE ? s->n - column : TILE;
-        int32_t zero[TILE];
-        for (int64_t j = 0; j < n; j++) zero[j] = quantized_zero(s->b_zero, column + j, n_zeros);
-        for (int64_t i = 0; i < k; i++) {
-            const int64_t at = b + (k0 + i) * s->n + column;
-            float *row = dst + i * s->n + column;
-            if (s->b->dtype == OP_U8)
-                for (int64_t j = 0; j < n; j++)
-                    row[j] = (float)(((const uint8_t *)s->b->data)[at + j] - zero[j]);
-            else
-                for (int64_t j = 0; j < n; j++)
-                    row[j] = (float)(((const int8_t *)s->b->data)[at + j] - zero[j]);
-        }
-    }
+/* A zero point or scale of A for each row, or scales that are no numbers, are the plain loop's. */
+static bool scales_fit(const struct matmul *s, float *scales, struct k_quant_after *after) {
+    *after = (struct k_quant_after){.out = K_QUANT_SUM};
+    if (s->a_zero && op_tensor_count(s->a_zero) != 1) return false;
+    if (!s->y_scale) return true;
+    if (op_tensor_count(s->a_scale) != 1) return false;
+    const int32_t zero = quantized_byte(s->y_zero, 0), low = s->y->dtype == OP_U8 ? 0 : INT8_MIN,
+                  high = s->y->dtype == OP_U8 ? UINT8_MAX : INT8_MAX;
+    after->out = K_QUANT_BYTE;
+    after->scale = scales;
+    after->lo = (float)(low - zero);
+    after->hi = (float)(high - zero);
+    after->zero = zero;
+    return op__quant_scales(s->n, quantized_scale(s->a_scale, 0, 1), s->b_scale,
+                            quantized_scale(s->y_scale, 0, 1), scales, &after->small);
 }
 
-static void widen_a(const struct matmul *s, int64_t a, int64_t row0, int64_t rows, int64_t k0,
-                    int64_t k, float *dst) {
-    const int64_t n_zeros = s->a_zero ? op_tensor_count(s->a_zero) : 1;
-    for (int64_t r = 0; r < rows; r++) {
-        const int64_t at = a + (row0 + r) * s->k + k0;
-        const int32_t zero = quantized_zero(s->a_zero, (row0 + r) % s->m, n_zeros);
-        if (s->a->dtype == OP_U8)
-            for (int64_t i = 0; i < k; i++)
-                dst[r * k + i] = (float)(((const uint8_t *)s->a->data)[at + i] - zero);
-        else
-            for (int64_t i = 0; i < k; i++)
-                dst[r * k + i] = (float)(((const int8_t *)s->a->data)[at + i] - zero);
-    }
-}
-
-/* A product of `rows` rows: A from element a, B from element b, into w->sums. */
-static void exact_product(const struct op_ctx *ctx, const struct matmul *s, const struct widened *w,
-                          int64_t a, int64_t b, int64_t rows) {
-    for (int64_t k0 = 0; k0 < s->k; k0 += EXACT_K) {
-        const int64_t k = s->k - k0 < EXACT_K ? s->k - k0 : EXACT_K;
-        widen_b(s, b, k0, k, w->b);
-        for (int64_t row0 = 0; row0 < rows; row0 += PANEL_ROWS) {
-            const int64_t m = rows - row0 < PANEL_ROWS ? rows - row0 : PANEL_ROWS;
-            uint32_t *sums = w->sums + row0 * s->n;
-            widen_a(s, a, row0, m, k0, k, w->a);
-            const struct k_product product = {.m = m,
-                                              .n = s->n,
-                                              .k = k,
-                                              .a = w->a,
-                                              .a_row = k,
-                                              .a_k = 1,
-                                              .b = w->b,
-                                              .b_k = s->n,
-                                              .c = w->c,
-                                              .c_row = s->n,
-                                              .then = {.act = K_COPY}};
-            op__gemm(ctx, &product);
-            quantized_add(sums, w->c, m * s->n, k0 == 0);
-        }
-    }
-}
-
-static void widened_run(const struct op_ctx *ctx, const struct matmul *s) {
-    const int64_t rows = rows_of(s);
-    struct widened w = {.a = ctx->scratch};
-    w.b = w.a + PANEL_ROWS * EXACT_K;
-    w.c = w.b + EXACT_K * s->n;
+static void products_run(const struct op_ctx *ctx, const struct matmul *s,
+                         const struct k_quant_after *after) {
+    const int64_t rows = rows_of(s), size = s->y_scale ? 1 : 4;
+    const struct quant_rhs *packed = packed_of(ctx, s);
+    const size_t packed_bytes = k_quant_packed_bytes(op__kern(ctx)->quant, 1, s->k, s->n);
     for (int64_t row = 0; row < s->rows; row += rows) {
         int64_t rest = row / s->m, a = 0, b = 0;
         for (int d = s->rank - 1; d >= 0; d--) {
@@ -303,24 +256,37 @@ static void widened_run(const struct op_ctx *ctx, const struct matmul *s) {
             b += rest % s->dims[d] * s->b_step[d];
             rest /= s->dims[d];
         }
-        w.sums = s->y_scale ? (uint32_t *)ctx->scratch + widened_floats(s)
-                            : (uint32_t *)s->y->data + row * s->n;
-        exact_product(ctx, s, &w, a, b, rows);
-        if (s->y_scale)
-            for (int64_t i = 0; i < rows; i++) store_tile(s, row + i, 0, s->n, w.sums + i * s->n);
+        const int64_t matrix = b / (s->k * s->n);
+        const struct quant_job job = {.m = rows,
+                                      .n = s->n,
+                                      .k = s->k,
+                                      .a = s->a,
+                                      .b = s->b,
+                                      .a_data = (const uint8_t *)s->a->data + a,
+                                      .b_data = packed ? NULL : (const uint8_t *)s->b->data + b,
+                                      .packed = packed ? packed->data + (size_t)matrix * packed_bytes : NULL,
+                                      .packed_sums = packed ? packed->sums + matrix * s->n : NULL,
+                                      .a_zero = quantized_zero(s->a_zero, 0, 1),
+                                      .b_zero = s->b_zero,
+                                      .c = (char *)s->y->data + row * s->n * size,
+                                      .after = *after};
+        op__quant_product(ctx, &job, (char *)ctx->scratch, true);
     }
 }
 
 static enum op_status matmul(struct op_ctx *ctx, bool plain) {
     struct matmul s;
+    struct k_quant_after after;
     if (!ctx->out[0] || op_tensor_count(ctx->out[0]) <= 0) return OP_OK;
     bind(ctx, &s);
     shape_of(&s);
     s.rows = op_tensor_count(s.y) / s.n;
-    if (plain || s.k == 0 || rows_of(&s) < ROWS_TO_WIDEN)
+    const size_t scales = plain ? 0 : matmul_scratch(ctx) - (size_t)s.n * sizeof(float);
+    if (plain || s.k == 0 ||
+        !scales_fit(&s, (float *)((char *)ctx->scratch + scales), &after))
         plain_run(ctx, &s);
     else
-        widened_run(ctx, &s);
+        products_run(ctx, &s, &after);
     return OP_OK;
 }
 
@@ -349,6 +315,8 @@ static const struct op_desc matmul_integer = {.name = "MatMulInteger",
                                               .in_max = 4,
                                               .out_min = 1,
                                               .out_max = 1,
+                                              .prepare = matmul_prepare,
+                                              .release = matmul_release,
                                               .infer = matmul_infer,
                                               .scratch = matmul_scratch,
                                               .run = matmul_run,
@@ -362,6 +330,8 @@ static const struct op_desc qlinear_matmul = {.name = "QLinearMatMul",
                                               .in_max = 8,
                                               .out_min = 1,
                                               .out_max = 1,
+                                              .prepare = matmul_prepare,
+                                              .release = matmul_release,
                                               .infer = matmul_infer,
                                               .scratch = matmul_scratch,
                                               .run = matmul_run,

@@ -135,7 +135,14 @@ static void check_product(const struct sizes *s, enum form form, int kind, bool 
         uint8_t *c = malloc((size_t)c_bytes);
         assert_true(packed && c && sums);
         memset(c, 0xa5, (size_t)c_bytes);
-        k_quant_pack(q, s->segments, s->k, s->n, b, b_signed, s->k * s->n, s->n, 1, packed, sums);
+        k_quant_pack(level(l), s->segments, s->k, s->n, b, b_signed, s->k * s->n, s->n, 1, packed, sums);
+        if (parts && s->segments == 1) { /* the same from a transposed B */
+            uint8_t *across = malloc((size_t)(depth * s->n));
+            assert_non_null(across);
+            for (int64_t i = 0; i < depth * s->n; i++) across[i % s->n * depth + i / s->n] = b[i];
+            k_quant_pack(level(l), 1, s->k, s->n, across, b_signed, 0, 1, depth, packed, sums);
+            free(across);
+        }
         const struct k_quant_product p = {.n = s->n, .k = s->k, .n_segments = s->segments, .segment = segment, .b = packed, .c = c + GUARD, .c_row = c_row, .after = after};
         const int64_t half_m = parts ? s->m / 2 : 0, half_n = parts ? s->n / 2 / q->nr * q->nr : 0;
         k_quant_rows(level(l), &p, rows + half_m, half_m, s->m - half_m, half_n, s->n);
