@@ -17,21 +17,19 @@ size_t k_quant_packed_bytes(const struct k_quant *q, int64_t segments, int64_t k
 }
 
 /* The product with a row of ones: a block of k at a time, as that row is. */
-static void sum_columns(const struct k_kernels *kern, const struct k_quant_product *p) {
+static void sum_columns(const struct k_quant *q, int64_t depth, int64_t n, const int8_t *packed, int32_t *all) {
     enum { BLOCK = 1024 };
     static const int64_t start = 0;
     uint8_t ones[BLOCK];
     const uint8_t *row = ones;
-    const struct k_quant *q = kern->quant;
-    const int64_t depth = p->n_segments * p->k;
     memset(ones, 1, sizeof ones);
-    for (int64_t j = 0; j < p->n; j += q->nr) {
-        const int64_t cols = min64(q->nr, p->n - j), width = round_up(cols, q->vw);
-        int32_t *sums = (int32_t *)p->c + j;
+    for (int64_t j = 0; j < n; j += q->nr) {
+        const int64_t cols = min64(q->nr, n - j), width = round_up(cols, q->vw);
+        int32_t *sums = all + j;
         memset(sums, 0, (size_t)cols * sizeof *sums);
         for (int64_t k = 0; k < depth; k += BLOCK) { /* the sums so far are the offset: each is read before it is written */
             const struct k_quant_after after = {.out = K_QUANT_SUM, .offset = sums};
-            const struct k_quant_tile t = {.a = &row, .segment = &start, .n_segments = 1, .quads = min64(BLOCK, depth - k) / 4, .b = p->b + j * depth + k * width,
+            const struct k_quant_tile t = {.a = &row, .segment = &start, .n_segments = 1, .quads = min64(BLOCK, depth - k) / 4, .b = packed + j * depth + k * width,
                                            .b_quad = 4 * width, .n = (int)cols, .c = sums, .c_row = cols, .after = &after};
             q->tile(1, &t);
         }
@@ -74,7 +72,7 @@ static void pack_quad(const uint8_t *b, int64_t steps, int64_t cols, int64_t b_k
 void k_quant_pack(const struct k_kernels *kern, int64_t segments, int64_t k, int64_t n, const uint8_t *b, bool is_signed, int64_t b_segment, int64_t b_k,
                   int64_t b_j, int8_t *dst, int32_t *sums) {
     const struct k_quant *q = kern->quant;
-    const struct k_quant_product ones = {.n = n, .k = round_up(k, 4), .n_segments = segments, .b = dst, .c = sums, .c_row = n};
+    const int8_t *packed = dst;
     for (int64_t j0 = 0; j0 < n; j0 += q->nr) {
         const int64_t cols = min64(q->nr, n - j0), width = round_up(cols, q->vw);
         for (int64_t s = 0; s < segments; s++) {
@@ -84,7 +82,7 @@ void k_quant_pack(const struct k_kernels *kern, int64_t segments, int64_t k, int
             }
         }
     }
-    if (sums) sum_columns(kern, &ones);
+    if (sums) sum_columns(q, segments * round_up(k, 4), n, packed, sums);
 }
 
 size_t k_quant_depthwise_bytes(const struct k_quant *q, int64_t channels, int64_t kh, int64_t kw) {
@@ -110,7 +108,8 @@ static void fetch_part(const int8_t **at, int64_t *bytes, int64_t part) {
     *bytes -= n;
 }
 
-void k_quant_rows(const struct k_kernels *kern, const struct k_quant_product *p, const uint8_t *const *a, int64_t i0, int64_t m, int64_t n0, int64_t n1) {
+void k_quant_rows(const struct k_kernels *kern, const struct k_quant_product *p, const uint8_t *const *a, int64_t i0, int64_t m, int64_t n0, int64_t n1,
+                  void *c) {
     const struct k_quant *q = kern->quant;
     const int64_t depth = p->n_segments * round_up(p->k, 4), size = p->after.out == K_QUANT_BYTE ? 1 : 4;
     struct k_quant_after after = p->after;
@@ -129,7 +128,7 @@ void k_quant_rows(const struct k_kernels *kern, const struct k_quant_product *p,
         after.bias = p->after.bias ? p->after.bias + j : NULL;
         for (int64_t i = 0; i < m; i += rows) {
             t.a = a + i;
-            t.c = (char *)p->c + ((i0 + i) * p->c_row + j) * size;
+            t.c = (char *)c + (i * p->c_row + j - n0) * size;
             after.row_sum = p->after.row_sum ? p->after.row_sum + i0 + i : NULL;
             after.residual = p->after.residual ? p->after.residual + (i0 + i) * p->after.residual_row + j : NULL;
             if (left > 0) fetch_part(&next, &left, round_up(t.b_quad / 4 * depth / tiles + 1, 64));

@@ -100,12 +100,12 @@ struct k_quant_product {
     int64_t n, k, n_segments; /* k: of a segment */
     const int64_t *segment;
     const int8_t *b;
-    void *c;
     int64_t c_row;
     struct k_quant_after after;
 };
-/* Rows [i0, i0 + m) of C, whose row r of A begins at a[r], and columns [n0, n1), n0 a multiple of nr. */
-void k_quant_rows(const struct k_kernels *k, const struct k_quant_product *p, const uint8_t *const *a, int64_t i0, int64_t m, int64_t n0, int64_t n1);
+/* Rows [i0, i0 + m) of C, whose row r of A begins at a[r], and columns [n0, n1), n0 a multiple of nr. c is where element (i0, n0) goes. */
+void k_quant_rows(const struct k_kernels *k, const struct k_quant_product *p, const uint8_t *const *a, int64_t i0, int64_t m, int64_t n0, int64_t n1,
+                  void *c);
 
 extern const struct k_quant k__quant_generic, k__quant_avx2, k__quant_avx512, k__quant_vnni;
 

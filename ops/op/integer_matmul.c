@@ -223,7 +223,7 @@ static size_t matmul_scratch(const struct op_ctx *ctx) {
     if (!s.y || op_tensor_count(s.y) <= 0) return 0;
     shape_of(&s);
     s.rows = op_tensor_count(s.y) / s.n;
-    return op__quant_scratch(ctx, rows_of(&s), s.n, s.k, s.a, packed_of(ctx, &s) != NULL) +
+    return op__quant_scratch(ctx, rows_of(&s), s.n, s.k, s.a, packed_of(ctx, &s) != NULL, false) +
            (size_t)s.n * sizeof(float);
 }
 

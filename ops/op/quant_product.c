@@ -1,6 +1,6 @@
 /* See quant_product.h. A is read as it lies where its rows are of whole fours of u8; else it is copied. Scratch memory holds, in this order:
- * row pointers, offsets and zero points of columns, sums of rows, the copy of A, B packed. Tasks are blocks of rows, and of columns too
- * where rows are few: any division gives the same integers. */
+ * row pointers, offsets and zero points of columns, sums of rows, the copy of A, B packed, a block of floats for each thread. Work is divided
+ * into blocks of rows, and of columns where rows are few or floats go to bytes in cache: any division gives the same integers. */
 #include "ops/op/quant_product.h"
 
 #include "ops/op/quantized.h"
@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BLOCK_ROWS = 96, BLOCK_COLUMNS = 128 };
+enum { BLOCK_ROWS = 96, BLOCK_COLUMNS = 128 }; /* 48 KB of floats */
 
 static int64_t round_up(int64_t n, int64_t to) {
     return (n + to - 1) / to * to;
@@ -64,10 +64,10 @@ static bool copies_a(const struct op_tensor *a, int64_t k) {
 }
 
 struct layout {
-    size_t rows, offset, zero, row_sum, a, sums, b, end;
+    size_t rows, offset, zero, row_sum, a, sums, b, floats, end;
 };
 
-static struct layout layout_of(const struct k_quant *q, int64_t m, int64_t n, int64_t k, const struct op_tensor *a, bool packed) {
+static struct layout layout_of(const struct op_ctx *ctx, int64_t m, int64_t n, int64_t k, const struct op_tensor *a, bool packed, bool to_bytes) {
     struct layout l = {0};
     l.offset = l.rows + line((size_t)m * sizeof(void *));
     l.zero = l.offset + line((size_t)n * sizeof(int32_t));
@@ -75,12 +75,13 @@ static struct layout layout_of(const struct k_quant *q, int64_t m, int64_t n, in
     l.a = l.row_sum + line((size_t)m * sizeof(int32_t));
     l.sums = l.a + (copies_a(a, k) ? line((size_t)m * (size_t)round_up(k, 4)) : 0);
     l.b = l.sums + (packed ? 0 : line((size_t)n * sizeof(int32_t)));
-    l.end = l.b + (packed ? 0 : line(k_quant_packed_bytes(q, 1, k, n)));
+    l.floats = l.b + (packed ? 0 : line(k_quant_packed_bytes(op__kern(ctx)->quant, 1, k, n)));
+    l.end = l.floats + (to_bytes ? (size_t)op__n_threads(ctx) * BLOCK_ROWS * BLOCK_COLUMNS * sizeof(float) : 0);
     return l;
 }
 
-size_t op__quant_scratch(const struct op_ctx *ctx, int64_t m, int64_t n, int64_t k, const struct op_tensor *a, bool packed) {
-    return layout_of(op__kern(ctx)->quant, m, n, k, a, packed).end;
+size_t op__quant_scratch(const struct op_ctx *ctx, int64_t m, int64_t n, int64_t k, const struct op_tensor *a, bool packed, bool to_bytes) {
+    return layout_of(ctx, m, n, k, a, packed, to_bytes).end;
 }
 
 struct running {
@@ -90,7 +91,8 @@ struct running {
     const uint8_t **rows;
     int32_t *row_sum; /* NULL: not needed */
     uint8_t *copy;    /* of A, NULL: as it lies */
-    int64_t block_columns, column_blocks;
+    float *floats;    /* of task 0 */
+    int64_t block_columns, column_blocks, n_units, n_tasks;
 };
 
 /* Pointers, copies and sums of the rows [first, last). */
@@ -114,12 +116,36 @@ static void ready_rows(const struct running *r, int64_t first, int64_t last) {
     }
 }
 
+/* Activation and quantizing of rows [i0, i0 + m), columns [n0, n1), which lie in c from its first element on. */
+static void finish_block(const struct running *r, float *c, int64_t c_row, int64_t i0, int64_t m, int64_t n0, int64_t n1) {
+    const struct k_kernels *kern = op__kern(r->ctx);
+    const struct quant_job *job = r->job;
+    for (int64_t i = 0; i < m; i++) {
+        float *row = c + i * c_row;
+        if (job->act.fn != K_COPY) kern->math->unary[job->act.fn](n1 - n0, row, row, job->act.a, job->act.b);
+        if (job->to_bytes)
+            kern->quant->quantize(n1 - n0, row, job->y_scale, job->y_lo, job->y_hi, job->y_zero, (uint8_t *)job->c + (i0 + i) * job->n + n0);
+    }
+}
+
+static void product_unit(const struct running *r, int64_t unit, float *floats) {
+    const struct quant_job *job = r->job;
+    const int64_t i0 = unit / r->column_blocks * BLOCK_ROWS, m = job->m - i0 < BLOCK_ROWS ? job->m - i0 : BLOCK_ROWS;
+    const int64_t n0 = unit % r->column_blocks * r->block_columns, n1 = n0 + r->block_columns < job->n ? n0 + r->block_columns : job->n;
+    struct k_quant_product p = r->product;
+    char *c = (char *)job->c + (i0 * job->n + n0) * (job->after.out == K_QUANT_BYTE ? 1 : 4);
+    if (r->column_blocks == 1) ready_rows(r, i0, i0 + m);
+    if (job->to_bytes) {
+        p.c_row = n1 - n0;
+        c = (char *)floats;
+    }
+    k_quant_rows(op__kern(r->ctx), &p, r->rows + i0, i0, m, n0, n1, c);
+    if (job->after.out == K_QUANT_FLOAT) finish_block(r, (float *)c, p.c_row, i0, m, n0, n1);
+}
+
 static void product_task(void *arg, int64_t task) {
     const struct running *r = arg;
-    const int64_t i0 = task / r->column_blocks * BLOCK_ROWS, m = r->job->m - i0 < BLOCK_ROWS ? r->job->m - i0 : BLOCK_ROWS;
-    const int64_t n0 = task % r->column_blocks * r->block_columns, n1 = n0 + r->block_columns < r->job->n ? n0 + r->block_columns : r->job->n;
-    if (r->column_blocks == 1) ready_rows(r, i0, i0 + m);
-    k_quant_rows(op__kern(r->ctx), &r->product, r->rows + i0, i0, m, n0, n1);
+    for (int64_t unit = task; unit < r->n_units; unit += r->n_tasks) product_unit(r, unit, r->floats + task * BLOCK_ROWS * BLOCK_COLUMNS);
 }
 
 /* Offsets of the columns, and their zero points where one is not 0 (else false). */
@@ -139,7 +165,7 @@ static bool fill_columns(const struct quant_job *job, const int32_t *sums, int32
 void op__quant_product(const struct op_ctx *ctx, const struct quant_job *job, void *scratch, bool parallel) {
     static const int64_t start = 0;
     const struct k_kernels *kern = op__kern(ctx);
-    const struct layout l = layout_of(kern->quant, job->m, job->n, job->k, job->a, job->packed != NULL);
+    const struct layout l = layout_of(ctx, job->m, job->n, job->k, job->a, job->packed != NULL, job->to_bytes);
     char *at = scratch;
     struct running r = {.ctx = ctx, .job = job, .rows = (const uint8_t **)(at + l.rows), .copy = copies_a(job->a, job->k) ? (uint8_t *)at + l.a : NULL};
     const int32_t *sums = job->packed_sums;
@@ -152,19 +178,20 @@ void op__quant_product(const struct op_ctx *ctx, const struct quant_job *job, vo
     }
     int32_t *offset = (int32_t *)(at + l.offset), *zero = (int32_t *)(at + l.zero);
     if (fill_columns(job, sums, offset, zero)) r.row_sum = (int32_t *)(at + l.row_sum);
-    r.product = (struct k_quant_product){.n = job->n, .k = job->k, .n_segments = 1, .segment = &start, .b = b, .c = job->c, .c_row = job->n, .after = job->after};
+    r.product = (struct k_quant_product){.n = job->n, .k = job->k, .n_segments = 1, .segment = &start, .b = b, .c_row = job->n, .after = job->after};
     r.product.after.offset = offset;
     r.product.after.b_zero = zero;
     r.product.after.row_sum = r.row_sum;
 
+    r.floats = (float *)(at + l.floats);
     const int64_t row_blocks = (job->m + BLOCK_ROWS - 1) / BLOCK_ROWS, wanted = parallel ? op__n_threads(ctx) : 1;
-    r.block_columns = row_blocks < wanted ? BLOCK_COLUMNS : round_up(job->n, kern->quant->nr);
-    r.block_columns = round_up(r.block_columns, kern->quant->nr);
+    r.block_columns = row_blocks < wanted || job->to_bytes ? BLOCK_COLUMNS : round_up(job->n, kern->quant->nr);
     r.column_blocks = (job->n + r.block_columns - 1) / r.block_columns;
     if (r.column_blocks > 1) ready_rows(&r, 0, job->m);
-    const int64_t n_tasks = row_blocks * r.column_blocks;
-    if (parallel)
-        op__parallel(ctx, n_tasks, product_task, &r);
-    else
-        for (int64_t i = 0; i < n_tasks; i++) product_task(&r, i);
+    r.n_units = row_blocks * r.column_blocks;
+    r.n_tasks = wanted < r.n_units ? wanted : r.n_units;
+    if (r.n_tasks > 1)
+        op__parallel(ctx, r.n_tasks, product_task, &r);
+    else if (r.n_tasks == 1)
+        product_task(&r, 0);
 }

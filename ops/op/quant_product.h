@@ -7,7 +7,7 @@
 #define QUERN_OPS_OP_QUANT_PRODUCT_H
 
 #include "ops/kern/quant.h"
-#include "ops/op.h"
+#include "ops/op/product.h"
 
 /* B packed: `count` matrices (k x n), one after the other, each with its column sums. */
 struct quant_rhs {
@@ -35,10 +35,15 @@ struct quant_job {
     const int32_t *bias;            /* added to the sums, NULL: none */
     void *c;
     struct k_quant_after after; /* but offset, row_sum, b_zero */
+    /* Where after.out is FLOAT: an activation, and the way to bytes if there is one. */
+    struct op__activation act;
+    bool to_bytes;
+    float y_scale, y_lo, y_hi;
+    int32_t y_zero;
 };
 
 /* Scratch for one product of these sizes; the packed form of B counts unless it is packed already. */
-size_t op__quant_scratch(const struct op_ctx *ctx, int64_t m, int64_t n, int64_t k, const struct op_tensor *a, bool packed);
+size_t op__quant_scratch(const struct op_ctx *ctx, int64_t m, int64_t n, int64_t k, const struct op_tensor *a, bool packed, bool to_bytes);
 /* On the session's threads if `parallel`. */
 void op__quant_product(const struct op_ctx *ctx, const struct quant_job *job, void *scratch, bool parallel);
 

@@ -5,6 +5,7 @@
  * `block_size` elements of the axis. All three are one form: the tensor is (outer, n, inner), the
  * scale (outer or 1, groups, inner or 1), and the innermost loop runs over `inner` neighbours, or
  * over a whole run of the axis when inner is 1. */
+#include "ops/kern/quant.h"
 #include "ops/op/elementwise.h"
 #include "ops/op/quantized.h"
 
@@ -35,7 +36,12 @@ struct quant_job {
     bool blocked;
     int64_t n_scales; /* along the axis: 1, n or n / block rounded up */
     bool saturate;    /* of float8 */
+    const struct k_quant *kern; /* between f32 and bytes; NULL: the plain form */
 };
+
+static bool is_byte(const struct op_tensor *t) {
+    return t->dtype == OP_U8 || t->dtype == OP_I8;
+}
 
 static float float_at(const struct op_tensor *t, int64_t i) {
     float v;
@@ -82,6 +88,12 @@ static void floats_of(const struct op_tensor *t, int64_t first, int64_t n, float
 
 static void quantize_run(const struct quant_job *job, int64_t first, int64_t n, float scale,
                          int32_t zero) {
+    if (job->kern && job->x->dtype == OP_F32 && is_byte(job->y)) {
+        const bool is_signed = job->y->dtype == OP_I8;
+        job->kern->quantize(n, (const float *)job->x->data + first, scale, (float)((is_signed ? INT8_MIN : 0) - zero),
+                            (float)((is_signed ? INT8_MAX : UINT8_MAX) - zero), zero, (uint8_t *)job->y->data + first);
+        return;
+    }
     for (int64_t i = 0; i < n; i += OP_BLOCK) {
         float x[OP_BLOCK];
         const int64_t m = n - i < OP_BLOCK ? n - i : OP_BLOCK, at = first + i;
@@ -107,6 +119,10 @@ static void quantize_run(const struct quant_job *job, int64_t first, int64_t n, 
 
 static void dequantize_run(const struct quant_job *job, int64_t first, int64_t n, float scale,
                            int32_t zero) {
+    if (job->kern && is_byte(job->x) && job->y->dtype == OP_F32) {
+        job->kern->dequantize(n, (const uint8_t *)job->x->data + first, job->x->dtype == OP_I8, zero, scale, (float *)job->y->data + first);
+        return;
+    }
     for (int64_t i = 0; i < n; i += OP_BLOCK) {
         float y[OP_BLOCK];
         const int64_t m = n - i < OP_BLOCK ? n - i : OP_BLOCK, at = first + i;
@@ -169,11 +185,11 @@ static void whole_piece(void *arg, int64_t first, int64_t n) {
         whole->job, first, n, float_at(whole->job->scale, 0), zero_at(whole->job->zero, 0));
 }
 
-static enum op_status run(struct op_ctx *ctx, bool quantize) {
+static enum op_status run(struct op_ctx *ctx, bool quantize, bool plain) {
     struct quant_job job = {
         .x = ctx->in[0], .scale = ctx->in[1], .zero = ctx->n_in > 2 ? ctx->in[2] : NULL,
         .y = ctx->out[0], .n = 1, .inner = 1, .block = 1, .n_scales = 1,
-        .saturate = op__attr_int(ctx->node, "saturate", 1) != 0};
+        .saturate = op__attr_int(ctx->node, "saturate", 1) != 0, .kern = plain ? NULL : op__kern(ctx)->quant};
     const struct op_tensor *x = job.x;
     const int64_t total = op_tensor_count(x);
     int64_t outer = 1;
@@ -247,7 +263,11 @@ static enum op_status quantize_infer(struct op_ctx *ctx) {
 }
 
 static enum op_status quantize(struct op_ctx *ctx) {
-    return run(ctx, true);
+    return run(ctx, true, false);
+}
+
+static enum op_status quantize_ref(struct op_ctx *ctx) {
+    return run(ctx, true, true);
 }
 
 static const struct op_desc quantize_linear = {.name = "QuantizeLinear",
@@ -258,7 +278,8 @@ static const struct op_desc quantize_linear = {.name = "QuantizeLinear",
                                                .out_min = 1,
                                                .out_max = 1,
                                                .infer = quantize_infer,
-                                               .run = quantize};
+                                               .run = quantize,
+                                               .ref = quantize_ref};
 OP_REGISTER(quantize_linear);
 
 static enum op_status dequantize_infer(struct op_ctx *ctx) {
@@ -281,7 +302,11 @@ static enum op_status dequantize_infer(struct op_ctx *ctx) {
 }
 
 static enum op_status dequantize(struct op_ctx *ctx) {
-    return run(ctx, false);
+    return run(ctx, false, false);
+}
+
+static enum op_status dequantize_ref(struct op_ctx *ctx) {
+    return run(ctx, false, true);
 }
 
 static const struct op_desc dequantize_linear = {.name = "DequantizeLinear",
@@ -292,7 +317,8 @@ static const struct op_desc dequantize_linear = {.name = "DequantizeLinear",
                                                  .out_min = 1,
                                                  .out_max = 1,
                                                  .infer = dequantize_infer,
-                                                 .run = dequantize};
+                                                 .run = dequantize,
+                                                 .ref = dequantize_ref};
 OP_REGISTER(dequantize_linear);
 
 /* --- DynamicQuantizeLinear: u8 over the range of x, which is widened to hold 0
@@ -325,6 +351,7 @@ static enum op_status dynamic_run(struct op_ctx *ctx) {
     const struct op_tensor s = {.dtype = OP_F32, .data = scale > 0 ? &scale : &(float){1}},
                            z = {.dtype = OP_U8, .data = &zero_u8};
     struct quant_job job = {.x = x, .scale = &s, .zero = &z, .y = ctx->out[0], .n = 1, .inner = 1, .block = 1, .n_scales = 1};
+    job.kern = op__kern(ctx)->quant;
     struct whole_job whole = {&job, true};
     op__pieces(ctx, n, whole_piece, &whole);
     return OP_OK;
@@ -350,7 +377,8 @@ static const struct op_desc quantize_linear_ms = {.name = "QuantizeLinear",
                                                   .out_min = 1,
                                                   .out_max = 1,
                                                   .infer = quantize_infer,
-                                                  .run = quantize};
+                                                  .run = quantize,
+                                                  .ref = quantize_ref};
 OP_REGISTER(quantize_linear_ms);
 static const struct op_desc dequantize_linear_ms = {.name = "DequantizeLinear",
                                                     .domain = "com.microsoft",
@@ -360,5 +388,6 @@ static const struct op_desc dequantize_linear_ms = {.name = "DequantizeLinear",
                                                     .out_min = 1,
                                                     .out_max = 1,
                                                     .infer = dequantize_infer,
-                                                    .run = dequantize};
+                                                    .run = dequantize,
+                                                    .ref = dequantize_ref};
 OP_REGISTER(dequantize_linear_ms);

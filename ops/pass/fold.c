@@ -1,5 +1,8 @@
 /* Evaluates nodes whose inputs are all constants, and hands constants on to the subgraphs that capture them.
  *
+ * Weights in bytes stay as they are (DequantizeLinear) until the pass fuse_quantized has taken what it can use; fold_weights, order 545, does the
+ * rest.
+ *
  * A view of a constant shares its memory. Other results are kept if they are not much larger than what they came from: a
  * ConstantOfShape of a gigabyte is better made when it is needed. A node that fails here is left for the run to report. */
 #include "ops/exec.h"
@@ -16,8 +19,9 @@ struct trial {
     struct op_tensor **out;
 };
 
-static bool is_constant_work(const struct op_graph *g, const struct op_node *n, int64_t *in_bytes) {
+static bool is_constant_work(const struct op_graph *g, const struct op_node *n, bool weights, int64_t *in_bytes) {
     if (n->desc->flags & (OP_F_RANDOM | OP_F_CONTROL)) return false;
+    if (!weights && op__node_is(n, "DequantizeLinear")) return false;
     *in_bytes = 0;
     for (int i = 0; i < n->n_in; i++) {
         if (n->in[i] < 0) continue;
@@ -100,7 +104,7 @@ static void hand_on(const struct op_graph *g) {
     }
 }
 
-static enum op_status fold_graph(struct op_graph *g, struct op_exec *x, int *changed) {
+static enum op_status fold_graph(struct op_graph *g, struct op_exec *x, bool weights, int *changed) {
     int widest = 1;
     for (int i = 0; i < g->n_nodes; i++) {
         if (g->nodes[i] && g->nodes[i]->n_in > widest) widest = g->nodes[i]->n_in;
@@ -111,7 +115,7 @@ static enum op_status fold_graph(struct op_graph *g, struct op_exec *x, int *cha
     for (int i = 0; i < g->n_nodes && st == OP_OK; i++) {
         int64_t in_bytes;
         bool done = false;
-        if (!g->nodes[i] || !is_constant_work(g, g->nodes[i], &in_bytes)) continue;
+        if (!g->nodes[i] || !is_constant_work(g, g->nodes[i], weights, &in_bytes)) continue;
         st = fold_node(g, g->nodes[i], x, &t, in_bytes, &done);
         if (!done || st != OP_OK) continue;
         op__graph_remove(g, i);
@@ -123,21 +127,32 @@ static enum op_status fold_graph(struct op_graph *g, struct op_exec *x, int *cha
     hand_on(g);
     for (int i = 0; i < g->n_nodes && st == OP_OK; i++)
         for (int a = 0; g->nodes[i] && a < g->nodes[i]->n_attrs && st == OP_OK; a++)
-            if (g->nodes[i]->attrs[a].kind == OP_ATTR_GRAPH) st = fold_graph(g->nodes[i]->attrs[a].g, x, changed);
+            if (g->nodes[i]->attrs[a].kind == OP_ATTR_GRAPH) st = fold_graph(g->nodes[i]->attrs[a].g, x, weights, changed);
     op__graph_sweep(g);
     return st;
 }
 
-static enum op_status run(struct op_graph *g, int *changed, struct op_error *err) {
+static enum op_status run(struct op_graph *g, bool weights, int *changed) {
     if (g->parent) return OP_OK; /* comes after its holder, which knows more constants */
     struct op_exec x;
-    (void)err;
     op__exec_init(&x, g->model, NULL);
     x.quiet = true;
-    enum op_status st = fold_graph(g, &x, changed);
+    enum op_status st = fold_graph(g, &x, weights, changed);
     op__exec_finish(&x);
     return st;
 }
 
-static const struct op_pass pass_fold = {.name = "fold", .order = 300, .run = run};
+static enum op_status run_early(struct op_graph *g, int *changed, struct op_error *err) {
+    (void)err;
+    return run(g, false, changed);
+}
+
+static enum op_status run_late(struct op_graph *g, int *changed, struct op_error *err) {
+    (void)err;
+    return run(g, true, changed);
+}
+
+static const struct op_pass pass_fold = {.name = "fold", .order = 300, .run = run_early};
 OP_PASS_REGISTER(pass_fold);
+static const struct op_pass pass_fold_weights = {.name = "fold_weights", .order = 545, .run = run_late};
+OP_PASS_REGISTER(pass_fold_weights);

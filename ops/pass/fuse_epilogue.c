@@ -12,11 +12,6 @@
 
 #include "ops/op/product.h"
 
-struct activation {
-    const char *name; /* NULL: none */
-    float a, b;
-};
-
 /* A limit of Clip: absent, or a constant f32 scalar. */
 static bool limit_of(const struct op_graph *g, const struct op_node *n, int index, float dflt, float *dst) {
     const struct op_tensor *t = index < n->n_in ? op__graph_constant(g, n->in[index]) : NULL;
@@ -35,8 +30,8 @@ static const struct {
     {"LeakyRelu", "alpha", NULL, 0.01f, 0}, {"Elu", "alpha", NULL, 1, 0}, {"HardSigmoid", "alpha", "beta", 0.2f, 0.5f},
 };
 
-static bool activation_of(const struct op_graph *g, const struct op_node *u, int v, struct activation *act) {
-    *act = (struct activation){0};
+bool op__activation_of(const struct op_graph *g, const struct op_node *u, int v, struct op__fused_activation *act) {
+    *act = (struct op__fused_activation){0};
     if (!u || u->domain[0] || u->n_in < 1 || u->in[0] != v) return false;
     act->name = u->op_type;
     if (op__node_is(u, "Clip")) return limit_of(g, u, 1, -INFINITY, &act->a) && limit_of(g, u, 2, INFINITY, &act->b);
@@ -73,7 +68,7 @@ static enum op_status fuse_at(struct op_graph *g, struct op__links *links, int a
     struct op_node *n = g->nodes[at], *u;
     const char *name = fused_name(g, n);
     int in[4] = {-1, -1, -1, -1}, v = n->out[0], last = at;
-    struct activation act = {0};
+    struct op__fused_activation act = {0};
     if (!name) return OP_OK;
     for (int i = 0; i < n->n_in && i < 3; i++) in[i] = n->in[i];
 
@@ -85,7 +80,7 @@ static enum op_status fuse_at(struct op_graph *g, struct op__links *links, int a
         last = links->user[v];
         v = u->out[0];
     }
-    if ((u = op__sole_user(g, links, v)) && activation_of(g, u, v, &act)) last = links->user[v];
+    if ((u = op__sole_user(g, links, v)) && op__activation_of(g, u, v, &act)) last = links->user[v];
     else act.name = NULL;
     if (last == at) return OP_OK;
 

@@ -25,4 +25,12 @@ int op__other_input(const struct op_node *n, int v);
 /* Turns node n into the operator (newest opset) with these inputs and no attributes. Its outputs stay. */
 enum op_status op__node_become(struct op_node *n, const char *domain, const char *op_type, int n_in, const int *in);
 
+/* An activation that a kernel has, as the attributes of a fused node say it. */
+struct op__fused_activation {
+    const char *name; /* NULL: none */
+    float a, b;
+};
+/* Whether node u (may be NULL) is one of value v, with constant parameters. */
+bool op__activation_of(const struct op_graph *g, const struct op_node *u, int v, struct op__fused_activation *act);
+
 #endif

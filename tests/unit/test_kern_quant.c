@@ -143,11 +143,11 @@ static void check_product(const struct sizes *s, enum form form, int kind, bool 
             k_quant_pack(level(l), 1, s->k, s->n, across, b_signed, 0, 1, depth, packed, sums);
             free(across);
         }
-        const struct k_quant_product p = {.n = s->n, .k = s->k, .n_segments = s->segments, .segment = segment, .b = packed, .c = c + GUARD, .c_row = c_row, .after = after};
+        const struct k_quant_product p = {.n = s->n, .k = s->k, .n_segments = s->segments, .segment = segment, .b = packed, .c_row = c_row, .after = after};
         const int64_t half_m = parts ? s->m / 2 : 0, half_n = parts ? s->n / 2 / q->nr * q->nr : 0;
-        k_quant_rows(level(l), &p, rows + half_m, half_m, s->m - half_m, half_n, s->n);
-        k_quant_rows(level(l), &p, rows + half_m, half_m, s->m - half_m, 0, half_n);
-        k_quant_rows(level(l), &p, rows, 0, half_m, 0, s->n);
+        k_quant_rows(level(l), &p, rows + half_m, half_m, s->m - half_m, half_n, s->n, c + GUARD + (half_m * c_row + half_n) * size);
+        k_quant_rows(level(l), &p, rows + half_m, half_m, s->m - half_m, 0, half_n, c + GUARD + half_m * c_row * size);
+        k_quant_rows(level(l), &p, rows, 0, half_m, 0, s->n, c + GUARD);
         for (int64_t j = 0; j < s->n; j++) {
             int32_t total = 0;
             for (int64_t i = 0; i < depth; i++) total += (int8_t)(b[i * s->n + j] ^ (b_signed ? 0 : 0x80));
@@ -188,6 +188,7 @@ static void test_product_equals_the_plain_sum(void **state) {
 static void test_product_of_whole_panels(void **state) {
     (void)state;
     for (int form = 0; form < N_FORMS; form++) check_product(&(struct sizes){13, 128, 64, 1}, (enum form)form, form & 1, true, true);
+    check_product(&(struct sizes){2, 17, 2500, 1}, SUM, 1, false, true);
 }
 
 static void test_depthwise_equals_the_plain_sum(void **state) {
