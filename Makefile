@@ -195,9 +195,10 @@ install: all lib $(O)/quern.1 ## install: program, library, header, man page, un
 $(O)/quern.1: $(O)/quern
 	$(O)/quern help --man > $@
 
-docs: all ## docs: make configs/worker.json and configs/README.md from the table of settings
+docs: all lib ## docs: make configs/worker.json, configs/README.md and ops/OPERATORS.md from the program's own tables
 	./build/quern config show --defaults > configs/worker.json
 	./build/quern config reference > configs/README.md
+	QUERN=build/quern QUERN_BUILD=$(O) $(PYTHON) tests/zoo/operators.py
 
 demo: deps ## demo: install what is missing, build, do the main job on real data with a private Redis
 	@$(MAKE) --no-print-directory -j$$(nproc) all

@@ -1,5 +1,6 @@
 /* The table of operators: the linker gathers every OP_REGISTER into the section quern_ops, and the first look-up
  * sorts it into a hash table. Several descriptors of one name are forms for different opsets. */
+#include "ops/grad.h"
 #include "ops/op.h"
 
 #include <pthread.h>
@@ -48,13 +49,19 @@ static int by_name(const void *a, const void *b) {
     return order ? order : x->since - y->since;
 }
 
-void op_each_operator(void (*fn)(void *user, const char *domain, const char *name, int since), void *user) {
+void op_each_operator(void (*fn)(void *user, const struct op_operator *o), void *user) {
     // cppcheck-suppress comparePointers ; both ends of one section
     size_t n = (size_t)(__stop_quern_ops - __start_quern_ops);
     const struct op_desc **all = malloc((n ? n : 1) * sizeof *all);
     if (!all) return;
     memcpy(all, __start_quern_ops, n * sizeof *all);
     qsort(all, n, sizeof *all, by_name);
-    for (size_t i = 0; i < n; i++) fn(user, all[i]->domain ? all[i]->domain : "", all[i]->name, all[i]->since);
+    for (size_t i = 0; i < n; i++) {
+        const struct op_desc *d = all[i];
+        const struct op_operator o = {.domain = d->domain ? d->domain : "", .name = d->name, .since = d->since, .until = d->until,
+                                      .gradient = op__grad_find(d) != NULL, .fast = d->ref != NULL, .in_place = d->inplace || d->flags & OP_F_VIEW,
+                                      .dynamic = d->flags & OP_F_DYNAMIC};
+        fn(user, &o);
+    }
     free(all);
 }

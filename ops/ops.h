@@ -210,8 +210,16 @@ OP_API size_t op_session_bytes(const struct op_session *s); /* memory that the s
 
 /* --- what is there ----------------------------------------------------------------------------- */
 
-/* Calls fn for each operator; domain "" is ai.onnx. */
-OP_API void op_each_operator(void (*fn)(void *user, const char *domain, const char *name, int since), void *user);
+struct op_operator {
+    const char *domain, *name; /* domain "" is ai.onnx */
+    int since, until;          /* opsets of its domain; until 0: no end */
+    bool gradient;             /* training goes through it */
+    bool fast;                 /* it has a fast form beside the plain one */
+    bool in_place;             /* it may write over an input that nobody else needs */
+    bool dynamic;              /* its outputs' shapes are known only by computing them */
+};
+/* Calls fn for each, by domain and name. */
+OP_API void op_each_operator(void (*fn)(void *user, const struct op_operator *o), void *user);
 OP_API const char *op_isa(void); /* the best level of this machine, or what QUERN_CPU forces */
 
 #endif

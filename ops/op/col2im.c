@@ -69,11 +69,11 @@ static enum op_status col2im_infer(struct op_ctx *ctx) {
     struct col2im p;
     char text[OP__TENSOR_TEXT];
     int64_t dims[OP_RANK_MAX];
-    if (st == OP_OK) st = make_plan(ctx, &p);
     if (st != OP_OK) return st;
     const struct op_tensor *x = ctx->in[0];
     if (x->dtype != OP_F32 && x->dtype != OP_F64 && x->dtype != OP_F16 && x->dtype != OP_BF16)
         return op__fail(ctx, OP_UNSUPPORTED, "%s is not supported", op_type_name(x->dtype));
+    if ((st = make_plan(ctx, &p)) != OP_OK) return st;
     if (x->rank != 3 || x->dims[1] % p.n_block || x->dims[2] != p.n_steps)
         return op__fail(ctx, OP_BAD_SHAPE, "the input is %s, [N, C * %lld, %lld] is expected",
                         op__text(x, text), (long long)p.n_block, (long long)p.n_steps);

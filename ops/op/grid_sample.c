@@ -50,7 +50,7 @@ static enum op_status infer(struct op_ctx *ctx) {
     const struct op_tensor *x = nn_in(ctx, 0), *grid;
     enum op_status st = op__nn_float(ctx, 1, "grid");
     if (st != OP_OK) return st;
-    if (!x || x->kind != OP_KIND_TENSOR || x->dtype == OP_STRING || x->dtype == OP_C64 || x->dtype == OP_C128)
+    if (!x || x->kind != OP_KIND_TENSOR || x->dtype == OP_STRING || x->dtype == OP_C64 || x->dtype == OP_C128 || op__is_narrow(x->dtype))
         return op__fail(ctx, OP_BAD_TYPE, "input 0 (X) is absent or %s, which cannot be sampled", x ? op_type_name(x->dtype) : "nothing");
     grid = ctx->in[1];
     int axes = x->rank - 2;

@@ -55,7 +55,7 @@ static bool whole_at(const struct op_tensor *t, int64_t i, int64_t *dst) {
 }
 
 static bool numeric(enum op_type t) {
-    return t != OP_STRING && t != OP_BOOL && t != OP_C64 && t != OP_C128;
+    return t != OP_STRING && t != OP_BOOL && t != OP_C64 && t != OP_C128 && !op__is_narrow(t);
 }
 
 static enum op_status onehot_infer(struct op_ctx *ctx) {

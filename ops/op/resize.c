@@ -232,9 +232,9 @@ static enum op_status infer(struct op_ctx *ctx) {
     enum op_status st = resolve(ctx, &g);
     if (st != OP_OK) return st;
     enum op_type t = ctx->in[0]->dtype;
-    if (s->mode != NEAREST && (t == OP_STRING || t == OP_BOOL || t == OP_C64 || t == OP_C128))
+    if (s->mode != NEAREST && (t == OP_STRING || t == OP_BOOL || t == OP_C64 || t == OP_C128 || op__is_narrow(t)))
         return op__fail(ctx, OP_BAD_TYPE, "input 0 (X) is %s, which cannot be interpolated", op_type_name(t));
-    if (s->coordinate == CROP && (t == OP_C64 || t == OP_C128))
+    if (s->coordinate == CROP && (t == OP_C64 || t == OP_C128 || op__is_narrow(t)))
         return op__fail(ctx, OP_UNSUPPORTED, "tf_crop_and_resize of %s", op_type_name(t));
     if (t == OP_STRING) return op__fail(ctx, OP_UNSUPPORTED, "input 0 (X) is a tensor of strings");
     op__set(ctx, 0, t, ctx->in[0]->rank, g.out);

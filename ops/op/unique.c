@@ -79,7 +79,8 @@ static enum op_status unique_infer(struct op_ctx *ctx) {
     const struct op_tensor *x = ctx->in[0];
     int64_t dims[OP_RANK_MAX] = {-1};
     int rank = 1;
-    if (!x || x->kind != OP_KIND_TENSOR || x->dtype == OP_C64 || x->dtype == OP_C128)
+    if (!x || x->kind != OP_KIND_TENSOR || x->dtype == OP_C64 || x->dtype == OP_C128 ||
+        op__is_narrow(x->dtype))
         return op__fail(ctx, OP_BAD_TYPE, "takes no input of elements %s",
                         x ? op_type_name(x->dtype) : "(absent)");
     if (op__attr(ctx->node, "axis")) {

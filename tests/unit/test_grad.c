@@ -645,13 +645,12 @@ static bool has_name(const char *op, const char *full) { /* but for the opset */
     return strlen(full) == len && !strncmp(op, full, len);
 }
 
-static void expect_checked(void *user, const char *domain, const char *name, int since) {
-    const struct op_desc *d = op__desc_find(domain, name, since);
+static void expect_checked(void *user, const struct op_operator *o) {
     char full[128];
     int *missing = user;
     bool found = false;
-    if (!d || !op__grad_find(d)) return;
-    snprintf(full, sizeof full, "%s%s%s", domain, *domain ? ":" : "", name);
+    if (!o->gradient) return;
+    snprintf(full, sizeof full, "%s%s%s", o->domain, *o->domain ? ":" : "", o->name);
     for (int i = 0; i < n_checked && !found; i++) found = has_name(checked[i], full);
     for (size_t i = 0; i < sizeof constant / sizeof *constant && !found; i++) found = !strcmp(constant[i], full);
     if (found) return;

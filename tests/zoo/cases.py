@@ -68,6 +68,10 @@ def node(op, inputs, outputs, domain="", **attrs):
     return n
 
 
+def remove(folder):
+    shutil.rmtree(folder)
+
+
 class Cases:
     def __init__(self):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="quern-cases-"))
@@ -115,5 +119,5 @@ class Cases:
         if os.environ.get("KEEP"):
             print(f"# {self.folder}")
         else:
-            shutil.rmtree(self.folder)
+            remove(self.folder)
         return 1 if bad else 0

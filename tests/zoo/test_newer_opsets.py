@@ -201,10 +201,14 @@ def rest(c):
             {"y": np.pad(x, ((0, 0), (1, 2)), mode=np_mode)}, 19, mode=mode)
 
 
-def main():
-    c = cases.Cases()
+def fill(c):
     for part in (scattered, running, bits, reduced, trees, labels, attention, rest):
         part(c)
+
+
+def main():
+    c = cases.Cases()
+    fill(c)
     return c.run()
 
 
