@@ -67,24 +67,36 @@ OP_API enum op_status op_model_save(struct op_model *m, const char *path, const 
 
 /* --- training ---------------------------------------------------------------------------------- */
 
-/* A loss on one output. Targets have the output's shape, but sparse_categorical_crossentropy and nll: class numbers i64 without
- * the class dimension (the last). Where the output ends in Softmax or Sigmoid and the loss is a crossentropy, both are taken together
+/* What a loss compares the output with. */
+enum op_target {
+    OP_TARGET_DENSE,   /* f32 of the output's shape */
+    OP_TARGET_CLASSES, /* class numbers: i64 of the output's shape without the last dimension */
+    OP_TARGET_LABELS,  /* i64[N, L]: a sequence of labels, padded with negative numbers (ctc) */
+    OP_TARGET_ROWS,    /* i64[N]: the class of a row (triplet) */
+    OP_TARGET_NONE     /* i64[N], not looked at (bpr) */
+};
+
+/* A loss on one output. Where the output ends in Softmax or Sigmoid and the loss is a crossentropy, both are taken together
  * from the logits. The mean over rows (and further dimensions), weighted by the sample weights. */
 struct op_loss {
     const char *name; /* mean_squared_error, mean_absolute_error, huber, binary_crossentropy, categorical_crossentropy,
-                       * sparse_categorical_crossentropy, focal, hinge, kl_divergence, cosine, ctc … */
+                       * sparse_categorical_crossentropy, categorical_focal_crossentropy, focal, hinge, kl_divergence, cosine_similarity,
+                       * ctc (of f32[N, steps, classes]), triplet, bpr … (op_loss_name) */
     const char *output;     /* NULL: the model's only or first output */
     bool from_logits;
     float label_smoothing, delta, gamma, weight; /* delta: of huber (0: 1); gamma: of focal (0: 2); weight of this loss in the sum (0: 1) */
+    float alpha, margin;    /* of categorical focal (0: 0.25); of triplet (0: 1) */
+    int64_t blank;          /* of ctc */
     int64_t ignore_index;   /* of sparse targets; negative: none */
     const float *class_weights; /* by class, n_classes of them; NULL: 1 */
     int n_classes;
 };
 
-/* Names of losses and optimisers, NULL past the last: for messages. Whether a loss's targets are class numbers (i64). */
+/* Names of losses and optimisers, NULL past the last: for messages. */
 OP_API const char *op_loss_name(size_t i);
 OP_API const char *op_optimizer_name(size_t i);
-OP_API bool op_loss_is_sparse(const char *name);
+OP_API enum op_target op_loss_target(const char *name);
+OP_API bool op_loss_is_sparse(const char *name); /* OP_TARGET_CLASSES */
 
 struct op_optimizer {
     const char *name; /* sgd, rmsprop, adagrad, adam, adamw, nadam, lion, lamb, adafactor */
@@ -94,8 +106,19 @@ struct op_optimizer {
     float clip_norm, clip_value, global_clip_norm; /* 0: none */
     float ema;                                     /* of the weights; 0: none */
     int accumulate;                                /* gradients of so many steps before an update; 0: 1 */
+    bool dense; /* also where a weight is looked up by rows (an embedding): see below */
 };
+/* ROWS. A weight that one Gather along dimension 0 looks up (an embedding) gets a gradient for the rows of the batch only, and only these
+ * rows and their states are updated: the lazy form. For sgd without momentum and adagrad that is the same as the dense form; with moments
+ * (adam, rmsprop, momentum …) a row's moments stand still while it is not looked up, and so do its decay and regularisation. dense: true
+ * is the other form; lamb, adafactor, accumulation and an average of the weights always take it. */
 OP_API void op_optimizer_defaults(struct op_optimizer *o, const char *name); /* every number NaN or 0 */
+
+/* l1 · Σ|w| + l2 · Σw² of the weights whose names fit the pattern (fnmatch). */
+struct op_regularizer {
+    const char *weights;
+    float l1, l2;
+};
 
 struct op_trainer_options {
     const struct op_loss *losses;
@@ -103,7 +126,8 @@ struct op_trainer_options {
     struct op_optimizer optimizer;
     const char *const *freeze; /* patterns of initializer names (fnmatch) that are not trained */
     int n_freeze;
-    float l1, l2;              /* on every trained weight of rank 2 and more */
+    const struct op_regularizer *regularizers; /* the first whose pattern fits a trained weight adds to the loss */
+    int n_regularizers;
     uint64_t seed;
     int n_threads;
     const volatile bool *cancel;

@@ -175,6 +175,21 @@ static enum op_status set_outputs(struct op_model *m, const int *outputs, int n)
     return OP_OK;
 }
 
+/* Where the gradient of weight w is that of one lookup, its rows and their numbers take the place of the whole: *dw gets the gradient of
+ * what was looked up; the value of the indices, or -1. */
+static int by_rows(const struct op_trainer *t, const struct op_graph *g, int w, int value, int *dw) {
+    const struct op_optimizer *o = &t->options.optimizer;
+    if (o->dense || t->rule->whole || o->accumulate > 1 || o->ema > 0 || t->weights[w].value.rank != 2) return -1;
+    for (int i = 0; i < g->n_nodes; i++) {
+        const struct op_node *n = g->nodes[i];
+        if (!n || n->n_out != 1 || n->out[0] != *dw || strcmp(n->op_type, "GatherGrad") || strcmp(n->domain, "quern")) continue;
+        if (op__attr_int(n, "axis", 0) != 0 || n->in[2] != value) return -1;
+        *dw = n->in[0];
+        return n->in[1];
+    }
+    return -1;
+}
+
 enum op_status op__train_transform(struct op_model *m, void *user, struct op_error *err) {
     const struct op_train_graph *plan = user;
     struct op_trainer *t = plan->t;
@@ -188,14 +203,15 @@ enum op_status op__train_transform(struct op_model *m, void *user, struct op_err
     }
     int room = n_required + t->options.n_losses + 2 + t->n_weights;
     int *inputs = op__arena_array(g->arena, (size_t)room, sizeof *inputs), *targets = op__arena_array(g->arena, (size_t)room, sizeof *targets);
-    int *outputs = op__arena_array(g->arena, (size_t)(2 + g->n_outputs + t->n_weights), sizeof *outputs);
+    int *outputs = op__arena_array(g->arena, (size_t)(2 + g->n_outputs + 2 * t->n_weights), sizeof *outputs);
+    int *indices = op__arena_array(g->arena, (size_t)t->n_weights + 1, sizeof *indices);
     int *at = op__arena_array(g->arena, (size_t)t->n_weights + 1, sizeof *at), *updates = op__arena_array(g->arena, (size_t)t->n_weights + 1, sizeof *updates);
-    if (!inputs || !targets || !outputs || !at || !updates) return op__model_fail(m, err, OP_NOMEM, "out of memory");
+    if (!inputs || !targets || !outputs || !indices || !at || !updates) return op__model_fail(m, err, OP_NOMEM, "out of memory");
     memcpy(inputs, g->inputs, (size_t)n_required * sizeof *inputs);
     for (int w = 0; w < t->n_weights; w++) updates[w] = -1;
     if (!plan->evaluate && training_forms(t, g, updates) != OP_OK) return op__model_fail(m, err, OP_NOMEM, "out of memory");
     for (int i = 0; i < t->options.n_losses; i++)
-        targets[i] = new_input(g, inputs, &n, "quern.target", op_loss_is_sparse(t->losses[i].name) ? OP_I64 : OP_F32);
+        targets[i] = new_input(g, inputs, &n, "quern.target", op_loss_target(t->losses[i].name) == OP_TARGET_DENSE ? OP_F32 : OP_I64);
     int sample_weights = new_input(g, inputs, &n, "quern.sample_weights", OP_F32), loss;
     if (!weights_to_inputs(t, g, inputs, &n, at)) return op__model_fail(m, err, OP_BAD_MODEL, "a weight was not found again");
     g->inputs = inputs;
@@ -209,8 +225,16 @@ enum op_status op__train_transform(struct op_model *m, void *user, struct op_err
         st = op__grad_build(g, loss, at, t->n_trained, outputs + n_out, err);
         for (int w = 0; w < t->n_trained && st == OP_OK; w++)
             if (outputs[n_out + w] < 0) st = op__model_fail(m, err, OP_BAD_VALUE, "the loss does not depend on weight \"%.100s\": freeze it", t->weights[w].name);
+        for (int w = 0; w < t->n_trained && st == OP_OK; w++) {
+            int rows = by_rows(t, g, w, at[w], &outputs[n_out + w]);
+            if (rows < 0) continue;
+            indices[t->n_by_rows++] = rows;
+            t->weights[w].rows = op__rows_create(t->weights[w].value.dims[0]);
+            if (!t->weights[w].rows) st = op__model_fail(m, err, OP_NOMEM, "out of memory");
+        }
         n_out += t->n_trained;
         for (int w = t->n_trained; w < t->n_weights && st == OP_OK; w++) outputs[n_out++] = updates[w];
+        for (int k = 0; k < t->n_by_rows && st == OP_OK; k++) outputs[n_out++] = indices[k];
         if (st != OP_OK) return st;
     }
     return set_outputs(m, outputs, n_out) == OP_OK ? OP_OK : op__model_fail(m, err, OP_NOMEM, "out of memory");

@@ -96,37 +96,89 @@ static int focal(struct emission *e) {
     return op__emit2(&e->g, "Mul", op__emit1(&e->g, "Exp", scale(e, op__emit1(&e->g, "Log", rest), gamma)), ce);
 }
 
+/* α·(1 − p_t)^γ · crossentropy, of one class that is right (Keras's categorical focal) */
+static int focus(struct emission *e, int ce) {
+    int pt = op__emit1(&e->g, "Exp", op__emit1(&e->g, "Neg", ce));
+    int rest = op__emit2(&e->g, "Sub", op__emit_scalar(&e->g, pt, 1 + 1e-6), pt);
+    double gamma = e->loss->gamma > 0 ? (double)e->loss->gamma : 2, alpha = e->loss->alpha > 0 ? (double)e->loss->alpha : 0.25;
+    return scale(e, op__emit2(&e->g, "Mul", op__emit1(&e->g, "Exp", scale(e, op__emit1(&e->g, "Log", rest), gamma)), ce), alpha);
+}
+static int categorical_focal(struct emission *e) {
+    return focus(e, categorical(e));
+}
+static int sparse_focal(struct emission *e) {
+    return focus(e, sparse_categorical(e));
+}
+
+static int over_last(struct emission *e, int v) {
+    return op__emit2(&e->g, "ReduceSum", v, op__emit_ints(&e->g, (int64_t[]){-1}, 1));
+}
+/* −p·t / (|p| |t|) over the last dimension */
+static int cosine(struct emission *e) {
+    int norms = op__emit2(&e->g, "Mul", over_last(e, square(e, e->p)), over_last(e, square(e, e->t)));
+    norms = op__emit1(&e->g, "Sqrt", op__emit2(&e->g, "Max", norms, op__emit_scalar(&e->g, norms, 1e-12)));
+    return op__emit1(&e->g, "Neg", op__emit2(&e->g, "Div", over_last(e, op__emit2(&e->g, "Mul", e->p, e->t)), norms));
+}
+
+static int one_node(struct emission *e, const char *op_type, int n, const int *in, const char *attr, double value) {
+    int out;
+    struct op_node *node = in[0] < 0 ? NULL : op__emit(&e->g, "quern", op_type, n, in, 1, &out);
+    if (!node) return -1;
+    enum op_status st = !attr ? OP_OK : strcmp(attr, "blank") == 0 ? op__attr_set_int(e->g.graph, node, attr, (int64_t)value) : op__attr_set_float(e->g.graph, node, attr, (float)value);
+    if (st != OP_OK) e->g.failed = true;
+    return out;
+}
+static int ctc(struct emission *e) {
+    return one_node(e, "CTC", 2, (int[]){log_probabilities(e), e->t}, "blank", (double)e->loss->blank);
+}
+static int triplet(struct emission *e) {
+    return one_node(e, "Triplet", 2, (int[]){e->p, e->t}, "margin", e->loss->margin > 0 ? (double)e->loss->margin : 1);
+}
+static int bpr(struct emission *e) {
+    return one_node(e, "PairwiseRank", 1, (int[]){e->p}, NULL, 0);
+}
+
 static const struct kind {
     const char *name;
     int (*emit)(struct emission *e);
     const char *activation; /* whose input are the logits */
-    bool sparse;            /* targets are class numbers */
+    enum op_target target;
 } kinds[] = {
-    {"mean_squared_error", mean_squared_error, NULL, false},
-    {"mse", mean_squared_error, NULL, false},
-    {"mean_absolute_error", mean_absolute_error, NULL, false},
-    {"mae", mean_absolute_error, NULL, false},
-    {"huber", huber, NULL, false},
-    {"log_cosh", log_cosh, NULL, false},
-    {"hinge", hinge, NULL, false},
-    {"squared_hinge", squared_hinge, NULL, false},
-    {"poisson", poisson, NULL, false},
-    {"kl_divergence", kl_divergence, NULL, false},
-    {"binary_crossentropy", binary, "Sigmoid", false},
-    {"binary_focal_crossentropy", focal, "Sigmoid", false},
-    {"focal", focal, "Sigmoid", false},
-    {"categorical_crossentropy", categorical, "Softmax", false},
-    {"sparse_categorical_crossentropy", sparse_categorical, "Softmax", true},
+    {"mean_squared_error", mean_squared_error, NULL, OP_TARGET_DENSE},
+    {"mse", mean_squared_error, NULL, OP_TARGET_DENSE},
+    {"mean_absolute_error", mean_absolute_error, NULL, OP_TARGET_DENSE},
+    {"mae", mean_absolute_error, NULL, OP_TARGET_DENSE},
+    {"huber", huber, NULL, OP_TARGET_DENSE},
+    {"log_cosh", log_cosh, NULL, OP_TARGET_DENSE},
+    {"hinge", hinge, NULL, OP_TARGET_DENSE},
+    {"squared_hinge", squared_hinge, NULL, OP_TARGET_DENSE},
+    {"poisson", poisson, NULL, OP_TARGET_DENSE},
+    {"kl_divergence", kl_divergence, NULL, OP_TARGET_DENSE},
+    {"binary_crossentropy", binary, "Sigmoid", OP_TARGET_DENSE},
+    {"binary_focal_crossentropy", focal, "Sigmoid", OP_TARGET_DENSE},
+    {"focal", focal, "Sigmoid", OP_TARGET_DENSE},
+    {"categorical_crossentropy", categorical, "Softmax", OP_TARGET_DENSE},
+    {"sparse_categorical_crossentropy", sparse_categorical, "Softmax", OP_TARGET_CLASSES},
+    {"categorical_focal_crossentropy", categorical_focal, "Softmax", OP_TARGET_DENSE},
+    {"sparse_categorical_focal_crossentropy", sparse_focal, "Softmax", OP_TARGET_CLASSES},
+    {"cosine_similarity", cosine, NULL, OP_TARGET_DENSE},
+    {"ctc", ctc, "Softmax", OP_TARGET_LABELS},
+    {"triplet", triplet, NULL, OP_TARGET_ROWS},
+    {"bpr", bpr, NULL, OP_TARGET_NONE},
 };
 
 const char *op_loss_name(size_t i) {
     return i < sizeof kinds / sizeof *kinds ? kinds[i].name : NULL;
 }
 
-bool op_loss_is_sparse(const char *name) {
+enum op_target op_loss_target(const char *name) {
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
-        if (strcmp(kinds[i].name, name) == 0) return kinds[i].sparse;
-    return false;
+        if (strcmp(kinds[i].name, name) == 0) return kinds[i].target;
+    return OP_TARGET_DENSE;
+}
+
+bool op_loss_is_sparse(const char *name) {
+    return op_loss_target(name) == OP_TARGET_CLASSES;
 }
 
 /* The value that the activation which makes v was given; -1 if v comes from something else. */

@@ -1,7 +1,7 @@
 /* train.h: the parts of a trainer. Internal to ops/train.
  *
  *   model ──transform──▶ step model:      inputs  [the model's] [targets] [sample weights] [trained weights] [running statistics]
- *         │                               outputs [loss] [the model's] [gradients] [running statistics]
+ *         │                               outputs [loss] [the model's] [gradients] [running statistics] [rows of the weights updated by rows]
  *         └─────────────▶ evaluate model: the same inputs; outputs [loss] [the model's]
  *
  * Both are read from the model's own bytes, so the weights are found by name. */
@@ -21,6 +21,17 @@ struct op_weight {
     float *state[OP__STATES_MAX];
     float *sum;               /* of gradients, where they are accumulated */
     float *ema;
+    float l1, l2;
+    struct op_rows *rows;     /* updated by rows; NULL: as a whole */
+};
+
+/* rows.c: the rows of a weight that a step looked up. */
+struct op_rows {
+    int64_t n, *list;  /* which rows, in the order in which they first came; their gradients lie in the scratch of the weight */
+    int64_t room;      /* of list */
+    int32_t *at;       /* row → its place in list, -1: not there */
+    float *packed[1 + OP__STATES_MAX];
+    int64_t n_packed;
 };
 
 struct op_trainer {
@@ -41,14 +52,26 @@ struct op_trainer {
     int64_t n_ones;
     struct op_tensor *inputs; /* of a session, refilled each time */
     float **scratch;          /* for each trained weight: its gradient, clipped and regularised; NULL where it is used as it comes */
+    int n_by_rows;            /* weights with rows; their indices are the last outputs of the step model */
 };
 
 /* update.c */
 bool op__update_copies(const struct op_trainer *t, const struct op_weight *w); /* whether its gradient is changed before use */
+/* Adds the gradients of looked-up rows up (indices: one tensor a weight with rows) and checks the sizes of the others. */
+enum op_status op__update_rows(struct op_trainer *t, const struct op_tensor *gradients, const struct op_tensor *indices, struct op_error *err);
 double op__update_norm(const struct op_trainer *t, const struct op_tensor *gradients); /* of all gradients together */
 /* Takes one step's gradients; when enough have come, clips, regularises and updates the weights. Returns the penalties (l1, l2) that
- * belong to the loss. */
+ * belong to the loss; negative: no memory. */
 double op__update(struct op_trainer *t, const struct op_tensor *gradients, double norm, float learning_rate);
+
+/* rows.c */
+struct op_rows *op__rows_create(int64_t n_rows);
+void op__rows_destroy(struct op_rows *r); /* accepts NULL */
+/* Adds up dy[n, each] by row into *sums (from malloc, grown where needed). */
+enum op_status op__rows_collect(struct op_rows *r, const struct op_tensor *indices, const float *dy, int64_t each, int64_t n_rows, float **sums);
+/* The rows and their states together as a weight of their own (dst, n_states), and back. */
+bool op__rows_pack(struct op_rows *r, const struct op_weight *w, int n_states, struct op_weight *dst);
+void op__rows_unpack(const struct op_rows *r, const struct op_weight *packed, int n_states, struct op_weight *w);
 
 /* graph.c */
 struct op_train_graph {

@@ -3,6 +3,7 @@
  * Weights and optimiser states are f32 arrays of the trainer; the session borrows the weights as inputs, so an update is seen by the
  * next run and nothing is copied (update.c). Running statistics come back as outputs and are copied after a good step. A step whose loss or
  * gradient norm is not finite changes nothing. Order of work and of sums is fixed, so a run's bits are. */
+#include <fnmatch.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -27,7 +28,13 @@ static bool keep_options(struct op_trainer *t, const struct op_trainer_options *
     char **freeze = calloc((size_t)options->n_freeze + 1, sizeof *freeze);
     t->options.freeze = (const char *const *)freeze;
     t->options.losses = t->losses;
-    if (!t->losses || !freeze) return false;
+    struct op_regularizer *regularizers = calloc((size_t)options->n_regularizers + 1, sizeof *regularizers);
+    t->options.regularizers = regularizers;
+    if (!t->losses || !freeze || !regularizers) return false;
+    for (int i = 0; i < options->n_regularizers; i++) {
+        regularizers[i] = options->regularizers[i];
+        if (!(regularizers[i].weights = keep(t, options->regularizers[i].weights))) return false;
+    }
     for (int i = 0; i < options->n_freeze; i++)
         if (!(freeze[i] = keep(t, options->freeze[i]))) return false;
     for (int i = 0; i < options->n_losses; i++) {
@@ -57,6 +64,13 @@ static bool make_states(struct op_trainer *t) {
         if (t->options.optimizer.ema > 0) {
             if (!(w->ema = malloc(n * sizeof(float)))) return false;
             memcpy(w->ema, w->value.data, n * sizeof(float));
+        }
+        for (int k = 0; k < t->options.n_regularizers; k++) {
+            const struct op_regularizer *r = &t->options.regularizers[k];
+            if (fnmatch(r->weights, w->name, 0)) continue;
+            w->l1 = r->l1;
+            w->l2 = r->l2;
+            break;
         }
         if (op__update_copies(t, w) && !(t->scratch[i] = malloc(n * sizeof(float)))) return false;
     }
@@ -121,12 +135,14 @@ void op_trainer_destroy(struct op_trainer *t) {
         for (int k = 0; k < OP__STATES_MAX; k++) free(w->state[k]);
         free(w->sum);
         free(w->ema);
+        op__rows_destroy(w->rows);
     }
     for (int i = 0; t->scratch && i < t->n_trained; i++) free(t->scratch[i]);
     for (int i = 0; t->losses && i < t->options.n_losses; i++)
         if (t->losses[i].class_weights != NULL) free((void *)(uintptr_t)t->losses[i].class_weights);
     for (int i = 0; i < t->n_strings; i++) free(t->strings[i]);
     free((void *)(uintptr_t)t->options.freeze);
+    free((void *)(uintptr_t)t->options.regularizers);
     free(t->strings);
     free(t->losses);
     free(t->weights);
@@ -188,9 +204,8 @@ enum op_status op_trainer_step(struct op_trainer *t, const struct op_tensor *inp
     if (st != OP_OK) return st;
     const struct op_tensor *gradients = out + 1 + t->n_outputs, *statistics = gradients + t->n_trained;
     double loss = (double)*(const float *)out[0].data;
-    for (int k = 0; k < t->n_trained; k++)
-        if (op_tensor_count(&gradients[k]) != op_tensor_count(&t->weights[k].value))
-            return op__model_fail(t->model, err, OP_BAD_SHAPE, "the gradient of \"%.100s\" has another size than the weight", t->weights[k].name);
+    st = op__update_rows(t, gradients, statistics + (t->n_weights - t->n_trained), err);
+    if (st != OP_OK) return st;
     double total = op__update_norm(t, gradients);
     *step = (struct op_step_result){.loss = loss, .gradient_norm = total, .outputs = out + 1};
     if (!isfinite(loss) || !isfinite(total))
@@ -198,8 +213,9 @@ enum op_status op_trainer_step(struct op_trainer *t, const struct op_tensor *inp
     t->steps++;
     for (int k = t->n_trained; k < t->n_weights; k++)
         memcpy(t->weights[k].value.data, statistics[k - t->n_trained].data, (size_t)op_tensor_bytes(&t->weights[k].value));
-    step->loss += op__update(t, gradients, total, learning_rate);
-    return OP_OK;
+    double penalty = op__update(t, gradients, total, learning_rate);
+    step->loss += penalty;
+    return penalty >= 0 ? OP_OK : op__model_fail(t->model, err, OP_NOMEM, "out of memory for an update");
 }
 
 /* The averaged weights take the place of the weights, and the other way round. */

@@ -4,7 +4,8 @@
  *
  * A gradient is used where the session left it, unless one of the first three changes it: two weights may share one gradient's
  * memory, so those work on a copy. Decay, optimiser and average run piece by piece while the piece is in cache, the pieces over the
- * session's threads: element by element, so any division gives the same bits. Norms are sums of pieces in order. */
+ * session's threads: element by element, so any division gives the same bits. Norms are sums of pieces in order. A weight that is
+ * looked up by rows goes the same way with the rows of the batch in the place of the whole (rows.c). */
 #include <math.h>
 #include <string.h>
 
@@ -18,7 +19,8 @@ static const struct k_vmath *math_of(const struct op_trainer *t) {
 
 bool op__update_copies(const struct op_trainer *t, const struct op_weight *w) {
     const struct op_optimizer *o = &t->options.optimizer;
-    const bool penalised = w->value.rank >= 2 && (t->options.l1 != 0 || t->options.l2 != 0);
+    const bool penalised = w->l1 != 0 || w->l2 != 0;
+    if (w->rows) return false; /* they have memory of their own */
     return o->accumulate > 1 || o->clip_value > 0 || o->clip_norm > 0 || o->global_clip_norm > 0 || penalised;
 }
 
@@ -37,18 +39,37 @@ static double norm_of(const struct k_vmath *math, const float *g, int64_t n) {
     return total;
 }
 
+/* What the gradient of a weight has: elements of the whole, or of its rows. */
+static int64_t count_of(const struct op_weight *w) {
+    return w->rows ? w->rows->n * w->value.dims[1] : op_tensor_count(&w->value);
+}
+
+enum op_status op__update_rows(struct op_trainer *t, const struct op_tensor *gradients, const struct op_tensor *indices, struct op_error *err) {
+    for (int k = 0; k < t->n_trained; k++) {
+        struct op_weight *w = &t->weights[k];
+        if (w->rows) {
+            enum op_status st = op__rows_collect(w->rows, indices++, gradients[k].data, w->value.dims[1], w->value.dims[0], &t->scratch[k]);
+            if (st != OP_OK) return op__model_fail(t->model, err, st, "out of memory for the gradient of \"%.100s\"", w->name);
+        } else if (op_tensor_count(&gradients[k]) != op_tensor_count(&w->value))
+            return op__model_fail(t->model, err, OP_BAD_SHAPE, "the gradient of \"%.100s\" has another size than the weight", w->name);
+    }
+    return OP_OK;
+}
+
 double op__update_norm(const struct op_trainer *t, const struct op_tensor *gradients) {
     double total = 0;
-    for (int k = 0; k < t->n_trained; k++) total += norm_of(math_of(t), gradients[k].data, op_tensor_count(&t->weights[k].value));
+    for (int k = 0; k < t->n_trained; k++) {
+        const struct op_weight *w = &t->weights[k];
+        total += norm_of(math_of(t), w->rows ? t->scratch[k] : gradients[k].data, count_of(w));
+    }
     return sqrt(total);
 }
 
-/* l1 and l2 on weights of rank 2 and more: their part of the loss. */
-static double regularise(const struct op_trainer *t, const struct op_weight *w, float *g, int64_t n) {
+/* l1 and l2: their part of the loss. */
+static double regularise(const struct op_weight *w, const float *v, float *g, int64_t n) {
     double loss = 0;
-    const float *v = w->value.data;
-    float l1 = t->options.l1, l2 = t->options.l2;
-    if (w->value.rank < 2 || (l1 == 0 && l2 == 0)) return 0;
+    float l1 = w->l1, l2 = w->l2;
+    if (l1 == 0 && l2 == 0) return 0;
     for (int64_t i = 0; i < n; i++) {
         loss += (double)l1 * fabs((double)v[i]) + (double)l2 * (double)v[i] * (double)v[i];
         g[i] += l1 * (float)((v[i] > 0) - (v[i] < 0)) + 2 * l2 * v[i];
@@ -111,6 +132,20 @@ static float *gradient_of(const struct op_trainer *t, int k, const float *g) {
     return t->scratch[k];
 }
 
+/* The rows of the batch: regularised, clipped and updated as a weight of their own. */
+static bool update_rows(struct op_trainer *t, int k, double norm, float learning_rate, double *penalty) {
+    struct op_weight *w = &t->weights[k], packed;
+    const int n_states = op__rule_states(t->rule, &t->options.optimizer);
+    float *g = t->scratch[k];
+    if (w->rows->n == 0) return true;
+    if (!op__rows_pack(w->rows, w, n_states, &packed)) return false;
+    *penalty += regularise(w, packed.value.data, g, count_of(w));
+    clip(t, g, count_of(w), norm);
+    update_weight(t, &packed, g, learning_rate);
+    op__rows_unpack(w->rows, &packed, n_states, w);
+    return true;
+}
+
 double op__update(struct op_trainer *t, const struct op_tensor *gradients, double norm, float learning_rate) {
     double penalty = 0;
     for (int k = 0; k < t->n_trained; k++) {
@@ -124,9 +159,13 @@ double op__update(struct op_trainer *t, const struct op_tensor *gradients, doubl
         const struct op_weight *w = &t->weights[k];
         const int64_t n = op_tensor_count(&w->value);
         const float *g = gradients[k].data;
+        if (w->rows) {
+            if (!update_rows(t, k, norm, learning_rate, &penalty)) return -1;
+            continue;
+        }
         if (t->scratch[k]) {
             float *copy = gradient_of(t, k, g);
-            penalty += regularise(t, w, copy, n);
+            penalty += regularise(w, w->value.data, copy, n);
             clip(t, copy, n, norm);
             g = copy;
         }

@@ -551,6 +551,10 @@ static void test_losses(void **state) {
         {"quern:SparseCrossEntropy", "f3x5 j3:5", NULL, NULL, F32_ONLY}, {"quern:SparseCrossEntropy", "f2x3x4 l2x3:1,2,3,0,2,2", "label_smoothing=0.1 ignore_index=2 class_weights={0.5,2,1,3}", NULL, F32_ONLY},
         {"quern:CrossEntropy", "f3x5 q3x5", "label_smoothing=0.2", NULL, F32_ONLY}, {"quern:BinaryCrossEntropy", "f3x5 q3x5", "label_smoothing=0.2", NULL, F32_ONLY},
         {"quern:WeightedMean", "f3x5 q3", "scale=2.0", NULL, F32_ONLY},
+        {"quern:CTC", "f2x6x4 l2x3:1,1,3,2,-1,-1", NULL, NULL, F32_ONLY}, {"quern:CTC", "f2x7x3 l2x3:0,1,0,1,1,2 i[7,5]", "blank=2", NULL, F32_ONLY},
+        {"quern:CTC", "f1x3x4 l1x2:0,0", NULL, NULL, F32_ONLY}, {"quern:Triplet", "f3x3x4 j3:2", "margin=9.0", NULL, F32_ONLY},
+        {"quern:Triplet", "f6x3 l6:0,1,0,2,1,0", "margin=5.0", NULL, F32_ONLY}, {"quern:Triplet", "f3x2 l3:0,1,2", NULL, NULL, F32_ONLY},
+        {"quern:PairwiseRank", "f3x4", NULL, NULL, F32_ONLY}, {"quern:PairwiseRank", "f2x2", NULL, NULL, F32_ONLY},
     };
     CHECK_ALL(cases);
 }

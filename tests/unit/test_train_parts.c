@@ -186,7 +186,7 @@ static double metric(const char *name, const char *loss, const struct w_outcome 
     const struct w_train_model model = {.output_rank = 1, .output_dims = {o->classes}};
     json_t *list = json_pack("[s]", name);
     assert_true(w_metrics_parse(list, &spec, &model, &m, &err));
-    w_metrics_update(&m, o, 1);
+    w_metrics_update(&m, o);
     json_t *saved = w_metrics_save(&m);
     w_metrics_reset(&m);
     w_metrics_load(&m, saved);
@@ -216,6 +216,94 @@ static void test_metrics_by_hand(void **state) {
     assert_near(metric("mae", "mse", &line), 0.25);
     assert_near(metric("rmse", "mse", &line), 0.5);
     assert_near(metric("r2", "mse", &line), 1 - 1.0 / 5);
+    assert_near(metric("perplexity", "sparse_categorical_crossentropy",
+                       &(struct w_outcome){.rows = 2, .classes = 3, .output = p, .sparse = classes,
+                                           .loss = log(7)}),
+                7);
+}
+
+static void test_metrics_of_rankings_by_hand(void **state) {
+    (void)state;
+    /* Row 0: classes 0 and 2 are relevant and stand at ranks 0 and 2; row 1: class 1, at rank 1,
+     * for equal scores count against it. */
+    const float scores[] = {0.9f, 0.5f, 0.4f, 0.1f, 0.7f, 0.7f, 0.2f, 0.1f},
+                relevant[] = {1, 0, 1, 0, 0, 1, 0, 0};
+    const struct w_outcome o = {.rows = 2, .classes = 4, .output = scores, .dense = relevant};
+    double ndcg0 = (1 + 1 / log2(4)) / (1 + 1 / log2(3)), ndcg1 = 1 / log2(3);
+    assert_near(metric("ndcg", "binary_crossentropy", &o), (ndcg0 + ndcg1) / 2);
+    assert_near(metric("map", "binary_crossentropy", &o), ((1 + 2.0 / 3) / 2 + 0.5) / 2);
+    assert_near(metric("mrr", "binary_crossentropy", &o), 0.75);
+    assert_near(metric("hit_rate", "binary_crossentropy", &o), 1);
+    const float flat[] = {1, 1, 1}, order[] = {3, 1, 2};
+    assert_near(metric("mrr", "bpr", &(struct w_outcome){.rows = 1, .classes = 3, .output = flat}),
+                1.0 / 3);
+    assert_near(metric("mrr", "bpr", &(struct w_outcome){.rows = 1, .classes = 3, .output = order}),
+                1);
+}
+
+static double error_rate(const char *said, const char *is, int64_t separator) {
+    float output[20 * 5] = {0};
+    int64_t labels[12];
+    struct w_error err;
+    struct w_metrics m;
+    struct w_spec_train spec = {.loss = {.name = "ctc"}};
+    const struct w_train_model model = {.output_rank = 2, .output_dims = {(int64_t)strlen(said), 5}};
+    for (size_t t = 0; said[t]; t++) output[t * 5 + (size_t)(said[t] - '0')] = 1;
+    for (size_t i = 0; i < 12; i++) labels[i] = i < strlen(is) ? is[i] - '0' : -1;
+    json_t *list = json_pack("[{s:s, s:I}]", "type", "wer", "separator", (json_int_t)separator);
+    assert_true(w_metrics_parse(list, &spec, &model, &m, &err));
+    w_metrics_update(&m, &(struct w_outcome){.rows = 1, .classes = 5, .output = output,
+                                             .labels = labels, .n_labels = 12,
+                                             .steps = (int64_t)strlen(said)});
+    double v = w_metric_value(&m.items[0]);
+    w_metrics_finish(&m);
+    json_decref(list);
+    return v;
+}
+
+static void test_error_rates_are_edits_over_labels(void **state) {
+    (void)state;
+    assert_near(error_rate("0110220", "12", -1), 0);     /* 1 2 */
+    assert_near(error_rate("01011", "1", -1), 1);        /* 1 1 for 1: one too many */
+    assert_near(error_rate("0000", "123", -1), 1);       /* all missing */
+    assert_near(error_rate("1020304", "1434", -1), 0.25); /* 1 2 3 4 */
+    assert_near(error_rate("1024012", "12412", 4), 0);   /* 12|12, words between 4s */
+    assert_near(error_rate("1024011", "12412", 4), 0.5); /* 12|1 */
+}
+
+static void test_a_confusion_matrix_counts_pairs(void **state) {
+    struct w_error err;
+    struct w_metrics m;
+    struct w_spec_train spec = {.loss = {.name = "sparse_categorical_crossentropy"}};
+    const struct w_train_model model = {.output_rank = 1, .output_dims = {3}};
+    const float p[] = {0.1f, 0.2f, 0.7f, 0.5f, 0.3f, 0.2f, 0, 0, 1};
+    const int64_t classes[] = {2, 1, 2};
+    (void)state;
+    json_t *list = parse("[\"confusion_matrix\"]"), *into = json_object();
+    assert_true(w_metrics_parse(list, &spec, &model, &m, &err));
+    w_metrics_update(&m, &(struct w_outcome){.rows = 3, .classes = 3, .output = p, .sparse = classes});
+    w_metrics_json(&m, "", into);
+    assert_null(json_object_get(into, "confusion_matrix"));
+    w_metrics_matrices(&m, into);
+    json_t *wanted = parse("[[0,0,0],[1,0,0],[0,0,2]]");
+    assert_true(json_equal(json_object_get(into, "confusion_matrix"), wanted));
+    w_metrics_finish(&m);
+    json_decref(wanted);
+    json_decref(into);
+    json_decref(list);
+}
+
+static void test_a_metric_that_says_nothing_of_a_loss_is_refused(void **state) {
+    struct w_error err;
+    struct w_metrics m;
+    struct w_spec_train spec = {.loss = {.name = "triplet"}};
+    const struct w_train_model model = {.output_rank = 1, .output_dims = {3}};
+    json_t *list = parse("[\"accuracy\"]");
+    (void)state;
+    assert_false(w_metrics_parse(list, &spec, &model, &m, &err));
+    assert_non_null(strstr(err.text, "triplet"));
+    w_metrics_finish(&m);
+    json_decref(list);
 }
 
 /* --- augmentation -------------------------------------------------------------------------------
@@ -417,6 +505,10 @@ int main(void) {
         cmocka_unit_test(test_a_plateau_lowers_the_rate_down_to_its_floor),
         cmocka_unit_test(test_a_callback_that_watches_nothing_is_told),
         cmocka_unit_test(test_metrics_by_hand),
+        cmocka_unit_test(test_metrics_of_rankings_by_hand),
+        cmocka_unit_test(test_error_rates_are_edits_over_labels),
+        cmocka_unit_test(test_a_confusion_matrix_counts_pairs),
+        cmocka_unit_test(test_a_metric_that_says_nothing_of_a_loss_is_refused),
         cmocka_unit_test(test_augmentation_follows_from_the_seed),
         cmocka_unit_test(test_idx_reads_its_types_and_refuses_lies),
         cmocka_unit_test(test_flatten_has_the_order_of_channels_last),

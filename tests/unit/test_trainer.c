@@ -205,12 +205,100 @@ static void test_what_cannot_be_trained_is_refused(void **state) {
     op_model_release(m);
 }
 
+/* --- rows of an embedding ----------------------------------------------------------------------- */
+
+enum { WORDS = 50, WIDTH = 3, LOOKED_UP = 4 };
+
+/* The sum of looked-up rows, through a weight, against a number. */
+static struct op_model *lookup(void) {
+    struct op_error err;
+    struct op_builder *b = op_builder_create(17);
+    int64_t axes = 1;
+    op_builder_input(b, "ids", OP_I64, 2, (int64_t[]){-1, LOOKED_UP}, (const char *[]){"N", NULL});
+    weight(b, "table", WORDS, WIDTH, 5);
+    weight(b, "out", WIDTH, 2, 6);
+    op_builder_weight(b, "axes", &(struct op_tensor){.dtype = OP_I64, .rank = 1, .dims = {1}, .data = &axes});
+    op_builder_node(b, "Gather", (const char *[]){"table", "ids"}, 2, (const char *[]){"v"}, 1, NULL, 0);
+    op_builder_node(b, "ReduceSum", (const char *[]){"v", "axes"}, 2, (const char *[]){"s"}, 1, &(struct op_arg){.name = "keepdims", .kind = OP_ARG_INT, .i = 0}, 1);
+    op_builder_node(b, "MatMul", (const char *[]){"s", "out"}, 2, (const char *[]){"y"}, 1, NULL, 0);
+    op_builder_output(b, "y");
+    struct op_model *m = op_builder_finish(b, &err);
+    if (!m) print_error("%s\n", err.text);
+    assert_non_null(m);
+    return m;
+}
+
+/* Trains on ids below 30 (with repeats); the table afterwards is copied out. */
+static void train_rows(const char *optimizer, bool dense, float l2, float clip, int n_threads, float *table) {
+    static const struct op_loss loss = {.name = "mse"};
+    const struct op_regularizer penalty = {"tab*", 0, l2};
+    struct op_trainer_options o = {.losses = &loss, .n_losses = 1, .n_threads = n_threads, .regularizers = &penalty, .n_regularizers = l2 > 0};
+    struct op_error err;
+    struct op_step_result r;
+    struct op_model *m = lookup();
+    op_optimizer_defaults(&o.optimizer, optimizer);
+    o.optimizer.learning_rate = 0.05f;
+    o.optimizer.dense = dense;
+    o.optimizer.global_clip_norm = clip;
+    struct op_trainer *t = op_trainer_create(m, &o, &err);
+    if (!t) fail_msg("%s", err.text);
+    random_state = 77;
+    for (int step = 0; step < 20; step++) {
+        int64_t ids[8 * LOOKED_UP];
+        float target[16];
+        for (int i = 0; i < 8 * LOOKED_UP; i++) ids[i] = (int64_t)((double)(next_float() + 1) * 14.9) - (i % 7 == 0 ? WORDS : 0);
+        for (int i = 0; i < 16; i++) target[i] = next_float();
+        struct op_tensor in = {.dtype = OP_I64, .rank = 2, .dims = {8, LOOKED_UP}, .data = ids}, want = {.dtype = OP_F32, .rank = 2, .dims = {8, 2}, .data = target};
+        enum op_status st = op_trainer_step(t, &in, 1, &want, 1, NULL, NAN, &r, &err);
+        if (st != OP_OK) fail_msg("%s", err.text);
+    }
+    for (int i = 0; i < op_trainer_n_weights(t); i++) {
+        const struct op_tensor *v;
+        if (strcmp(op_trainer_weight(t, i, NULL, &v), "table") == 0) memcpy(table, v->data, WORDS * WIDTH * sizeof *table);
+    }
+    op_trainer_destroy(t);
+    op_model_release(m);
+}
+
+static void test_rows_are_updated_as_the_whole_would_be(void **state) {
+    static const struct {
+        const char *optimizer;
+        float clip;
+    } same[] = {{"sgd", 0}, {"adagrad", 0}, {"sgd", 0.3f}, {"adagrad", 0.3f}};
+    float whole[WORDS * WIDTH], rows[WORDS * WIDTH], again[WORDS * WIDTH];
+    (void)state;
+    for (size_t i = 0; i < sizeof same / sizeof *same; i++) {
+        train_rows(same[i].optimizer, true, 0, same[i].clip, 1, whole);
+        train_rows(same[i].optimizer, false, 0, same[i].clip, 1, rows);
+        train_rows(same[i].optimizer, false, 0, same[i].clip, 3, again);
+        for (int k = 0; k < WORDS * WIDTH; k++) assert_float_equal(whole[k], rows[k], 1e-6); /* norms are summed in another order */
+        assert_memory_equal(rows, again, sizeof rows);
+    }
+}
+
+static void test_rows_that_nobody_looks_up_stay_as_they_are(void **state) {
+    static const char *const lazy[] = {"adam", "adamw", "rmsprop", "nadam", "lion", "sgd", "lamb"};
+    float before[WORDS * WIDTH], after[WORDS * WIDTH];
+    struct op_tensor t = {.dtype = OP_F32, .rank = 2, .dims = {WORDS, WIDTH}, .data = before};
+    (void)state;
+    assert_true(op_initialize(&t, "glorot_uniform", WORDS, WIDTH, NAN, 5));
+    for (size_t i = 0; i < sizeof lazy / sizeof *lazy; i++) {
+        bool whole = strcmp(lazy[i], "lamb") == 0;
+        train_rows(lazy[i], false, 0.01f, 0, 2, after);
+        bool moved = memcmp(before, after, 30 * WIDTH * sizeof *before) != 0, rest = memcmp(before + 30 * WIDTH, after + 30 * WIDTH, 20 * WIDTH * sizeof *before) != 0;
+        assert_true(moved);
+        if (rest != whole) fail_msg("%s: the rows that were not looked up are %s", lazy[i], rest ? "changed" : "as they were");
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_optimizer_learns),
         cmocka_unit_test(test_same_seed_same_bits_also_after_a_stop),
         cmocka_unit_test(test_the_trained_model_answers_as_the_trainer),
         cmocka_unit_test(test_what_cannot_be_trained_is_refused),
+        cmocka_unit_test(test_rows_are_updated_as_the_whole_would_be),
+        cmocka_unit_test(test_rows_that_nobody_looks_up_stay_as_they_are),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -61,7 +61,8 @@ static int on_done(json_t *result, json_t *envelope) {
     printf("%.0f rows, %.0f epochs in %.1f s", number(result, "train_rows"),
            number(result, "epochs"), number(result, "seconds"));
     json_object_foreach(json_object_get(result, "test"), key, value) {
-        printf("%s %s %.5g", strcmp(key, "loss") ? "," : "; test:", key, json_number_value(value));
+        if (json_is_number(value)) /* a confusion matrix is in metrics.json */
+            printf("%s %s %.5g", strcmp(key, "loss") ? "," : "; test:", key, json_number_value(value));
     }
     if (*folder)
         printf(" → %s/model.onnx\n", output);

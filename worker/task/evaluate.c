@@ -341,7 +341,7 @@ static bool count(struct evaluation *e, size_t i, const struct op_tensor *out,
                                 .output = out->data,
                                 .sparse = e->sparse ? &e->targets[i] : NULL,
                                 .dense = e->sparse ? NULL : e->dense + (int64_t)i * e->classes};
-    w_metrics_update(&e->found, &o, 0);
+    w_metrics_update(&e->found, &o);
     if (!e->confusion) return true;
     int64_t is = e->sparse ? e->targets[i] : largest(o.dense, e->classes);
     e->confusion[is * e->classes + largest(o.output, e->classes)]++;

@@ -26,9 +26,12 @@ bool w__fit_batch_init(const struct w_fit *f, struct w_fit_batch *b, struct w_er
         ok &= (b->x[i].data = aligned(rows, in->elements, 8)) != NULL;
         if (in->elements > scratch) scratch = in->elements;
     }
-    b->y = (struct op_tensor){.dtype = f->sparse ? OP_I64 : OP_F32,
+    b->y = (struct op_tensor){.dtype = f->target == OP_TARGET_DENSE ? OP_F32 : OP_I64,
                               .rank = m->output_rank + (f->sparse ? 0 : 1)};
-    for (int i = 1; i < b->y.rank; i++) targets *= b->y.dims[i] = m->output_dims[i - 1];
+    if (f->target > OP_TARGET_CLASSES) b->y.rank = f->target == OP_TARGET_LABELS ? 2 : 1;
+    for (int i = 1; i < b->y.rank; i++)
+        targets *= b->y.dims[i] =
+            f->target == OP_TARGET_LABELS ? f->whole.y.elements : m->output_dims[i - 1];
     if (f->whole.y.elements > scratch) scratch = f->whole.y.elements;
     b->weight = (struct op_tensor){.dtype = OP_F32, .rank = 1};
     b->y.data = aligned(rows, targets, 8);
@@ -107,7 +110,11 @@ static bool load_input(struct w_fit *f, struct w_fit_batch *b, int input, const 
 static void load_target(const struct w_fit *f, struct w_fit_batch *b, const struct w_array *y,
                         const void *row, int64_t at) {
     int64_t n = y->elements, wanted = 1;
-    if (f->sparse) {
+    if (f->target == OP_TARGET_NONE) {
+        ((int64_t *)b->y.data)[at] = 0;
+        return;
+    }
+    if (f->target != OP_TARGET_DENSE) {
         int64_t *dst = b->y.data;
         for (int64_t i = 0; i < n; i++) dst[at * n + i] = (int64_t)w__array_number(y, row, i);
         return;
@@ -129,7 +136,6 @@ bool w__fit_batch(struct w_fit *f, struct w_fit_batch *b, const struct w_set *s,
         for (int k = 0; k < f->m.n_inputs; k++)
             if (!load_input(f, b, k, s, row, i, training, err)) return false;
         const void *y = w__array_row(&s->y, row, b->scratch, err);
-        if (!y) return false;
         load_target(f, b, &s->y, y, i);
         double weight =
             s->weight.data ? w__array_number(&s->weight, w__array_row(&s->weight, row, NULL, err), 0)

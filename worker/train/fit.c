@@ -91,14 +91,23 @@ static void make_order(struct w_fit *f) {
     f->order_epoch = f->epoch;
 }
 
-static void outcome_of(const struct w_fit *f, const struct op_tensor *output, struct w_outcome *o) {
+static void outcome_of(const struct w_fit *f, const struct op_step_result *r, struct w_outcome *o) {
+    const struct op_tensor *output = &r->outputs[0];
     int64_t count = op_tensor_count(output);
-    *o = (struct w_outcome){
-        .classes = f->n_classes, .rows = count / f->n_classes, .output = output->data};
-    if (f->sparse)
+    *o = (struct w_outcome){.classes = f->n_classes,
+                            .rows = count / f->n_classes,
+                            .output = output->data,
+                            .loss = r->loss};
+    if (f->target == OP_TARGET_CLASSES)
         o->sparse = f->batch.y.data;
-    else
+    else if (f->target == OP_TARGET_DENSE)
         o->dense = f->batch.y.data;
+    else
+        o->rows = f->batch.n;
+    if (f->target != OP_TARGET_LABELS) return;
+    o->labels = f->batch.y.data;
+    o->n_labels = f->batch.y.dims[1];
+    o->steps = f->m.output_dims[0];
 }
 
 static double learning_rate(const struct w_fit *f) {
@@ -150,8 +159,8 @@ static bool evaluate(struct w_fit *f, const struct w_set *s, struct w_error *err
                                   s->weight.data ? &b->weight : NULL, &r, &why) == OP_OK ||
               w_train_fail(err, &why));
         if (!ok) break;
-        outcome_of(f, &r.outputs[0], &o);
-        w_metrics_update(&f->eval_metrics, &o, r.loss);
+        outcome_of(f, &r, &o);
+        w_metrics_update(&f->eval_metrics, &o);
     }
     free(rows);
     return ok;
@@ -218,8 +227,8 @@ static enum w_fit_end run_steps(struct w_fit *f, struct w_error *err) {
             f->over = true;
             return W_FIT_DONE;
         }
-        outcome_of(f, &r.outputs[0], &o);
-        w_metrics_update(&f->metrics, &o, r.loss);
+        outcome_of(f, &r, &o);
+        w_metrics_update(&f->metrics, &o);
         f->rows_seen += f->batch.n;
         f->step++;
         tell(f);
@@ -274,6 +283,7 @@ static bool conclude(struct w_fit *f, struct w_error *err) {
     json_decref(f->test_results);
     f->test_results = json_object();
     w_metrics_json(&f->eval_metrics, "", f->test_results);
+    w_metrics_matrices(&f->eval_metrics, f->test_results);
     return true;
 }
 

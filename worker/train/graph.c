@@ -132,32 +132,44 @@ bool w__frozen(struct w_graph *g, const char *name, int64_t n, const float *valu
     return w__freeze(g, dst->s);
 }
 
-/* Keras's l2 adds l2 · Σ w²; the trainer knows one pair of factors for all weights. */
-bool w__regularize(struct w_graph *g, json_t *json) {
-    double l1 = 0, l2 = 0;
-    g->n_weighted++;
-    if (!json || json_is_null(json)) return true;
+/* Keras's l2 adds l2 · Σ w² to the loss. */
+bool w__regularize(struct w_graph *g, json_t *json, const char *key, const char *weights) {
+    struct w_train_model *m = g->model;
     const char *type;
-    char kind[16];
-    if (!w__train_typed(json, &type, "kernel_regularizer", g->err))
-        return w_fail_in(g->err, "%s: ", g->where);
+    char kind[16], pattern[W_TRAIN_NAME_MAX + 32];
+    if (!json || json_is_null(json)) return true;
+    if (!w__train_typed(json, &type, key, g->err)) return w_fail_in(g->err, "%s: ", g->where);
     w__train_snake(type, kind, sizeof kind);
     bool has1 = strncmp(kind, "l1", 2) == 0, has2 = strstr(kind, "l2") != NULL;
     if (!has1 && !has2)
-        return w__layer_fail(g, "kernel_regularizer is \"%s\", l1, l2 or l1l2 is expected", type);
-    json_t *a = json_object_get(json, "l1"), *b = json_object_get(json, "l2");
-    l1 = has1 ? a ? json_number_value(a) : 0.01 : 0;
-    l2 = has2 ? b ? json_number_value(b) : 0.01 : 0;
-    if (!(l1 >= 0 && l2 >= 0 && l1 < 1e6 && l2 < 1e6))
-        return w__layer_fail(g, "kernel_regularizer: l1 and l2 must be numbers from 0");
-    if (g->n_regularized && (l1 != g->model->l1 || l2 != g->model->l2))
-        return w__layer_fail(g,
-                             "kernel_regularizer differs from that of a layer before: one pair of "
-                             "l1 and l2 for the whole model is supported");
-    g->n_regularized++;
-    g->model->l1 = l1;
-    g->model->l2 = l2;
+        return w__layer_fail(g, "%s is \"%.40s\", l1, l2 or l1l2 is expected", key, type);
+    const char *word;
+    json_t *value;
+    double l[2] = {has1 ? 0.01 : 0, has2 ? 0.01 : 0};
+    json_object_foreach(json, word, value) {
+        int i = strcmp(word, "l1") == 0 && has1 ? 0 : strcmp(word, "l2") == 0 && has2 ? 1 : -1;
+        if (strcmp(word, "type") == 0 || strcmp(word, "name") == 0) continue;
+        if (i < 0 || !json_is_number(value) || !(json_number_value(value) >= 0) ||
+            !(json_number_value(value) < 1e6))
+            return w__layer_fail(g, "%s: \"%.40s\" is not known, or no number from 0", key, word);
+        l[i] = json_number_value(value);
+    }
+    snprintf(pattern, sizeof pattern, "%s/%s", g->name, weights);
+    struct op_regularizer *grown =
+        realloc(m->regularizers, ((size_t)m->n_regularizers + 1) * sizeof *grown);
+    if (grown) m->regularizers = grown;
+    char *copy = strdup(pattern);
+    if (!grown || !copy) {
+        free(copy);
+        return w_fail(g->err, W_NO_MEMORY, "out of memory");
+    }
+    grown[m->n_regularizers++] = (struct op_regularizer){copy, (float)l[0], (float)l[1]};
     return true;
+}
+
+bool w__regularize_both(struct w_graph *g, const struct w_layer *l) {
+    return w__regularize(g, l->kernel_regularizer, "kernel_regularizer", "*kernel") &&
+           w__regularize(g, l->bias_regularizer, "bias_regularizer", "*bias");
 }
 
 /* --- shapes ------------------------------------------------------------------------------------

@@ -167,15 +167,6 @@ static bool walk_init(struct walk *w, size_t n, struct w_error *err) {
     return (w->flows && w->names) || w_fail(err, W_NO_MEMORY, "out of memory");
 }
 
-/* Every weighted layer or none: the trainer knows one pair of factors. */
-static bool check_regularizers(const struct w_graph *g) {
-    return !g->n_regularized || g->n_regularized == g->n_weighted ||
-           w_fail(g->err, W_BAD_SPEC,
-                  "kernel_regularizer is set for %d of %d layers with weights: set it for all of "
-                  "them or for none",
-                  g->n_regularized, g->n_weighted);
-}
-
 /* --- from nothing ------------------------------------------------------------------------------
  */
 
@@ -391,7 +382,7 @@ bool w_train_model_build(const struct w_spec_train *spec, const struct w_front *
                           : w_fail(err, W_NO_MEMORY, "out of memory");
     ok = ok && (base ? begin_onnx(&w, spec, base) : begin_layers(&w, spec, fronts)) &&
          walk_layers(&w, layers, base ? "model.head" : "model.layers") &&
-         check_regularizers(&w.g) && choose_output(&w, spec->model.outputs) &&
+         choose_output(&w, spec->model.outputs) &&
          finish(&w, dst);
     op_builder_destroy(w.g.builder);
     free(w.flows);
@@ -404,5 +395,7 @@ void w_train_model_finish(struct w_train_model *m) {
     op_model_release(m->model);
     for (int i = 0; i < m->n_freeze; i++) free(m->freeze[i]);
     free(m->freeze);
+    for (int i = 0; i < m->n_regularizers; i++) free((char *)(uintptr_t)m->regularizers[i].weights);
+    free(m->regularizers);
     *m = (struct w_train_model){0};
 }

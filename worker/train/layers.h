@@ -35,7 +35,8 @@ struct w_layer {
     struct w_floats kernel_size, strides, dilation_rate, pool_size, size, padding_sizes;
     char *activation, *recurrent_activation;
     json_t *kernel_initializer, *bias_initializer, *kernel_regularizer, *target_shape,
-        *embeddings_initializer, *recurrent_initializer, *layer;
+        *embeddings_initializer, *recurrent_initializer, *pointwise_initializer, *layer,
+        *bias_regularizer, *recurrent_regularizer, *embeddings_regularizer, *pointwise_regularizer;
 };
 
 struct w_graph {
@@ -48,8 +49,6 @@ struct w_graph {
     const struct w_layer *layer;
     char name[W_TRAIN_NAME_MAX - 40], where[160];
     int n_nodes; /* of this layer */
-    int n_weighted, n_regularized;
-    bool last;
     struct w_error *err;
 };
 
@@ -109,13 +108,16 @@ void w__transpose(struct w_graph *g, int n, const int64_t *perm);
 bool w__reshape(struct w_graph *g, const char *name, int n, const int64_t *dims); /* 0: as it was */
 void w__channels_first(struct w_graph *g);
 void w__channels_last(struct w_graph *g);
+/* The regularisers of kernel and bias. */
+bool w__regularize_both(struct w_graph *g, const struct w_layer *l);
 /* Rank of a row must be this. */
 bool w__rank_is(struct w_graph *g, int rank, const char *layout);
 /* The last dimension to length 1. */
 bool w__unit_norm(struct w_graph *g);
 bool w__activate(struct w_graph *g, const char *name);
 const char *w__activation_op(const char *name); /* of a recurrent layer: "Tanh"; NULL: none */
-bool w__regularize(struct w_graph *g, json_t *json);
+/* json: of the layer's key; weights: a pattern of the names behind "<layer>/". */
+bool w__regularize(struct w_graph *g, json_t *json, const char *key, const char *weights);
 /* floats as n whole numbers from 1 (one number stands for all; none: deflt). */
 bool w__whole(struct w_graph *g, const char *what, const struct w_floats *f, int n, int64_t deflt,
               int64_t *dst);
@@ -147,7 +149,7 @@ bool w__dense(struct w_graph *g, const char *name, int64_t units, bool use_bias,
 #define W_P_WEIGHTS \
     W_P_TEXT("activation", activation), W_P_BOOL("use_bias", use_bias, 1), \
     W_P_JSON("kernel_initializer", kernel_initializer), W_P_JSON("bias_initializer", bias_initializer), \
-    W_P_JSON("kernel_regularizer", kernel_regularizer)
+    W_P_JSON("kernel_regularizer", kernel_regularizer), W_P_JSON("bias_regularizer", bias_regularizer)
 /* clang-format on */
 
 #endif

@@ -69,8 +69,7 @@ static bool attend(struct w_graph *g, const struct w_layer *l) {
 static bool attention(struct w_graph *g, const struct w_layer *l) {
     if (!w__rank_is(g, 2, "[N, steps, features]")) return false;
     w__channels_last(g);
-    g->n_weighted++;
-    return attend(g, l);
+    return w__regularize_both(g, l) && attend(g, l);
 }
 
 static bool normalize(struct w_graph *g, const char *name, const struct w_layer *l) {
@@ -106,9 +105,8 @@ static bool transformer_block(struct w_graph *g, const struct w_layer *l) {
         return w__layer_fail(g, "%lld features cannot be cut into %d heads; give \"key_dim\"",
                              (long long)e, l->num_heads);
     if (!inner.key_dim) inner.key_dim = (int32_t)(e / l->num_heads);
-    g->n_weighted++;
     struct w_name x = g->flow.value;
-    if (!normalize(g, "norm1", l) || !attend(g, &inner) || !drop(g, "drop1_rate", l)) return false;
+    if (!w__regularize_both(g, l) || !normalize(g, "norm1", l) || !attend(g, &inner) || !drop(g, "drop1_rate", l)) return false;
     x = g->flow.value = W_NODE2(g, "Add", x, g->flow.value);
     if (!normalize(g, "norm2", l) ||
         !w__dense(g, "ff1", l->ff_dim ? l->ff_dim : 4 * e, l->use_bias, l) ||
@@ -133,7 +131,8 @@ static bool position_embedding(struct w_graph *g, const struct w_layer *l) {
 
 /* clang-format off */
 #define HEADS W_P_NEEDED("num_heads", num_heads, "how many"), W_P_NUMBER("dropout", rate, 0, 0.999, 0), W_P_BOOL("use_bias", use_bias, 1), W_P_BOOL("use_causal_mask", causal, 0), \
-    W_P_JSON("kernel_initializer", kernel_initializer), W_P_JSON("bias_initializer", bias_initializer)
+    W_P_JSON("kernel_initializer", kernel_initializer), W_P_JSON("bias_initializer", bias_initializer), \
+    W_P_JSON("kernel_regularizer", kernel_regularizer), W_P_JSON("bias_regularizer", bias_regularizer)
 static const struct w_param attention_params[] = {W_P_COMMON, HEADS, W_P_NEEDED("key_dim", key_dim, "size of a head"), {0}};
 static const struct w_param block_params[] = {W_P_COMMON, HEADS, W_P_WHOLE("key_dim", key_dim, 0, 0), W_P_WHOLE("ff_dim", ff_dim, 0, 0), W_P_TEXT("activation", activation), W_P_NUMBER("epsilon", epsilon, 1e-12, 1, 1e-5), {0}};
 static const struct w_param position_params[] = {W_P_COMMON, W_P_JSON("embeddings_initializer", embeddings_initializer), {0}};

@@ -75,7 +75,7 @@ static bool sizes(struct w_graph *g, const struct w_layer *l, int n, int64_t *ke
 
 static bool conv(struct w_graph *g, const struct w_layer *l, int n) {
     int64_t k[2], s[2], d[2];
-    return sizes(g, l, n, k, s, d) && w__regularize(g, l->kernel_regularizer) &&
+    return sizes(g, l, n, k, s, d) && w__regularize_both(g, l) &&
            convolve(g, l, n, "kernel", l->filters, k, s, d, l->groups, l->use_bias) &&
            w__activate(g, l->activation);
 }
@@ -86,19 +86,37 @@ static bool conv1d(struct w_graph *g, const struct w_layer *l) {
     return conv(g, l, 1);
 }
 
-static bool depthwise(struct w_graph *g, const struct w_layer *l) {
+static bool depthwise(struct w_graph *g, const struct w_layer *l, int n) {
     int64_t k[2], s[2], d[2];
-    return sizes(g, l, 2, k, s, d) && w__regularize(g, l->kernel_regularizer) &&
-           convolve(g, l, 2, "kernel", l->depth_multiplier, k, s, d, 0, l->use_bias) &&
+    return sizes(g, l, n, k, s, d) && w__regularize_both(g, l) &&
+           convolve(g, l, n, "kernel", l->depth_multiplier, k, s, d, 0, l->use_bias) &&
            w__activate(g, l->activation);
 }
+static bool depthwise2d(struct w_graph *g, const struct w_layer *l) {
+    return depthwise(g, l, 2);
+}
+static bool depthwise1d(struct w_graph *g, const struct w_layer *l) {
+    return depthwise(g, l, 1);
+}
 
-static bool separable(struct w_graph *g, const struct w_layer *l) {
+static bool separable(struct w_graph *g, const struct w_layer *l, int n) {
+    struct w_layer pointwise = *l;
     int64_t k[2], s[2], d[2], one[2] = {1, 1};
-    return sizes(g, l, 2, k, s, d) && w__regularize(g, l->kernel_regularizer) &&
-           convolve(g, l, 2, "depthwise_kernel", l->depth_multiplier, k, s, d, 0, false) &&
-           convolve(g, l, 2, "pointwise_kernel", l->filters, one, one, one, 1, l->use_bias) &&
+    if (l->pointwise_initializer) pointwise.kernel_initializer = l->pointwise_initializer;
+    return sizes(g, l, n, k, s, d) &&
+           w__regularize(g, l->kernel_regularizer, "depthwise_regularizer", "depthwise_kernel") &&
+           w__regularize(g, l->pointwise_regularizer, "pointwise_regularizer", "pointwise_kernel") &&
+           w__regularize(g, l->bias_regularizer, "bias_regularizer", "bias") &&
+           convolve(g, l, n, "depthwise_kernel", l->depth_multiplier, k, s, d, 0, false) &&
+           convolve(g, &pointwise, n, "pointwise_kernel", l->filters, one, one, one, 1,
+                    l->use_bias) &&
            w__activate(g, l->activation);
+}
+static bool separable2d(struct w_graph *g, const struct w_layer *l) {
+    return separable(g, l, 2);
+}
+static bool separable1d(struct w_graph *g, const struct w_layer *l) {
+    return separable(g, l, 1);
 }
 
 /* --- pooling -----------------------------------------------------------------------------------
@@ -215,7 +233,8 @@ static const struct w_param conv1d_params[] = {W_P_COMMON, FILTERS, KERNEL, W_P_
     {.name = "padding", .kind = W_PARAM_CHOICE, .offset = W_AT(padding), .choices = "valid same causal"}, W_P_WHOLE("groups", groups, 1, 1), W_P_WEIGHTS, {0}};
 static const struct w_param depthwise_params[] = {W_P_COMMON, KERNEL, W_P_SIZES("strides", strides), W_P_SIZES("dilation_rate", dilation_rate), W_P_PADDING, W_P_WHOLE("depth_multiplier", depth_multiplier, 1, 1),
     W_P_JSON("depthwise_initializer", kernel_initializer), W_P_JSON("depthwise_regularizer", kernel_regularizer), W_P_WEIGHTS, {0}};
-static const struct w_param separable_params[] = {W_P_COMMON, FILTERS, KERNEL, W_P_SIZES("strides", strides), W_P_SIZES("dilation_rate", dilation_rate), W_P_PADDING, W_P_WHOLE("depth_multiplier", depth_multiplier, 1, 1), W_P_WEIGHTS, {0}};
+static const struct w_param separable_params[] = {W_P_COMMON, FILTERS, KERNEL, W_P_SIZES("strides", strides), W_P_SIZES("dilation_rate", dilation_rate), W_P_PADDING, W_P_WHOLE("depth_multiplier", depth_multiplier, 1, 1),
+    W_P_JSON("depthwise_initializer", kernel_initializer), W_P_JSON("pointwise_initializer", pointwise_initializer), W_P_JSON("depthwise_regularizer", kernel_regularizer), W_P_JSON("pointwise_regularizer", pointwise_regularizer), W_P_WEIGHTS, {0}};
 static const struct w_param pool_params[] = {W_P_COMMON, W_P_SIZES("pool_size", pool_size), W_P_SIZES("strides", strides), W_P_PADDING, {0}};
 static const struct w_param plain_params[] = {W_P_COMMON, {0}};
 static const struct w_param padding_params[] = {W_P_COMMON, {.name = "padding", .kind = W_PARAM_FLOATS, .offset = W_AT(padding_sizes), .min = 0, .max = 65536}, {0}};
@@ -224,8 +243,10 @@ static const struct w_param up_params[] = {W_P_COMMON, W_P_SIZES("size", size), 
 static const struct w_layer_desc conv_layers[] = {
     {"Conv2D", conv2d_params, conv2d, false},
     {"Conv1D", conv1d_params, conv1d, false},
-    {"DepthwiseConv2D", depthwise_params, depthwise, false},
-    {"SeparableConv2D", separable_params, separable, false},
+    {"DepthwiseConv2D", depthwise_params, depthwise2d, false},
+    {"DepthwiseConv1D", depthwise_params, depthwise1d, false},
+    {"SeparableConv2D", separable_params, separable2d, false},
+    {"SeparableConv1D", separable_params, separable1d, false},
     {"MaxPooling2D", pool_params, max_pool2d, false},
     {"MaxPool2D", pool_params, max_pool2d, false},
     {"MaxPooling1D", pool_params, max_pool1d, false},

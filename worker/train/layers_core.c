@@ -35,7 +35,7 @@ bool w__dense(struct w_graph *g, const char *name, int64_t units, bool use_bias,
 
 static bool dense(struct w_graph *g, const struct w_layer *l) {
     if (g->flow.rank < 1) return w__layer_fail(g, "it takes [N, features], not single numbers");
-    return w__regularize(g, l->kernel_regularizer) && w__dense(g, "", l->units, l->use_bias, l) &&
+    return w__regularize_both(g, l) && w__dense(g, "", l->units, l->use_bias, l) &&
            w__activate(g, l->activation);
 }
 
@@ -220,7 +220,8 @@ static bool embedding(struct w_graph *g, const struct w_layer *l) {
             in->ids = l->input_dim;
     }
     /* Keras's "uniform": ±0.05. */
-    if (!w__weight(g, "embeddings", 2, dims, l->embeddings_initializer, "random_uniform", dims[0],
+    if (!w__regularize(g, l->embeddings_regularizer, "embeddings_regularizer", "embeddings") ||
+        !w__weight(g, "embeddings", 2, dims, l->embeddings_initializer, "random_uniform", dims[0],
                    dims[1], &w))
         return false;
     g->flow.value = w__node(g, "Gather", (const char *[]){w.s, g->flow.value.s}, 2, NULL, 0);
@@ -244,7 +245,7 @@ static const struct w_param leaky_params[] = {W_P_COMMON, W_P_NUMBER("negative_s
 static const struct w_param elu_params[] = {W_P_COMMON, W_P_NUMBER("alpha", alpha, 0, 1e6, 1), {0}};
 static const struct w_param rescaling_params[] = {W_P_COMMON, {.name = "scale", .kind = W_PARAM_DOUBLE, .offset = W_AT(scale), .required = true, .help = "a number"}, {.name = "offset", .kind = W_PARAM_DOUBLE, .offset = W_AT(offset)}, {0}};
 static const struct w_param embedding_params[] = {W_P_COMMON, W_P_NEEDED("input_dim", input_dim, "size of the vocabulary"), W_P_NEEDED("output_dim", output_dim, "size of a vector"),
-    W_P_JSON("embeddings_initializer", embeddings_initializer), W_P_JSON("input_length", target_shape), {0}};
+    W_P_JSON("embeddings_initializer", embeddings_initializer), W_P_JSON("embeddings_regularizer", embeddings_regularizer), W_P_JSON("input_length", target_shape), {0}};
 
 static const struct w_layer_desc core_layers[] = {
     {"Input", input_params, nothing, false},

@@ -88,7 +88,10 @@ static bool recurrent(struct w_graph *g, const struct w_layer *l, const struct c
     int64_t in = g->flow.dims[1], h = l->units, rows = cell->gates * h;
     struct w_name w, r, b = {""}, y, last;
     char kind[48], recurrent_kind[48], word[40] = "tanh", gate[40] = "sigmoid";
-    if (!w__rank_is(g, 2, "[N, steps, features]") || !w__regularize(g, l->kernel_regularizer) ||
+    if (!w__rank_is(g, 2, "[N, steps, features]") ||
+        !w__regularize(g, l->kernel_regularizer, "kernel_regularizer", "kernel") ||
+        !w__regularize(g, l->recurrent_regularizer, "recurrent_regularizer", "recurrent_kernel") ||
+        !w__regularize(g, l->bias_regularizer, "bias_regularizer", "bias") ||
         !initializer_name(g, l->kernel_initializer, "glorot_uniform", kind, sizeof kind) ||
         !initializer_name(g, l->recurrent_initializer, "orthogonal", recurrent_kind,
                           sizeof recurrent_kind))
@@ -166,7 +169,7 @@ static bool bidirectional(struct w_graph *g, const struct w_layer *l) {
 
 /* clang-format off */
 #define RNN W_P_COMMON, W_P_NEEDED("units", units, "size of the state"), W_P_BOOL("return_sequences", return_sequences, 0), W_P_BOOL("go_backwards", go_backwards, 0), \
-    W_P_JSON("recurrent_initializer", recurrent_initializer), W_P_WEIGHTS
+    W_P_JSON("recurrent_initializer", recurrent_initializer), W_P_JSON("recurrent_regularizer", recurrent_regularizer), W_P_WEIGHTS
 static const struct w_param lstm_params[] = {RNN, W_P_TEXT("recurrent_activation", recurrent_activation), W_P_BOOL("unit_forget_bias", unit_forget_bias, 1), {0}};
 static const struct w_param gru_params[] = {RNN, W_P_TEXT("recurrent_activation", recurrent_activation), W_P_BOOL("reset_after", reset_after, 1), {0}};
 static const struct w_param rnn_params[] = {RNN, {0}};

@@ -1,22 +1,17 @@
 /* metrics.c: what is told of an epoch beside the loss. A metric is a row of the table: how many
- * numbers it keeps, how a batch changes them, what they come to. The state is plain numbers, so a
- * checkpoint holds it. Definitions are Keras's; AUC is its 200 thresholds with trapezia. */
+ * numbers it keeps, which targets it takes, how a batch changes them, what they come to. The state
+ * is plain numbers, so a checkpoint holds it. Definitions are Keras's; AUC is its 200 thresholds
+ * with trapezia. Those of rankings and of sequences are in metrics_rank.c. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "worker/nearest.h"
-#include "worker/train/train.h"
+#include "worker/train/metrics.h"
 
 #define THRESHOLDS 200
-
-struct w_metric_desc {
-    const char *name;
-    int n_state;
-    void (*update)(struct w_metric *m, const struct w_outcome *o);
-    double (*value)(const struct w_metric *m);
-};
+#define CONFUSION_CLASSES_MAX 1000
 
 static double target(const struct w_outcome *o, int64_t row, int64_t c) {
     return o->sparse ? (o->sparse[row] == c) : (double)o->dense[row * o->classes + c];
@@ -146,21 +141,58 @@ static double auc(const struct w_metric *m) {
     return area;
 }
 
+/* exp of the mean of a crossentropy */
+static void entropy(struct w_metric *m, const struct w_outcome *o) {
+    m->state[0] += o->loss * (double)o->rows;
+    m->state[1] += (double)o->rows;
+}
+static double perplexity(const struct w_metric *m) {
+    return exp(ratio(m));
+}
+
+/* state[is · n + said], n classes (2 for one output with a threshold) */
+static void confusion(struct w_metric *m, const struct w_outcome *o) {
+    int64_t n = o->classes > 1 ? o->classes : 2;
+    for (int64_t i = 0; i < o->rows; i++) {
+        bool one = o->classes == 1;
+        int64_t is = one ? target(o, i, 0) > 0.5 : right_class(o, i),
+                said = one ? (double)o->output[i] > m->threshold
+                           : largest(o->output + i * o->classes, o->classes);
+        if (is >= 0 && is < n) m->state[is * n + said]++;
+    }
+}
+static double diagonal(const struct w_metric *m) {
+    int n = (int)lround(sqrt(m->n_state));
+    double right = 0, all = 0;
+    for (int i = 0; i < m->n_state; i++) all += m->state[i];
+    for (int i = 0; i < n; i++) right += m->state[i * n + i];
+    return all > 0 ? right / all : 0;
+}
+
+#define ANY (W_ON_CLASSES | W_ON_NUMBERS)
 static const struct w_metric_desc descs[] = {
-    {"accuracy", 2, categorical, ratio}, /* or one of the next: by loss and shape */
-    {"categorical_accuracy", 2, categorical, ratio},
-    {"sparse_categorical_accuracy", 2, categorical, ratio},
-    {"binary_accuracy", 2, binary, ratio},
-    {"top_k_categorical_accuracy", 2, top_k, ratio},
-    {"sparse_top_k_categorical_accuracy", 2, top_k, ratio},
-    {"mean_squared_error", 2, squares, ratio},
-    {"mean_absolute_error", 2, distances, ratio},
-    {"root_mean_squared_error", 2, squares, root},
-    {"r2_score", 4, spread, r2},
-    {"precision", 3, hits, precision},
-    {"recall", 3, hits, recall},
-    {"f1_score", 3, hits, f1},
-    {"auc", 2 * THRESHOLDS, histogram, auc},
+    {"accuracy", 2, ANY, categorical, ratio, 0}, /* or one of the next: by loss and shape */
+    {"categorical_accuracy", 2, ANY, categorical, ratio, 0},
+    {"sparse_categorical_accuracy", 2, ANY, categorical, ratio, 0},
+    {"binary_accuracy", 2, ANY, binary, ratio, 0},
+    {"top_k_categorical_accuracy", 2, ANY, top_k, ratio, 5},
+    {"sparse_top_k_categorical_accuracy", 2, ANY, top_k, ratio, 5},
+    {"mean_squared_error", 2, ANY, squares, ratio, 0},
+    {"mean_absolute_error", 2, ANY, distances, ratio, 0},
+    {"root_mean_squared_error", 2, ANY, squares, root, 0},
+    {"r2_score", 4, ANY, spread, r2, 0},
+    {"precision", 3, ANY, hits, precision, 0},
+    {"recall", 3, ANY, hits, recall, 0},
+    {"f1_score", 3, ANY, hits, f1, 0},
+    {"auc", 2 * THRESHOLDS, ANY, histogram, auc, 0},
+    {"confusion_matrix", 0, ANY, confusion, diagonal, 0},
+    {"perplexity", 2, ANY | W_ON_LABELS, entropy, perplexity, 0},
+    {"hit_rate", 2, ANY | W_ON_FIRST, w__metric_hit_rate, ratio, 10},
+    {"ndcg", 2, ANY | W_ON_FIRST, w__metric_ndcg, ratio, 10},
+    {"mean_reciprocal_rank", 2, ANY | W_ON_FIRST, w__metric_reciprocal_rank, ratio, 0},
+    {"mean_average_precision", 2, ANY | W_ON_FIRST, w__metric_average_precision, ratio, 0},
+    {"word_error_rate", 2, W_ON_LABELS, w__metric_edits, ratio, 0},
+    {"character_error_rate", 2, W_ON_LABELS, w__metric_edits, ratio, 0},
 };
 static const struct {
     const char *alias, *name;
@@ -170,7 +202,11 @@ static const struct {
                {"rmse", "root_mean_squared_error"},
                {"r2", "r2_score"},
                {"f1", "f1_score"},
-               {"top_k", "top_k_categorical_accuracy"}};
+               {"top_k", "top_k_categorical_accuracy"},
+               {"mrr", "mean_reciprocal_rank"},
+               {"map", "mean_average_precision"},
+               {"wer", "word_error_rate"},
+               {"cer", "character_error_rate"}};
 
 static const char *next_metric(void *user, size_t i) {
     (void)user;
@@ -189,13 +225,14 @@ static bool read_metric(json_t *json, const struct w_spec_train *spec,
                         const struct w_train_model *model, struct w_metric *m, const char *where,
                         struct w_error *err) {
     struct given {
-        int32_t k;
+        int32_t k, separator;
         double threshold;
         char *name;
     } g = {0};
     /* clang-format off */
     static const struct w_param params[] = {
-        {.name = "k", .kind = W_PARAM_INT, .offset = offsetof(struct given, k), .min = 1, .max = 1 << 20, .deflt = 5},
+        {.name = "k", .kind = W_PARAM_INT, .offset = offsetof(struct given, k), .min = 0, .max = 1 << 20},
+        {.name = "separator", .kind = W_PARAM_INT, .offset = offsetof(struct given, separator), .min = -1, .max = 1 << 30, .deflt = -1},
         {.name = "threshold", .kind = W_PARAM_DOUBLE, .offset = offsetof(struct given, threshold), .deflt = 0.5},
         {.name = "name", .kind = W_PARAM_TEXT, .offset = offsetof(struct given, name)},
         {0}};
@@ -215,11 +252,22 @@ static bool read_metric(json_t *json, const struct w_spec_train *spec,
     bool two =
         strncmp(spec->loss.name, "binary", 6) == 0 ||
         (model->output_dims[model->output_rank - 1] == 1 && !op_loss_is_sparse(spec->loss.name));
+    enum op_target on = op_loss_target(spec->loss.name);
+    if (!(m->desc->takes >> on & 1))
+        return w_fail(err, W_BAD_SPEC, "%s: \"%s\" says nothing of a model that is trained by \"%s\"",
+                      where, m->name, spec->loss.name);
     if (m->desc == &descs[0] && two) m->desc = find("binary_accuracy");
-    m->k = g.k;
+    m->k = g.k ? g.k : m->desc->k;
+    m->separator = g.separator;
+    m->blank = spec->loss.blank;
     /* Where the model gives logits, 0 is where the probability is ½. */
     m->threshold = spec->loss.from_logits && g.threshold == 0.5 ? 0 : g.threshold;
     m->n_state = m->desc->n_state;
+    int64_t classes = model->output_dims[model->output_rank - 1];
+    if (!m->n_state && classes > CONFUSION_CLASSES_MAX)
+        return w_fail(err, W_BAD_SPEC, "%s: a confusion matrix of %lld classes, at most %d are possible",
+                      where, (long long)classes, CONFUSION_CLASSES_MAX);
+    if (!m->n_state) m->n_state = (int)(classes > 1 ? classes * classes : 4);
     m->state = calloc((size_t)m->n_state, sizeof *m->state);
     return m->state || w_fail(err, W_NO_MEMORY, "out of memory");
 }
@@ -249,8 +297,8 @@ void w_metrics_reset(struct w_metrics *m) {
         memset(m->items[i].state, 0, (size_t)m->items[i].n_state * sizeof(double));
 }
 
-void w_metrics_update(struct w_metrics *m, const struct w_outcome *o, double loss) {
-    m->loss += loss * (double)o->rows;
+void w_metrics_update(struct w_metrics *m, const struct w_outcome *o) {
+    m->loss += o->loss * (double)o->rows;
     m->rows += (double)o->rows;
     for (int i = 0; i < m->n; i++) m->items[i].desc->update(&m->items[i], o);
 }
@@ -264,8 +312,25 @@ void w_metrics_json(const struct w_metrics *m, const char *prefix, json_t *into)
     snprintf(key, sizeof key, "%sloss", prefix);
     json_object_set_new(into, key, json_real(m->rows > 0 ? m->loss / m->rows : 0));
     for (int i = 0; i < m->n; i++) {
+        if (m->items[i].desc->update == confusion) continue; /* w_metrics_matrices */
         snprintf(key, sizeof key, "%s%s", prefix, m->items[i].name);
         json_object_set_new(into, key, json_real(w_metric_value(&m->items[i])));
+    }
+}
+
+void w_metrics_matrices(const struct w_metrics *m, json_t *into) {
+    for (int k = 0; k < m->n; k++) {
+        const struct w_metric *c = &m->items[k];
+        int n = (int)lround(sqrt(c->n_state));
+        if (c->desc->update != confusion) continue;
+        json_t *rows = json_array();
+        for (int i = 0; i < n; i++) {
+            json_t *row = json_array();
+            for (int j = 0; j < n; j++)
+                json_array_append_new(row, json_integer((json_int_t)c->state[i * n + j]));
+            json_array_append_new(rows, row);
+        }
+        json_object_set_new(into, c->name, rows);
     }
 }
 

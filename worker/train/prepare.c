@@ -26,7 +26,9 @@ static bool split_test(struct w_fit *f, struct w_error *err) {
 
 static bool load_sets(struct w_fit *f, struct w_error *err) {
     const struct w_spec_train *s = f->spec;
-    struct w_set_wish wish = {.inputs = f->m.inputs, .n_inputs = f->m.n_inputs};
+    struct w_set_wish wish = {.inputs = f->m.inputs,
+                              .n_inputs = f->m.n_inputs,
+                              .no_targets = f->target == OP_TARGET_NONE};
     wish.first = s->model.onnx && f->m.inputs[0].rank == 3;
     f->o.files.memory_bytes = (size_t)(s->data.memory_mb * 1048576);
     if (!w_train_set_load(s->data.train, "data.train", &f->o.files, &wish, &f->whole, err))
@@ -57,31 +59,41 @@ static bool load_sets(struct w_fit *f, struct w_error *err) {
     return true;
 }
 
-/* Targets fit the output; class numbers are whole and in range. */
-static bool check_targets(const struct w_fit *f, const struct w_set *s, const char *where,
-                          struct w_error *err) {
-    const struct w_train_model *m = &f->m;
-    int64_t wanted = 1, n = s->y.elements;
-    if (!s->y.data) return true;
-    for (int i = 0; i < m->output_rank - (f->sparse ? 1 : 0); i++) wanted *= m->output_dims[i];
-    bool numbers = f->sparse || (n == 1 && wanted > 1);
-    if (n != wanted && !(numbers && !f->sparse))
-        return w_fail(
-            err, W_BAD_SHAPE,
-            "%s: a row of y has %lld numbers, the model's output and the loss \"%s\" want %lld",
-            where, (long long)n, f->spec->loss.name, (long long)wanted);
-    if (!f->sparse && n == 1 && wanted > 1 && strncmp(f->spec->loss.name, "categorical", 11) != 0)
-        return w_fail(err, W_BAD_SHAPE, "%s: a row of y has 1 number, the model gives %lld", where,
-                      (long long)wanted);
-    for (int64_t i = 0; i < s->n * n && numbers; i++) {
+/* A row's targets are whole numbers from 0 below n_classes (or, where padded, anything below). */
+static bool check_classes(const struct w_fit *f, const struct w_set *s, const char *where,
+                          bool padded, struct w_error *err) {
+    int64_t n = s->y.elements;
+    for (int64_t i = 0; i < s->n * n; i++) {
         int64_t row = s->rows[i / n];
         double v = w__array_number(&s->y, w__array_row(&s->y, row, NULL, err), i % n);
-        if (v != floor(v) || v < 0 || v >= (double)f->n_classes)
+        if (v != floor(v) || (v < 0 && !padded) || v >= (double)f->n_classes)
             return w_fail(err, W_BAD_INPUT,
                           "%s: row %lld has the class %g, the model's output has classes 0 to %lld",
                           where, (long long)row, v, (long long)f->n_classes - 1);
     }
     return true;
+}
+
+/* Targets fit the output; class numbers are whole and in range. */
+static bool check_targets(const struct w_fit *f, const struct w_set *s, const char *where,
+                          struct w_error *err) {
+    const struct w_train_model *m = &f->m;
+    const char *loss = f->spec->loss.name;
+    int64_t wanted = 1, n = s->y.elements;
+    if (!s->y.data || f->target == OP_TARGET_NONE) return true;
+    if (f->target == OP_TARGET_LABELS) return check_classes(f, s, where, true, err);
+    for (int i = 0; i < m->output_rank - (f->sparse ? 1 : 0); i++) wanted *= m->output_dims[i];
+    if (f->target == OP_TARGET_ROWS) wanted = 1;
+    bool one_hot = f->target == OP_TARGET_DENSE && n == 1 && wanted > 1;
+    if (one_hot && strncmp(loss, "categorical", 11) != 0)
+        return w_fail(err, W_BAD_SHAPE, "%s: a row of y has 1 number, the model gives %lld", where,
+                      (long long)wanted);
+    if (n != wanted && !one_hot)
+        return w_fail(
+            err, W_BAD_SHAPE,
+            "%s: a row of y has %lld numbers, the model's output and the loss \"%s\" want %lld",
+            where, (long long)n, loss, (long long)wanted);
+    return !(f->sparse || one_hot) || check_classes(f, s, where, false, err);
 }
 
 /* Numbers that an Embedding takes are within what it has. */
@@ -194,8 +206,8 @@ static bool make_trainer(struct w_fit *f, struct w_error *err) {
                                    .optimizer = s->optimizer,
                                    .freeze = (const char *const *)f->m.freeze,
                                    .n_freeze = f->m.n_freeze,
-                                   .l1 = (float)f->m.l1,
-                                   .l2 = (float)f->m.l2,
+                                   .regularizers = f->m.regularizers,
+                                   .n_regularizers = f->m.n_regularizers,
                                    .seed = (uint64_t)s->fit.seed,
                                    .n_threads = f->o.n_threads,
                                    .cancel = f->o.cancel};
@@ -295,8 +307,11 @@ static bool front(struct w_fit *f, struct w_error *err) {
 
 static bool make_parts(struct w_fit *f, struct w_error *err) {
     const struct w_spec_train *s = f->spec;
-    f->sparse = op_loss_is_sparse(s->loss.name);
+    f->target = op_loss_target(s->loss.name);
+    f->sparse = f->target == OP_TARGET_CLASSES;
     f->n_classes = f->m.output_dims[f->m.output_rank - 1];
+    if (f->target == OP_TARGET_LABELS && f->m.output_rank != 2)
+        return w_fail(err, W_BAD_SPEC, "compile.loss: ctc wants an output of [steps, classes] a row");
     if (s->data.augment && f->m.n_inputs > 1)
         return w_fail(err, W_UNSUPPORTED, "data.augment is for models with one input");
     f->augment = w_augment_create(s->data.augment, f->m.inputs[0].rank, f->m.inputs[0].dims, err);

@@ -108,7 +108,7 @@ static const struct w_param publish_params[] = {
 
 struct optimizer {
     double learning_rate, momentum, rho, beta_1, beta_2, epsilon, weight_decay, clipnorm, clipvalue, global_clipnorm, ema_momentum;
-    bool nesterov, amsgrad, use_ema;
+    bool nesterov, amsgrad, use_ema, lazy;
     int32_t gradient_accumulation_steps;
     json_t *rate;
 };
@@ -126,6 +126,7 @@ static const struct w_param optimizer_params[] = {
     {.name = "clipnorm", .kind = W_PARAM_DOUBLE, .offset = OPT(clipnorm), .min = 0, .max = 1e9},
     {.name = "clipvalue", .kind = W_PARAM_DOUBLE, .offset = OPT(clipvalue), .min = 0, .max = 1e9},
     {.name = "global_clipnorm", .kind = W_PARAM_DOUBLE, .offset = OPT(global_clipnorm), .min = 0, .max = 1e9},
+    {.name = "lazy", .kind = W_PARAM_BOOL, .offset = OPT(lazy), .deflt = 1},
     {.name = "use_ema", .kind = W_PARAM_BOOL, .offset = OPT(use_ema)},
     {.name = "ema_momentum", .kind = W_PARAM_DOUBLE, .offset = OPT(ema_momentum), .min = 0, .max = 1, .deflt = 0.99},
     {.name = "gradient_accumulation_steps", .kind = W_PARAM_INT, .offset = OPT(gradient_accumulation_steps), .min = 1, .max = 1e6, .deflt = 1},
@@ -133,8 +134,8 @@ static const struct w_param optimizer_params[] = {
 
 struct loss {
     bool from_logits;
-    double label_smoothing, delta, gamma;
-    int32_t ignore_class;
+    double label_smoothing, delta, gamma, alpha, margin;
+    int32_t ignore_class, blank_index;
 };
 #define LOSS(field) offsetof(struct loss, field)
 static const struct w_param loss_params[] = {
@@ -142,6 +143,9 @@ static const struct w_param loss_params[] = {
     {.name = "label_smoothing", .kind = W_PARAM_DOUBLE, .offset = LOSS(label_smoothing), .min = 0, .max = 1},
     {.name = "delta", .kind = W_PARAM_DOUBLE, .offset = LOSS(delta), .min = 0, .max = 1e9},
     {.name = "gamma", .kind = W_PARAM_DOUBLE, .offset = LOSS(gamma), .min = 0, .max = 100},
+    {.name = "alpha", .kind = W_PARAM_DOUBLE, .offset = LOSS(alpha), .min = 0, .max = 1},
+    {.name = "margin", .kind = W_PARAM_DOUBLE, .offset = LOSS(margin), .min = 0, .max = 1e6},
+    {.name = "blank_index", .kind = W_PARAM_INT, .offset = LOSS(blank_index), .min = 0, .max = 1 << 30},
     {.name = "ignore_class", .kind = W_PARAM_INT, .offset = LOSS(ignore_class), .min = -1, .max = 1 << 30, .deflt = -1},
     {0}};
 /* clang-format on */
@@ -197,6 +201,7 @@ static bool read_optimizer(struct w_spec_train *s, struct w_error *err) {
     d->weight_decay = (float)o.weight_decay;
     d->nesterov = o.nesterov;
     d->amsgrad = o.amsgrad;
+    d->dense = !o.lazy;
     d->clip_norm = (float)o.clipnorm;
     d->clip_value = (float)o.clipvalue;
     d->global_clip_norm = (float)o.global_clipnorm;
@@ -221,6 +226,9 @@ static bool read_loss(struct w_spec_train *s, struct w_error *err) {
                                .label_smoothing = (float)l.label_smoothing,
                                .delta = (float)l.delta,
                                .gamma = (float)l.gamma,
+                               .alpha = (float)l.alpha,
+                               .margin = (float)l.margin,
+                               .blank = l.blank_index,
                                .ignore_index = l.ignore_class};
     return true;
 }

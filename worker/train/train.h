@@ -101,7 +101,8 @@ struct w_train_model {
     bool softmax, sigmoid;            /* what the last layer ends in */
     char **freeze;
     int n_freeze;
-    double l1, l2;
+    struct op_regularizer *regularizers;
+    int n_regularizers;
     char output_name[W_TRAIN_NAME_MAX + 1];
 };
 
@@ -208,6 +209,7 @@ struct w_metric {
     const struct w_metric_desc *desc;
     char name[64]; /* as it stands in results: "accuracy" */
     int32_t k;
+    int64_t blank, separator;
     double threshold;
     double *state;
     int n_state;
@@ -221,17 +223,23 @@ struct w_metrics {
 
 struct w_outcome { /* of a batch */
     int64_t rows, classes;
-    const float *output;   /* [rows, classes] */
+    const float *output;   /* [rows, classes]; with labels [rows, steps, classes] */
     const float *dense;    /* targets of the same shape, or NULL */
-    const int64_t *sparse; /* class numbers, or NULL */
+    const int64_t *sparse; /* class numbers, or NULL; neither: the first class is the right one */
+    const int64_t *labels; /* [rows, n_labels], padded, or NULL */
+    int64_t steps, n_labels;
+    double loss; /* mean of the rows */
 };
 
 bool w_metrics_parse(json_t *list, const struct w_spec_train *spec, const struct w_train_model *m,
                      struct w_metrics *dst, struct w_error *err);
 void w_metrics_reset(struct w_metrics *m);
-void w_metrics_update(struct w_metrics *m, const struct w_outcome *o, double loss);
+void w_metrics_update(struct w_metrics *m, const struct w_outcome *o);
 double w_metric_value(const struct w_metric *m);
 void w_metrics_json(const struct w_metrics *m, const char *prefix, json_t *into);
+/* Those that are no single number: confusion_matrix, a list of rows (what is) of columns (what was
+ * said). */
+void w_metrics_matrices(const struct w_metrics *m, json_t *into);
 void w_metrics_finish(struct w_metrics *m);
 /* The state between batches, and back. */
 json_t *w_metrics_save(const struct w_metrics *m);
@@ -329,7 +337,8 @@ struct w_fit {
     struct w_schedule *schedule;
     struct w_augment *augment;
     int64_t n_classes, steps_per_epoch;
-    bool sparse;
+    enum op_target target;
+    bool sparse; /* targets are classes */
     float *class_weights;
     struct w_fit_batch batch;
     int64_t *order;
