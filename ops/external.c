@@ -39,7 +39,7 @@ static enum op_status map_file(struct op_model *m, const char *location, struct 
         munmap(map, (size_t)info.st_size);
         return op__model_fail(m, err, OP_NOMEM, "out of memory");
     }
-    *entry = (struct op_mapping){.next = m->mappings, .name = name, .data = map, .bytes = (size_t)info.st_size};
+    *entry = (struct op_mapping){.next = m->mappings, .name = name, .data = map, .bytes = (size_t)info.st_size, .id = op__file_id(&info)};
     m->mappings = entry;
     *dst = entry;
     return OP_OK;

@@ -19,6 +19,19 @@ int op__graph_value(struct op_graph *g, const char *name) {
     return g->n_values++;
 }
 
+bool op__const_fetch(struct op_model *m, struct op_const *c) {
+    if (!c->lazy) return true;
+    c->t.data = c->owned = op__aligned_alloc(c->mapped_bytes);
+    if (!c->owned) {
+        m->fetch_failed = true;
+        return false;
+    }
+    memcpy(c->owned, c->mapped, c->mapped_bytes);
+    c->lazy = false;
+    op__mapped_give_back(m, c->mapped, c->mapped_bytes);
+    return true;
+}
+
 enum op_status op__graph_set_const(struct op_graph *g, int v, const struct op_tensor *t) {
     struct op_const *c = op__arena_alloc(g->arena, sizeof *c);
     if (!c) return OP_NOMEM;

@@ -20,6 +20,7 @@ struct op_const {
     void *owned;        /* freed with the constant; NULL: `t.data` lies in the mapped file or in the arena */
     const char *mapped; /* where its bytes lie in the mapped file, NULL if they were not taken from there */
     size_t mapped_bytes;
+    bool lazy;          /* t.data is NULL and is copied from `mapped` when somebody asks for it: weights that are found packed never are */
     struct op_const *base; /* whose memory it shares (a view); NULL: none */
     int n_uses, n_consumed; /* counted after the passes: users, and users that packed it */
     struct op_const *next; /* all of a model, for the release */
@@ -79,8 +80,15 @@ enum op_status op__node_grow(struct op_node *n, int n_in);
 
 /* --- asking ------------------------------------------------------------------------------------ */
 
-/* The tensor of a constant value, NULL if v is -1 or not constant. */
+/* Gives a lazy constant its data; false without memory. */
+bool op__const_fetch(struct op_model *m, struct op_const *c);
+/* The tensor of a constant value, NULL if v is -1 or not constant (or without memory for it, which fails the load in the end). */
 static inline const struct op_tensor *op__graph_constant(const struct op_graph *g, int v) {
+    struct op_const *c = v >= 0 ? g->values[v].constant : NULL;
+    return c && (!c->lazy || op__const_fetch(g->model, c)) ? &c->t : NULL;
+}
+/* The same for who asks for type and shape: large weights may still be without data. */
+static inline const struct op_tensor *op__graph_constant_type(const struct op_graph *g, int v) {
     return v >= 0 && g->values[v].constant ? &g->values[v].constant->t : NULL;
 }
 static inline bool op__node_is(const struct op_node *n, const char *op_type) { /* of the domain ai.onnx */

@@ -1,15 +1,18 @@
 /* A loaded model: loading in stages (model.h), what it says about itself, reference counting.
  *
- * Memory: the file is mapped and stays mapped. Constants that lie aligned in it are used in place; the others are copied, and
- * the pages they came from are given back at once (madvise). After the passes, constants that nothing uses any more are freed;
- * after prepare, so are those that every user has packed. So a loaded model holds about one copy of its weights.
+ * Memory: the file is mapped and stays mapped. Constants that lie aligned in it are used in place; the others are copied when somebody first asks
+ * for their data, and the pages they came from are given back at once (madvise). After the passes, constants that nothing uses any more are freed;
+ * after prepare, so are those that every user has packed. So a loaded model holds about one copy of its weights, and one whose weights are
+ * found packed in the cache (cache.h) reads none of them.
  *
  * A file that shrinks while it is mapped would end in SIGBUS: a model store must replace files by rename, never in place. */
+#include "ops/cache.h"
 #include "ops/exec.h"
 #include "ops/kern/kern.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <openssl/evp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -18,6 +21,8 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#define TRIM_BYTES ((size_t)4 << 20)
 
 enum op_status op__model_fail(const struct op_model *m, struct op_error *err, enum op_status code, const char *format, ...) {
     if (!err) return code;
@@ -115,8 +120,9 @@ static enum op_status prepare_node(struct op_model *m, struct op_node *n, struct
     if (!n->desc->prepare) return OP_OK;
     const struct op_tensor **in = calloc((size_t)n->n_in + 1, sizeof *in);
     if (!in) return op__model_fail(m, err, OP_NOMEM, "out of memory");
-    for (int i = 0; i < n->n_in; i++) in[i] = op__graph_constant(n->graph, n->in[i]);
-    struct op_prepare p = {.node = n, .n_in = n->n_in, .in = in, .cpu = m->cpu, .err = err};
+    const bool lazy = n->desc->flags & OP_F_LAZY;
+    for (int i = 0; i < n->n_in; i++) in[i] = lazy ? op__graph_constant_type(n->graph, n->in[i]) : op__graph_constant(n->graph, n->in[i]);
+    struct op_prepare p = {.node = n, .n_in = n->n_in, .in = in, .cpu = m->cpu, .packs = &m->packs, .err = err};
     enum op_status st = n->desc->prepare(&p);
     m->packed_bytes += p.packed_bytes;
     for (int i = 0; i < n->n_in && i < 64 && st == OP_OK && !m->options.reference; i++)
@@ -162,6 +168,30 @@ static enum op_status prepare_graph(struct op_graph *g, void *user) {
     return OP_OK;
 }
 
+const void *op__prepare_data(struct op_prepare *p, int i) {
+    if (i >= p->n_in || !p->in[i]) return NULL;
+    if (p->in[i]->data || !p->node->graph) return p->in[i]->data; /* a test has no graph */
+    const struct op_tensor *t = op__graph_constant(p->node->graph, p->node->in[i]);
+    return t ? t->data : NULL;
+}
+
+/* What is left without data, though somebody reads it (not all that use it have packed it), is copied into the packs' memory, which the cache
+ * holds too. */
+static enum op_status fetch_rest(struct op_model *m, struct op_error *err) {
+    uint64_t label = 0;
+    for (struct op_const *c = m->constants; c; c = c->next, label++) {
+        if (!c->lazy || (c->n_consumed && c->n_consumed == c->n_uses)) continue;
+        bool filled;
+        c->t.data = op__packs_take(&m->packs, label, c->mapped_bytes, &filled);
+        if (!c->t.data) return op__model_fail(m, err, OP_NOMEM, "out of memory: %zu bytes of weights", c->mapped_bytes);
+        c->lazy = false;
+        if (filled) continue;
+        memcpy(c->t.data, c->mapped, c->mapped_bytes);
+        op__mapped_give_back(m, c->mapped, c->mapped_bytes);
+    }
+    return OP_OK;
+}
+
 static enum op_status settle_graph(struct op_graph *g, void *user) {
     (void)user;
     op__graph_sweep(g);
@@ -182,14 +212,15 @@ static struct op_model *model_new(const char *path, const struct op_load_options
     const char *cpu = options && options->cpu ? options->cpu : op_isa();
     const struct k_kernels *kern = k_find(cpu);
     struct op_model *m = calloc(1, sizeof *m);
-    char *copy = strdup(path);
-    if (!m || !copy || !kern) {
+    char *copy = strdup(path), *cache = options && options->cache ? strdup(options->cache) : NULL;
+    if (!m || !copy || !kern || (options && options->cache && !cache)) {
         if (err) {
             err->code = kern ? OP_NOMEM : OP_UNSUPPORTED;
             snprintf(err->text, sizeof err->text, kern ? "out of memory" : "this machine has no ISA level \"%.40s\"", cpu);
         }
         free(m);
         free(copy);
+        free(cache);
         return NULL;
     }
     atomic_init(&m->refs, 1);
@@ -197,6 +228,7 @@ static struct op_model *model_new(const char *path, const struct op_load_options
     m->folder = -1;
     m->options = options ? *options : none;
     m->options.cpu = m->cpu;
+    m->options.cache = m->cache_folder = cache;
     snprintf(m->cpu, sizeof m->cpu, "%s", cpu);
     m->kern = kern;
     if (!m->options.memory_bytes_max) m->options.memory_bytes_max = OP__MEMORY_DEFAULT;
@@ -226,7 +258,7 @@ static enum op_status map_model(struct op_model *m, struct op_error *err) {
         munmap(map, (size_t)info.st_size);
         return op__model_fail(m, err, OP_NOMEM, "out of memory");
     }
-    *entry = (struct op_mapping){.data = map, .bytes = (size_t)info.st_size};
+    *entry = (struct op_mapping){.data = map, .bytes = (size_t)info.st_size, .id = op__file_id(&info)};
     m->mappings = entry;
     m->bytes = map;
     m->n_bytes = (size_t)info.st_size;
@@ -273,7 +305,17 @@ static enum op_status build(struct op_model *m, struct op_error *err) {
     constants_free_unused(m);
     op__graph_each(m->graph, count_uses, NULL);
     struct preparing p = {m, err};
-    return op__graph_each(m->graph, prepare_graph, &p);
+    m->cache = op__cache_open(m);
+    op__packs_init(&m->packs, m->cache);
+    st = op__graph_each(m->graph, prepare_graph, &p);
+    if (st == OP_OK) st = fetch_rest(m, err);
+    if (st == OP_OK && m->fetch_failed) st = op__model_fail(m, err, OP_NOMEM, "out of memory: its weights");
+    op__packs_settle(&m->packs);
+#ifdef __GLIBC__
+    if (m->weight_bytes >= TRIM_BYTES) malloc_trim(0); /* what weights went through on their way lies at the heap's end */
+#endif
+    if (st == OP_OK) op__cache_write(m);
+    return st;
 }
 
 static struct op_model *finish_load(struct op_model *m, struct op_error *err) {
@@ -367,6 +409,8 @@ void op_model_release(struct op_model *m) {
     op_model_release(m->open);
     struct op_model *source = m->source; /* its bytes are read to the end */
     if (m->graph) op__graph_each(m->graph, release_graph, NULL);
+    op__packs_finish(&m->packs);
+    op__cache_close(m->cache);
     for (struct op_const *c = m->constants; c; c = c->next) free(c->owned);
     while (m->mappings) {
         struct op_mapping *next = m->mappings->next;
@@ -379,6 +423,7 @@ void op_model_release(struct op_model *m) {
     op__arena_finish(&m->arena);
     pthread_mutex_destroy(&m->lock);
     free(m->path);
+    free(m->cache_folder);
     free(m);
     op_model_release(source);
 }
@@ -407,26 +452,31 @@ const char *op_model_metadata(const struct op_model *m, const char *key) {
     return NULL;
 }
 
-/* Piece by piece, so that the file need not be in memory whole. */
-static void hash_file(struct op_model *m) {
+struct op_file_id op__file_id(const struct stat *info) {
+    return (struct op_file_id){info->st_dev, info->st_ino, info->st_size, info->st_mtim.tv_sec * INT64_C(1000000000) + info->st_mtim.tv_nsec,
+                               info->st_ctim.tv_sec * INT64_C(1000000000) + info->st_ctim.tv_nsec};
+}
+
+bool op__hash_mapped(const struct op_model *m, const char *data, size_t n_bytes, char hex[65]) {
     enum { PIECE = 4 << 20 };
     unsigned char digest[EVP_MAX_MD_SIZE];
     unsigned len = 0;
     EVP_MD_CTX *ctx = EVP_MD_CTX_new();
     bool good = ctx && EVP_DigestInit_ex(ctx, EVP_sha256(), NULL) == 1;
-    for (size_t at = 0; good && at < m->n_bytes; at += PIECE) {
-        size_t n = m->n_bytes - at < PIECE ? m->n_bytes - at : PIECE;
-        good = EVP_DigestUpdate(ctx, m->bytes + at, n) == 1;
-        op__mapped_give_back(m, m->bytes + at, n);
+    for (size_t at = 0; good && at < n_bytes; at += PIECE) {
+        size_t n = n_bytes - at < PIECE ? n_bytes - at : PIECE;
+        good = EVP_DigestUpdate(ctx, data + at, n) == 1;
+        op__mapped_give_back(m, data + at, n);
     }
-    if (good && EVP_DigestFinal_ex(ctx, digest, &len) == 1 && len == 32)
-        for (unsigned i = 0; i < len; i++) snprintf(m->sha256 + 2 * i, 3, "%02x", digest[i]);
+    good = good && EVP_DigestFinal_ex(ctx, digest, &len) == 1 && len == 32;
+    for (unsigned i = 0; i < len && good; i++) snprintf(hex + 2 * i, 3, "%02x", digest[i]);
     EVP_MD_CTX_free(ctx);
+    return good;
 }
 
 void op_model_describe(struct op_model *m, struct op_model_info *dst) {
     pthread_mutex_lock(&m->lock);
-    if (!m->sha256[0]) hash_file(m);
+    if (!m->sha256[0]) op__hash_mapped(m, m->bytes, m->n_bytes, m->sha256);
     *dst = (struct op_model_info){.path = m->path, .ir_version = m->ir_version, .opset = op__model_opset(m, ""), .producer = m->producer, .n_nodes = m->n_nodes,
                                   .weight_bytes = m->weight_bytes, .packed_bytes = m->packed_bytes, .isa = m->cpu};
     memcpy(dst->sha256, m->sha256, sizeof dst->sha256);

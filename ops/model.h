@@ -10,6 +10,7 @@
 #include <stdatomic.h>
 
 #include "ops/graph.h"
+#include "ops/pack.h"
 
 /* Limits on what a file may ask for, each far beyond the largest models in use. */
 #define OP__DEPTH_MAX 64            /* nesting of messages, subgraphs, function calls */
@@ -30,11 +31,18 @@ struct op_opset {
     int64_t version;
 };
 
+/* What tells one state of a file from another without reading it. */
+struct op_file_id {
+    uint64_t dev, ino;
+    int64_t bytes, mtime_ns, ctime_ns;
+};
+
 struct op_mapping { /* a mapped file: the model's or one with external data */
     struct op_mapping *next;
     char *name;
     const char *data;
     size_t bytes;
+    struct op_file_id id;
     bool borrowed; /* the caller's memory */
 };
 
@@ -47,6 +55,7 @@ struct op_model {
     char *path;   /* "" for memory */
     int folder;   /* descriptor of the folder for external data, -1: none */
     struct op_load_options options;
+    char *cache_folder; /* options.cache */
     char cpu[16];
     struct op_arena arena;
     struct op_mapping *mappings; /* the last is the model's own */
@@ -71,6 +80,9 @@ struct op_model {
     int n_nodes;
     int n_inputs_required; /* of graph->inputs, those without an initializer */
     size_t weight_bytes, packed_bytes;
+    struct op_packs packs;
+    struct op_cache *cache; /* that packs lie in; NULL: none */
+    bool fetch_failed;      /* no memory for a lazy constant */
     pthread_mutex_t lock;
     char sha256[65];
     int batchable; /* -2: not yet asked */
@@ -94,6 +106,10 @@ enum op_status op__model_fail(const struct op_model *m, struct op_error *err, en
 int64_t op__model_opset(const struct op_model *m, const char *domain); /* 0 if not imported */
 /* The variant of m whose initialized inputs can be overridden; lives as long as m. NULL on error. */
 struct op_model *op__model_open(struct op_model *m, struct op_error *err);
+/* SHA-256 of bytes in hex, piece by piece, so that a mapped file need not be in memory whole; false without memory. */
+bool op__hash_mapped(const struct op_model *m, const char *data, size_t n, char hex[65]);
+struct stat;
+struct op_file_id op__file_id(const struct stat *info);
 /* Gives the whole pages of a range of m's mapped files back; they are read again from the file if somebody looks. */
 void op__mapped_give_back(const struct op_model *m, const char *data, size_t bytes);
 /* external.c: a mapped piece of a file in the model's folder. */

@@ -233,16 +233,17 @@ static enum op_status read_value_info(struct reader *r, const struct wire_field 
 
 /* --- tensors ----------------------------------------------------------------------------------- */
 
-static enum op_status read_constant(struct reader *r, const struct wire_field *f, bool sparse, struct op_const **dst, const char **name) {
+static enum op_status read_constant(struct reader *r, const struct wire_field *f, bool sparse, struct op_const **dst, const char **name) { /* name NULL: an attribute, whose data is there at once */
     struct op_proto_tensor p;
     struct op_const *c = op__arena_alloc(&r->m->arena, sizeof *c);
     if (!c) return no_memory(r);
     if (f->type != WIRE_BYTES) return malformed(r, sparse ? "SparseTensorProto" : "TensorProto");
-    enum op_status st = sparse ? op__onnx_sparse_tensor(f->data, f->len, r->m, &p, r->err) : op__onnx_tensor(f->data, f->len, r->m, true, &p, r->err);
+    enum op_status st = sparse ? op__onnx_sparse_tensor(f->data, f->len, r->m, &p, r->err) : op__onnx_tensor(f->data, f->len, r->m, name ? OP__PROTO_LAZY : OP__PROTO_BORROW, &p, r->err);
     if (st != OP_OK) return in_constant(r, st);
     c->t = p.t;
     if (!op_tensor_count(&c->t)) c->t.data = op__nothing;
     c->owned = p.owned ? p.t.data : NULL;
+    c->lazy = p.lazy;
     c->mapped = p.mapped;
     c->mapped_bytes = p.mapped_bytes;
     if (c->owned && c->mapped) op__mapped_give_back(r->m, c->mapped, c->mapped_bytes); /* the copy is enough */

@@ -166,7 +166,9 @@ static enum op_status fill_strings(const void *bytes, size_t n, int64_t count, s
     return OP_OK;
 }
 
-static enum op_status take_raw(struct op_proto_tensor *dst, const struct parts *p, size_t bytes, bool borrow, struct op_error *err) {
+#define LAZY_BYTES_MIN ((size_t)16 << 10)
+
+static enum op_status take_raw(struct op_proto_tensor *dst, const struct parts *p, size_t bytes, enum op_proto_data how, struct op_error *err) {
     size_t size = op_type_size(dst->t.dtype);
     const bool packed = op__type_bits(dst->t.dtype) < 8;
     const size_t stored = packed ? (size_t)op__packed_bytes(dst->t.dtype, (int64_t)bytes) : bytes;
@@ -176,8 +178,12 @@ static enum op_status take_raw(struct op_proto_tensor *dst, const struct parts *
     size_t align = size > 8 ? 8 : size;
     dst->mapped = (const char *)p->raw;
     dst->mapped_bytes = stored;
-    if (borrow && !packed && dst->t.dtype != OP_BOOL && (uintptr_t)p->raw % align == 0) {
+    if (how != OP__PROTO_COPY && !packed && dst->t.dtype != OP_BOOL && (uintptr_t)p->raw % align == 0) {
         dst->t.data = (void *)(uintptr_t)p->raw;
+        return OP_OK;
+    }
+    if (how == OP__PROTO_LAZY && !packed && dst->t.dtype != OP_BOOL && bytes >= LAZY_BYTES_MIN) {
+        dst->lazy = true;
         return OP_OK;
     }
     dst->t.data = op__aligned_alloc(bytes);
@@ -193,7 +199,7 @@ static enum op_status take_raw(struct op_proto_tensor *dst, const struct parts *
     return OP_OK;
 }
 
-enum op_status op__onnx_tensor(const void *bytes, size_t n, struct op_model *m, bool borrow, struct op_proto_tensor *dst, struct op_error *err) {
+enum op_status op__onnx_tensor(const void *bytes, size_t n, struct op_model *m, enum op_proto_data how, struct op_proto_tensor *dst, struct op_error *err) {
     struct parts p = {0};
     *dst = (struct op_proto_tensor){0};
     enum op_status st = walk(bytes, n, dst, &p, err);
@@ -221,7 +227,7 @@ enum op_status op__onnx_tensor(const void *bytes, size_t n, struct op_model *m, 
         p.has_raw = true;
     }
     if (dst->t.dtype == OP_STRING) return fill_strings(bytes, n, count, dst, err);
-    if (p.has_raw) return take_raw(dst, &p, (size_t)total, borrow, err);
+    if (p.has_raw) return take_raw(dst, &p, (size_t)total, how, err);
 
     bool complex_type = dst->t.dtype == OP_C64 || dst->t.dtype == OP_C128; /* two scalars an element */
     const bool packed = op__type_bits(dst->t.dtype) < 8; /* a value of the field is a byte of several elements */
@@ -273,7 +279,7 @@ enum op_status op__onnx_sparse_tensor(const void *bytes, size_t n, struct op_mod
         if ((f.number != 1 && f.number != 2) || f.type != WIRE_BYTES) continue;
         struct op_proto_tensor *part = f.number == 1 ? &values : &indices;
         if (part->owned) free(part->t.data);
-        st = op__onnx_tensor(f.data, f.len, m, false, part, err);
+        st = op__onnx_tensor(f.data, f.len, m, OP__PROTO_COPY, part, err);
     }
     dst->name = values.name;
     dst->name_len = values.name_len;
@@ -315,7 +321,7 @@ static enum op_status read_value(const void *bytes, size_t n, enum op_kind kind,
     if (depth > OP__DEPTH_MAX) return fail(err, OP_LIMIT, "values are nested deeper than %d", OP__DEPTH_MAX);
     if (kind == OP_KIND_TENSOR) {
         struct op_proto_tensor p;
-        enum op_status st = op__onnx_tensor(bytes, n, NULL, false, &p, err);
+        enum op_status st = op__onnx_tensor(bytes, n, NULL, OP__PROTO_COPY, &p, err);
         *dst = p.t;
         return st;
     }

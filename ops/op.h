@@ -148,7 +148,8 @@ enum op_flag {
     OP_F_VIEW = 2,    /* output 0 is input 0's memory in another shape (Reshape, Identity …): run is not called */
     OP_F_RANDOM = 4,  /* neither folded nor shared */
     OP_F_CONTROL = 8, /* has subgraphs */
-    OP_F_SHAPE = 16   /* needs its inputs' shapes only: folded as soon as they are known (Shape, Size) */
+    OP_F_SHAPE = 16,  /* needs its inputs' shapes only: folded as soon as they are known (Shape, Size) */
+    OP_F_LAZY = 32    /* prepare takes data by op__prepare_data only: in[i]->data may be NULL, so that weights found packed in a cache are never read */
 };
 
 struct op_prepare {
@@ -156,10 +157,17 @@ struct op_prepare {
     int n_in;
     const struct op_tensor *const *in; /* constant inputs, living as long as the model; NULL where not constant or absent */
     const char *cpu;                   /* the ISA level of this model */
-    size_t packed_bytes;               /* prepare adds what it allocated */
+    size_t packed_bytes;               /* prepare adds what it allocated, but for op__pack_alloc */
     uint64_t consumed;                 /* prepare sets bit i when input i's data is not read any more (it was packed) */
+    struct op_packs *packs;            /* of the model; for op__pack_alloc */
     struct op_error *err;
 };
+/* Memory for a packed form of a constant input, 64-byte aligned, that lives as long as the model and is given back with it. `kind` names the
+ * form, and anything that changes it beside model, node, ISA level and precision. *filled: it comes complete from the cache of packed weights
+ * (op_load_options.cache) and may only be read; else the caller fills it. NULL without memory. */
+void *op__pack_alloc(struct op_prepare *p, const char *kind, size_t bytes, bool *filled);
+/* The data of input i in a prepare of an operator with OP_F_LAZY. NULL without memory, or where it is no constant. */
+const void *op__prepare_data(struct op_prepare *p, int i);
 /* The error of prepare and upgrade; returns code. */
 enum op_status op__node_fail(struct op_error *err, const struct op_node *n, enum op_status code, const char *format, ...)
     __attribute__((format(printf, 4, 5)));

@@ -140,6 +140,7 @@ struct op_load_options {
     bool reference;            /* every operator's plain-C reference and no passes: the oracle of the tests */
     uint64_t memory_bytes_max; /* cap on the memory of one plan or one run; 0: 8 GiB */
     uint64_t model_bytes_max;  /* cap on the file; 0: 16 GiB */
+    const char *cache;         /* folder for packed weights, made if it is not there: a model that was loaded before is not packed again. NULL: none */
     const char *passes;        /* only these rewriting passes, by name with commas between ("" for none); NULL: all. For finding which one is at fault */
 };
 

@@ -218,20 +218,19 @@ static enum op_status prepare(struct op_prepare *p) {
     s->kern = p->cpu ? k_find(p->cpu) : k_default();
     if (!s->kern) s->kern = k_default();
     const struct op_tensor *w = p->n_in > IN_W ? p->in[IN_W] : NULL;
-    if (!w || w->kind != OP_KIND_TENSOR || w->dtype != OP_F32 || w->rank != 2 || op_tensor_count(w) <= 0 || !w->data) return OP_OK;
+    if (!w || w->kind != OP_KIND_TENSOR || w->dtype != OP_F32 || w->rank != 2 || op_tensor_count(w) <= 0) return OP_OK;
     size_t bytes = (k_pack_b_floats(s->kern->gemm, w->dims[0], w->dims[1]) * sizeof(float) + 63) / 64 * 64;
-    s->packed = aligned_alloc(64, bytes);
-    if (!s->packed) return op__node_fail(p->err, p->node, OP_NOMEM, "out of memory: %zu bytes for packed weights", bytes);
-    p->packed_bytes += bytes;
-    k_pack_b(s->kern->gemm, w->dims[0], w->dims[1], w->data, w->dims[1], 1, s->packed);
+    bool filled;
+    s->packed = op__pack_alloc(p, "columns", bytes, &filled);
+    const float *data = s->packed && !filled ? op__prepare_data(p, IN_W) : NULL;
+    if (!s->packed || (!filled && !data)) return op__node_fail(p->err, p->node, OP_NOMEM, "out of memory: %zu bytes for packed weights", bytes);
+    if (!filled) k_pack_b(s->kern->gemm, w->dims[0], w->dims[1], data, w->dims[1], 1, s->packed);
     p->consumed |= 1u << IN_W;
     return OP_OK;
 }
 
 static void release(void *state) {
-    struct ms_attention *s = state;
-    if (s) free(s->packed);
-    free(s);
+    free(state);
 }
 
 /* qkv: the tensor that the product makes, [B,S,width]. */
@@ -329,6 +328,7 @@ static const struct op_desc ms_attention = {
     .name = "Attention",
     .domain = "com.microsoft",
     .since = 1,
+    .flags = OP_F_LAZY,
     .in_min = 2,
     .in_max = 7,
     .out_min = 1,

@@ -67,20 +67,19 @@ static enum op_status conv_prepare(struct op_prepare *p) {
     const size_t floats = k_pack_a_floats(kern->gemm, s->packed_oc, s->packed_k);
     int64_t bytes;
     if (!op__mul(s->group, (int64_t)(floats * sizeof(float)), &bytes)) return op__node_fail(p->err, p->node, OP_LIMIT, "the weights are too large");
-    s->packed = aligned_alloc(64, ((size_t)bytes + 63) / 64 * 64);
-    if (!s->packed) return op__node_fail(p->err, p->node, OP_NOMEM, "no memory to pack weights of %lld bytes", (long long)bytes);
-    if (s->winograd_m) k_winograd_pack(kern, w->dims[0], w->dims[1], w->data, s->packed);
-    for (int64_t i = 0; i < s->group && !s->winograd_m; i++)
-        k_pack_a(kern->gemm, s->packed_oc, s->packed_k, (const float *)w->data + i * s->packed_oc * s->packed_k, s->packed_k, 1, s->packed + (size_t)i * floats);
-    p->packed_bytes += (size_t)bytes;
+    bool filled;
+    s->packed = op__pack_alloc(p, s->winograd_m ? "winograd" : "rows", (size_t)bytes, &filled);
+    const float *data = s->packed && !filled ? op__prepare_data(p, 1) : NULL;
+    if (!s->packed || (!filled && !data)) return op__node_fail(p->err, p->node, OP_NOMEM, "no memory to pack weights of %lld bytes", (long long)bytes);
+    if (!filled && s->winograd_m) k_winograd_pack(kern, w->dims[0], w->dims[1], data, s->packed);
+    for (int64_t i = 0; i < s->group && !filled && !s->winograd_m; i++)
+        k_pack_a(kern->gemm, s->packed_oc, s->packed_k, data + i * s->packed_oc * s->packed_k, s->packed_k, 1, s->packed + (size_t)i * floats);
     p->consumed |= 1u << 1;
     return OP_OK;
 }
 
 static void conv_release(void *state) {
-    struct conv_state *s = state;
-    if (s) free(s->packed);
-    free(s);
+    free(state);
 }
 
 /* --- shapes ---------------------------------------------------------------------------------------------- */
@@ -471,6 +470,7 @@ static const struct op_desc conv = {
     .name = "Conv",
     .domain = "",
     .since = 1,
+    .flags = OP_F_LAZY,
     .in_min = 2,
     .in_max = 3,
     .out_min = 1,
@@ -489,6 +489,7 @@ static const struct op_desc fused_conv = {
     .name = "FusedConv",
     .domain = "quern",
     .since = 1,
+    .flags = OP_F_LAZY,
     .in_min = 2,
     .in_max = 4,
     .out_min = 1,

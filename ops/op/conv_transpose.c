@@ -45,17 +45,18 @@ static enum op_status pack(struct op_prepare *p, struct conv_transpose *s) {
     const struct op_tensor *w = p->n_in > 1 ? p->in[1] : NULL;
     s->kern = p->cpu ? k_find(p->cpu) : k_default();
     if (!s->kern) s->kern = k_default();
-    if (!w || w->kind != OP_KIND_TENSOR || w->dtype != OP_F32 || w->rank < 3 || op_tensor_count(w) <= 0 || w->dims[0] % s->groups || !w->data)
+    if (!w || w->kind != OP_KIND_TENSOR || w->dtype != OP_F32 || w->rank < 3 || op_tensor_count(w) <= 0 || w->dims[0] % s->groups)
         return OP_OK;
     int64_t rows = op_tensor_count(w) / w->dims[0], in = w->dims[0] / s->groups;
     size_t one = k_pack_a_floats(s->kern->gemm, rows, in), bytes;
     if (__builtin_mul_overflow(one, (size_t)s->groups * sizeof(float), &bytes) || bytes > SIZE_MAX - 64) return OP_OK;
     bytes = (bytes + 63) / 64 * 64;
-    s->packed = aligned_alloc(64, bytes);
-    if (!s->packed) return op__node_fail(p->err, p->node, OP_NOMEM, "out of memory: %zu bytes for packed weights", bytes);
-    p->packed_bytes += bytes;
-    for (int64_t g = 0; g < s->groups; g++)
-        k_pack_a(s->kern->gemm, rows, in, (const float *)w->data + g * in * rows, 1, rows, s->packed + (size_t)g * one);
+    bool filled;
+    s->packed = op__pack_alloc(p, "rows", bytes, &filled);
+    const float *data = s->packed && !filled ? op__prepare_data(p, 1) : NULL;
+    if (!s->packed || (!filled && !data)) return op__node_fail(p->err, p->node, OP_NOMEM, "out of memory: %zu bytes for packed weights", bytes);
+    for (int64_t g = 0; g < s->groups && !filled; g++)
+        k_pack_a(s->kern->gemm, rows, in, data + g * in * rows, 1, rows, s->packed + (size_t)g * one);
     p->consumed |= 1u << 1;
     return OP_OK;
 }
@@ -75,9 +76,7 @@ static enum op_status prepare(struct op_prepare *p) {
 }
 
 static void release(void *state) {
-    struct conv_transpose *s = state;
-    if (s) free(s->packed);
-    free(s);
+    free(state);
 }
 
 /* --- shapes ------------------------------------------------------------------------------------ */
@@ -320,6 +319,7 @@ static const struct op_desc conv_transpose = {
     .name = "ConvTranspose",
     .domain = "",
     .since = 1,
+    .flags = OP_F_LAZY,
     .in_min = 2,
     .in_max = 3,
     .out_min = 1,

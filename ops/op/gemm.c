@@ -32,9 +32,7 @@ static enum op_status gemm_prepare(struct op_prepare *p) {
 }
 
 static void gemm_release(void *state) {
-    struct gemm_state *s = state;
-    if (s) free(s->rhs.data);
-    free(s);
+    free(state);
 }
 
 static void shape_of(const struct op_ctx *ctx, struct gemm_shape *g) {
@@ -242,6 +240,7 @@ static const struct op_desc gemm = {
     .name = "Gemm",
     .domain = "",
     .since = 1,
+    .flags = OP_F_LAZY,
     .in_min = 2,
     .in_max = 3,
     .out_min = 1,
@@ -260,6 +259,7 @@ static const struct op_desc fused_gemm = {
     .name = "FusedGemm",
     .domain = "quern",
     .since = 1,
+    .flags = OP_F_LAZY,
     .in_min = 2,
     .in_max = 3,
     .out_min = 1,

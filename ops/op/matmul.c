@@ -32,9 +32,7 @@ static enum op_status matmul_prepare(struct op_prepare *p) {
 }
 
 static void matmul_release(void *state) {
-    struct matmul_state *s = state;
-    if (s) free(s->rhs.data);
-    free(s);
+    free(state);
 }
 
 /* The batch dimensions of t aligned with the output's: how many matrices one step is. */
@@ -220,6 +218,7 @@ static const struct op_desc matmul = {
     .name = "MatMul",
     .domain = "",
     .since = 1,
+    .flags = OP_F_LAZY,
     .in_min = 2,
     .in_max = 2,
     .out_min = 1,
@@ -238,6 +237,7 @@ static const struct op_desc fused_matmul = {
     .name = "FusedMatMul",
     .domain = "quern",
     .since = 1,
+    .flags = OP_F_LAZY,
     .in_min = 2,
     .in_max = 3,
     .out_min = 1,

@@ -105,12 +105,13 @@ enum op_status op__rhs_pack(struct op_prepare *p, int index, bool transposed, st
     const size_t floats = k_pack_b_floats(kern->gemm, dst->k, dst->n);
     int64_t bytes;
     if (!op__mul(dst->count, (int64_t)(floats * sizeof(float)), &bytes)) return op__node_fail(p->err, p->node, OP_LIMIT, "the matrix is too large");
-    dst->data = aligned_alloc(64, ((size_t)bytes + 63) / 64 * 64);
-    if (!dst->data) return op__node_fail(p->err, p->node, OP_NOMEM, "no memory to pack a matrix of %lld bytes", (long long)bytes);
-    for (int64_t i = 0; i < dst->count; i++)
-        k_pack_b(kern->gemm, dst->k, dst->n, (const float *)t->data + i * rows * cols, transposed ? 1 : cols, transposed ? cols : 1,
-                 dst->data + (size_t)i * floats);
-    p->packed_bytes += (size_t)bytes;
+    bool filled;
+    float *packed = op__pack_alloc(p, "columns", (size_t)bytes, &filled);
+    const float *from = packed && !filled ? op__prepare_data(p, index) : NULL;
+    if (!packed || (!filled && !from)) return op__node_fail(p->err, p->node, OP_NOMEM, "no memory to pack a matrix of %lld bytes", (long long)bytes);
+    for (int64_t i = 0; i < dst->count && !filled; i++)
+        k_pack_b(kern->gemm, dst->k, dst->n, from + i * rows * cols, transposed ? 1 : cols, transposed ? cols : 1, packed + (size_t)i * floats);
+    dst->data = packed;
     p->consumed |= 1ull << index;
     return OP_OK;
 }

@@ -36,8 +36,8 @@ struct op__packed_rhs {
     float *data;
     int64_t count, k, n;
 };
-/* Packs input `index` of the node, whose last two dimensions are (k, n), or (n, k) if transposed. Nothing if it is not a constant
- * f32 tensor. Frees with free(data). */
+/* Packs input `index` of the node, whose last two dimensions are (k, n), or (n, k) if transposed, into the model's memory. Nothing if it is
+ * not a constant f32 tensor. */
 enum op_status op__rhs_pack(struct op_prepare *p, int index, bool transposed, struct op__packed_rhs *dst);
 
 /* The activation that a pass has put in a fused node: attribute "activation" is the operator's name, "activation_a" and

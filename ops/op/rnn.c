@@ -68,18 +68,20 @@ static enum op_status pack(struct op_prepare *p, struct rnn *s) {
     if (!s->kern) s->kern = k_default();
     if (!w || !r || w->dtype != OP_F32 || r->dtype != OP_F32 || w->rank != 3 || r->rank != 3 || w->dims[0] != s->n_dirs ||
         r->dims[0] != s->n_dirs || w->dims[1] != r->dims[2] * s->n_gates || r->dims[1] != w->dims[1] || op_tensor_count(w) <= 0 ||
-        op_tensor_count(r) <= 0 || !w->data || !r->data)
+        op_tensor_count(r) <= 0)
         return OP_OK;
     int64_t in = w->dims[2], hidden = r->dims[2];
     size_t part[3], floats = op__rnn_packed_floats(s, s->kern->gemm, in, hidden, part), bytes;
     if (__builtin_mul_overflow(floats, sizeof(float), &bytes) || bytes > SIZE_MAX - 64) return OP_OK;
     bytes = (bytes + 63) / 64 * 64;
     for (int dir = 0; dir < s->n_dirs; dir++) {
-        float *mem = aligned_alloc(64, bytes);
-        if (!mem) return op__node_fail(p->err, p->node, OP_NOMEM, "out of memory: %zu bytes for packed weights", bytes);
-        p->packed_bytes += bytes;
-        op__rnn_pack(s, s->kern->gemm, in, hidden, (const float *)w->data + dir * w->dims[1] * in,
-                     (const float *)r->data + dir * w->dims[1] * hidden, mem, &s->packed[dir]);
+        bool filled;
+        float *mem = op__pack_alloc(p, dir ? "back" : "forth", bytes, &filled);
+        const float *w_data = mem && !filled ? op__prepare_data(p, RNN_W) : NULL, *r_data = w_data ? op__prepare_data(p, RNN_R) : NULL;
+        if (!mem || (!filled && !r_data)) return op__node_fail(p->err, p->node, OP_NOMEM, "out of memory: %zu bytes for packed weights", bytes);
+        s->packed[dir] = (struct rnn_packed){.w = mem, .r = mem + part[0], .r_h = mem + part[0] + part[1]};
+        if (!filled)
+            op__rnn_pack(s, s->kern->gemm, in, hidden, w_data + dir * w->dims[1] * in, r_data + dir * w->dims[1] * hidden, mem, &s->packed[dir]);
     }
     p->consumed |= 1u << RNN_W | 1u << RNN_R;
     return OP_OK;
@@ -111,10 +113,7 @@ static enum op_status prepare_lstm(struct op_prepare *p) {
 }
 
 void op__rnn_release(void *state) {
-    struct rnn *s = state;
-    if (!s) return;
-    for (int dir = 0; dir < 2; dir++) free(s->packed[dir].w); /* the block's beginning */
-    free(s);
+    free(state);
 }
 
 /* --- shapes ------------------------------------------------------------------------------------ */
@@ -344,6 +343,7 @@ static void cost(const struct op_ctx *ctx, double *flops, double *bytes) {
         .name = op_name,                                                                           \
         .domain = "",                                                                              \
         .since = 1,                                                                                \
+        .flags = OP_F_LAZY,                                                                        \
         .in_min = 3,                                                                               \
         .in_max = n_in_max,                                                                        \
         .out_min = 0,                                                                              \

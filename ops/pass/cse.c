@@ -57,12 +57,12 @@ static uint32_t hash_bytes(uint32_t h, const void *data, size_t n) {
 static void share_constants(const struct op_graph *g, int *table, uint32_t mask, int *to) {
     for (uint32_t i = 0; i <= mask; i++) table[i] = -1;
     for (int v = 0; v < g->n_values; v++) {
-        const struct op_tensor *t = op__graph_constant(g, v);
+        const struct op_tensor *t = op__graph_constant_type(g, v); /* small ones have their data */
         int64_t bytes = t ? op_tensor_bytes(t) : -1;
         if (bytes < 0 || bytes > SMALL_BYTES || t->dtype == OP_STRING || !t->data) continue;
         uint32_t at = hash_bytes(2166136261u ^ (uint32_t)t->dtype << 8 ^ (uint32_t)t->rank, t->data, (size_t)bytes);
         int tries = 0;
-        while (table[at & mask] >= 0 && tries++ < TRIES && !same_tensor(op__graph_constant(g, table[at & mask]), t)) at++;
+        while (table[at & mask] >= 0 && tries++ < TRIES && !same_tensor(op__graph_constant_type(g, table[at & mask]), t)) at++;
         if (table[at & mask] < 0) table[at & mask] = v;
         else if (tries <= TRIES) to[v] = table[at & mask];
     }

@@ -25,9 +25,13 @@ static bool is_constant_work(const struct op_graph *g, const struct op_node *n, 
     *in_bytes = 0;
     for (int i = 0; i < n->n_in; i++) {
         if (n->in[i] < 0) continue;
-        const struct op_tensor *t = op__graph_constant(g, n->in[i]);
-        if (!t || !t->data) return false;
+        const struct op_tensor *t = op__graph_constant_type(g, n->in[i]);
+        if (!t) return false;
         *in_bytes += op_tensor_bytes(t);
+    }
+    for (int i = 0; i < n->n_in; i++) { /* all are constants: now their data */
+        const struct op_tensor *t = op__graph_constant(g, n->in[i]);
+        if (n->in[i] >= 0 && (!t || !t->data)) return false;
     }
     return true;
 }
@@ -72,7 +76,9 @@ static enum op_status fold_node(struct op_graph *g, struct op_node *n, struct op
         t->out[i] = n->out[i] < 0 ? NULL : &t->made[i].t;
     }
     struct op_ctx ctx = {.node = n, .n_in = n->n_in, .n_out = n->n_out, .in = t->in, .out = t->out, .kern = g->model->kern, .exec = x};
-    struct op_prepare p = {.node = n, .n_in = n->n_in, .in = t->in, .cpu = g->model->cpu};
+    struct op_packs packs;
+    op__packs_init(&packs, NULL);
+    struct op_prepare p = {.node = n, .n_in = n->n_in, .in = t->in, .cpu = g->model->cpu, .packs = &packs};
     enum op_status st = n->desc->prepare ? n->desc->prepare(&p) : OP_OK;
     if (st == OP_OK) {
         ctx.state = n->state;
@@ -86,6 +92,7 @@ static enum op_status fold_node(struct op_graph *g, struct op_node *n, struct op
     op__exec_reset(x);
     if (n->state && n->desc->release) n->desc->release(n->state);
     n->state = NULL;
+    op__packs_finish(&packs);
     return kept;
 }
 

@@ -17,7 +17,7 @@ struct weights {
 };
 
 static bool weights_of(const struct op_graph *g, const struct op_node *n, struct weights *w) {
-    w->t = n->n_in > 1 ? op__graph_constant(g, n->in[1]) : NULL;
+    w->t = n->n_in > 1 ? op__graph_constant_type(g, n->in[1]) : NULL;
     w->groups = 1;
     if (!w->t || w->t->dtype != OP_F32 || w->t->rank < 2 || op_tensor_count(w->t) <= 0 || n->n_in > 3) return false;
     const int64_t count = op_tensor_count(w->t), *d = w->t->dims;
@@ -82,6 +82,7 @@ static bool affine_of(const struct op_graph *g, const struct op_node *u, int v, 
 static enum op_status rewrite(struct op_graph *g, struct op_node *n, const struct weights *w, const double *factor, const double *offset) {
     const struct op_tensor *b = n->n_in > 2 ? op__graph_constant(g, n->in[2]) : NULL;
     float *weights = NULL, *bias = NULL;
+    if (!op__graph_constant(g, n->in[1])) return OP_NOMEM; /* its data from here on */
     const int new_w = op__graph_const(g, NULL, OP_F32, w->t->rank, w->t->dims, (void **)&weights);
     const int new_b = op__graph_const(g, NULL, OP_F32, 1, &w->channels, (void **)&bias);
     if (new_w < 0 || new_b < 0 || op__node_grow(n, 3) != OP_OK) return OP_NOMEM;

@@ -49,7 +49,7 @@ bool op__activation_of(const struct op_graph *g, const struct op_node *u, int v,
 }
 
 static const char *fused_name(const struct op_graph *g, const struct op_node *n) {
-    const struct op_tensor *w = n->n_in > 1 ? op__graph_constant(g, n->in[1]) : NULL;
+    const struct op_tensor *w = n->n_in > 1 ? op__graph_constant_type(g, n->in[1]) : NULL;
     if (n->domain[0] || !w || w->dtype != OP_F32 || n->n_captures) return NULL;
     if (op__node_is(n, "Conv") && w->rank >= 3 && w->rank <= 5) return "FusedConv";
     if (op__node_is(n, "Gemm")) return "FusedGemm";
@@ -60,7 +60,7 @@ static const char *fused_name(const struct op_graph *g, const struct op_node *n)
 static int bias_of(const struct op_graph *g, const struct op_node *n, const struct op_node *u, int v) {
     if (!op__node_is(n, "MatMul") || !op__node_is(u, "Add")) return -1;
     const int other = op__other_input(u, v);
-    const struct op_tensor *b = op__graph_constant(g, other), *w = op__graph_constant(g, n->in[1]);
+    const struct op_tensor *b = op__graph_constant_type(g, other), *w = op__graph_constant_type(g, n->in[1]);
     return b && b->dtype == OP_F32 && b->rank == 1 && b->dims[0] == w->dims[w->rank - 1] ? other : -1;
 }
 

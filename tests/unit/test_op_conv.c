@@ -23,6 +23,7 @@ struct fixture {
     struct op_ctx ctx;
     struct op_exec exec;
     struct op_error err;
+    struct op_packs packs;
     struct op_tensor x, w, b, r, y;
     const struct op_tensor *in[4];
     struct op_tensor *out[1];
@@ -73,11 +74,12 @@ static void setup(struct fixture *f, const struct shape *s, bool fused) {
     f->exec.err = &f->err;
     f->ctx = (struct op_ctx){.node = &f->node, .n_in = fused ? 4 : 3, .n_out = 1, .in = f->in, .out = f->out, .exec = &f->exec};
     if (fused) {
-        struct op_prepare p = {.node = &f->node, .n_in = 2, .in = f->in, .cpu = "generic", .err = &f->err};
+        struct op_prepare p = {.node = &f->node, .n_in = 2, .in = f->in, .cpu = "generic", .packs = &f->packs, .err = &f->err};
         assert_int_equal(f->node.desc->prepare(&p), OP_OK);
         f->ctx.state = f->node.state;
         assert_int_equal(f->node.desc->infer(&f->ctx), OP_OK);
         f->node.desc->release(f->node.state);
+        op__packs_finish(&f->packs);
         f->r = tensor(f->y.rank, f->y.dims);
         f->in[3] = &f->r;
     }
@@ -89,7 +91,7 @@ static void teardown(struct fixture *f) {
 
 /* Runs at a level into fresh memory with canaries behind it, which it returns; constant says whether the weights are known at load. */
 static float *run(struct fixture *f, const char *cpu, bool constant, bool reference, int n_threads) {
-    struct op_prepare p = {.node = &f->node, .n_in = f->ctx.n_in, .cpu = cpu, .err = &f->err};
+    struct op_prepare p = {.node = &f->node, .n_in = f->ctx.n_in, .cpu = cpu, .packs = &f->packs, .err = &f->err};
     const struct op_tensor *known[4] = {NULL, constant ? &f->w : NULL, &f->b, NULL};
     p.in = known;
     f->node.state = NULL;
@@ -115,6 +117,7 @@ static float *run(struct fixture *f, const char *cpu, bool constant, bool refere
     free(f->ctx.scratch);
     f->ctx.scratch = NULL;
     f->node.desc->release(f->node.state);
+    op__packs_finish(&f->packs);
     op__pool_destroy(f->exec.pool);
     f->exec.pool = NULL;
     f->y.data = NULL;
@@ -216,11 +219,12 @@ static void test_fused_is_the_sum_then_the_activation(void **state) {
 }
 
 static enum op_status infer_of(struct fixture *f) {
-    struct op_prepare p = {.node = &f->node, .n_in = 3, .in = (const struct op_tensor *[3]){NULL}, .cpu = "generic", .err = &f->err};
+    struct op_prepare p = {.node = &f->node, .n_in = 3, .in = (const struct op_tensor *[3]){NULL}, .cpu = "generic", .packs = &f->packs, .err = &f->err};
     enum op_status status = f->node.desc->prepare(&p);
     f->ctx.state = f->node.state;
     if (status == OP_OK) status = f->node.desc->infer(&f->ctx);
     f->node.desc->release(f->node.state);
+    op__packs_finish(&f->packs);
     f->node.state = NULL;
     return status;
 }

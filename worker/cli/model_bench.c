@@ -23,7 +23,7 @@
 static struct w_list inputs_given, shapes_given;
 static int64_t batch = 1, n_threads = 1, n_lanes = 1;
 static double seconds = 5;
-static const char *cpu, *models, *precision = "fp32", *train_spec;
+static const char *cpu, *models, *cache, *precision = "fp32", *train_spec;
 static bool want_profile;
 static struct w_option options[] = {
     {"batch", W_OPT_INT, &batch, "B", "rows of one run (1)", 1, 1 << 20},
@@ -35,6 +35,8 @@ static struct w_option options[] = {
     {"shape", W_OPT_LIST, &shapes_given, "NAME=1x3x224x224", "the shape of a random input", 0, 0},
     {"precision", W_OPT_STRING, &precision, "P", "fp32 or auto", 0, 0},
     {"models", W_OPT_STRING, &models, "DIR", "the model store (the configured one)", 0, 0},
+    {"cache", W_OPT_STRING, &cache, "DIR",
+     "a folder for packed weights: the model loads without packing the next time", 0, 0},
     {"cpu", W_OPT_STRING, &cpu, "LEVEL", "generic, avx2, avx512 or vnni", 0, 0},
     {"train", W_OPT_STRING, &train_spec, "SPEC.json",
      "measure training steps of a spec instead of a model", 0, 0},
@@ -312,7 +314,7 @@ static int run(int argc, char **argv) {
                         "precision \"%.40s\" is not supported: fp32 and auto are", precision);
     int found = w__model_file(argv[0], models, path, sizeof path);
     if (found != W_EXIT_OK) return found;
-    const struct op_load_options load = {.cpu = cpu};
+    const struct op_load_options load = {.cpu = cpu, .cache = cache};
     uint64_t start = now_ns();
     struct op_model *m = op_model_load(path, &load, &err);
     double load_ms = (double)(now_ns() - start) / 1e6;

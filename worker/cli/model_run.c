@@ -11,7 +11,7 @@
 #define ARENA_BYTES_MAX ((size_t)16 << 30)
 
 static struct w_list inputs_given;
-static const char *output = ".", *cpu, *models, *passes, *precision = "fp32";
+static const char *output = ".", *cpu, *models, *cache, *passes, *precision = "fp32";
 static int64_t n_threads = 1;
 static bool reference;
 static struct w_option options[] = {
@@ -22,6 +22,8 @@ static struct w_option options[] = {
     {"threads", W_OPT_INT, &n_threads, "N", "threads (1)", 1, 1024},
     {"precision", W_OPT_STRING, &precision, "P", "fp32 or auto", 0, 0},
     {"models", W_OPT_STRING, &models, "DIR", "the model store (the configured one)", 0, 0},
+    {"cache", W_OPT_STRING, &cache, "DIR",
+     "a folder for packed weights: the model loads without packing the next time", 0, 0},
     {"cpu", W_OPT_STRING, &cpu, "LEVEL", "generic, avx2, avx512 or vnni", 0, 0},
     {"passes", W_OPT_STRING, &passes, "A,B,…", "only these rewriting passes; an empty list: none",
      0, 0},
@@ -83,7 +85,8 @@ static int run(int argc, char **argv) {
                         "precision \"%.40s\" is not supported: fp32 and auto are", precision);
     int found = w__model_file(argv[0], models, path, sizeof path);
     if (found != W_EXIT_OK) return found;
-    const struct op_load_options load = {.cpu = cpu, .reference = reference, .passes = passes};
+    const struct op_load_options load = {
+        .cpu = cpu, .reference = reference, .passes = passes, .cache = cache};
     const struct op_session_options how = {.n_threads = (int)n_threads};
     struct op_model *m = op_model_load(path, &load, &err);
     struct op_session *s = m ? op_session_create(m, &how, &err) : NULL;

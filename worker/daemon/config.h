@@ -56,6 +56,9 @@
       "how often the store is looked at for new versions")                                         \
     X(models_bytes_max, INT, "0", 0, 1LL << 50, "bytes", W_CONFIG_W | W_CONFIG_R,                  \
       "loaded models together; the longest unused is dropped beyond it; 0: half of the memory")    \
+    X(cache, PATH, "", 0, 0, "DIR", W_CONFIG_W,                                                    \
+      "folder for packed weights, so that a model that was loaded before is not packed again; "    \
+      "made if it is not there; none: no cache")                                                   \
     X(preload, LIST, "", 0, 0, "MODEL", W_CONFIG_W,                                                \
       "models to load before the worker reports ready")                                            \
     X(files, LIST, "", 0, 0, "DIR", W_CONFIG_W,                                                    \

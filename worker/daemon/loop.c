@@ -338,7 +338,8 @@ static bool open_parts(struct w_daemon *d, const struct w_daemon_options *o, str
     struct w_store_options so = {.folder = c->models,
                                  .poll_ms = (uint32_t)c->models_poll_ms,
                                  .bytes_max = (uint64_t)c->models_bytes_max,
-                                 .model = {.run_bytes_max = (uint64_t)c->run_bytes_max},
+                                 .model = {.run_bytes_max = (uint64_t)c->run_bytes_max,
+                                           .cache = *c->cache ? c->cache : NULL},
                                  .changed = models_changed,
                                  .event = model_event,
                                  .ctx = d};

@@ -165,7 +165,7 @@ static char *make_manifest(const struct w_model *m) {
 
 static bool load(struct w_model *m, const struct w_model_options *o, struct w_error *err) {
     struct op_error oe;
-    struct op_load_options lo = {.memory_bytes_max = o->run_bytes_max};
+    struct op_load_options lo = {.memory_bytes_max = o->run_bytes_max, .cache = o->cache};
     char dir[4096];
     if (!stage(m, o, err)) return false;
     snprintf(dir, sizeof dir, "%s", m->path);
