@@ -39,16 +39,16 @@ static size_t pack_floats(const struct k_kernels *kern, const struct conv_last *
     return k_last_pack_floats(kern->gemm, w->dims[0] / s->group, k);
 }
 
-static void pack(const struct k_kernels *kern, const struct conv_last *s, const struct op_tensor *w) {
+static void pack(const struct k_kernels *kern, const struct conv_last *s, const struct op_tensor *w, const float *data) {
     const int64_t channels = w->dims[1], k = op_tensor_count(w) / w->dims[0], taps = k / channels, oc = w->dims[0] / s->group;
     if (s->way == WAY_DEPTHWISE)
         for (int64_t c = 0; c < w->dims[0]; c++)
-            for (int64_t q = 0; q < taps; q++) s->packed[q * w->dims[0] + c] = ((const float *)w->data)[c * taps + q];
+            for (int64_t q = 0; q < taps; q++) s->packed[q * w->dims[0] + c] = data[c * taps + q];
     else if (s->way == WAY_FIRST)
-        k_pack_b(kern->gemm, k, oc, w->data, 1, k, s->packed);
+        k_pack_b(kern->gemm, k, oc, data, 1, k, s->packed);
     else
         for (int64_t i = 0; i < s->group; i++)
-            k_last_pack(kern->gemm, oc, channels, taps, (const float *)w->data + i * oc * k, s->packed + (size_t)i * s->packed_group);
+            k_last_pack(kern->gemm, oc, channels, taps, data + i * oc * k, s->packed + (size_t)i * s->packed_group);
 }
 
 static enum op_status prepare(struct op_prepare *p) {
@@ -73,18 +73,18 @@ static enum op_status prepare(struct op_prepare *p) {
     s->packed_group = floats;
     int64_t bytes;
     if (!op__mul(s->way == WAY_ROWS ? s->group : 1, (int64_t)(floats * sizeof(float)), &bytes)) return op__node_fail(p->err, p->node, OP_LIMIT, "the weights are too large");
-    s->packed = aligned_alloc(64, ((size_t)bytes + 63) / 64 * 64);
-    if (!s->packed) return op__node_fail(p->err, p->node, OP_NOMEM, "no memory to pack weights of %lld bytes", (long long)bytes);
-    pack(kern, s, w);
-    p->packed_bytes += (size_t)bytes;
+    static const char *const kinds[] = {[WAY_ROWS] = "last", [WAY_DEPTHWISE] = "depthwise", [WAY_FIRST] = "columns"};
+    bool filled;
+    s->packed = op__pack_alloc(p, kinds[s->way], (size_t)bytes, &filled);
+    const float *data = s->packed && !filled ? op__prepare_data(p, 1) : NULL;
+    if (!s->packed || (!filled && !data)) return op__node_fail(p->err, p->node, OP_NOMEM, "no memory to pack weights of %lld bytes", (long long)bytes);
+    if (!filled) pack(kern, s, w, data);
     p->consumed |= 1u << 1;
     return OP_OK;
 }
 
 static void release(void *state) {
-    struct conv_last *s = state;
-    if (s) free(s->packed);
-    free(s);
+    free(state);
 }
 
 /* --- shapes ---------------------------------------------------------------------------------------------- */
@@ -293,6 +293,7 @@ static const struct op_desc channels_last_conv = {
     .name = "ChannelsLastConv",
     .domain = "quern",
     .since = 1,
+    .flags = OP_F_LAZY,
     .in_min = 2,
     .in_max = 4,
     .out_min = 1,

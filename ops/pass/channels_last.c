@@ -46,14 +46,14 @@ struct row {
 /* --- what is special ------------------------------------------------------------------------------------- */
 
 static bool conv_fits(const struct op_graph *g, const struct op_node *n) {
-    const struct op_tensor *w = n->n_in > 1 ? op__graph_constant(g, n->in[1]) : NULL;
+    const struct op_tensor *w = n->n_in > 1 ? op__graph_constant_type(g, n->in[1]) : NULL;
     const int64_t group = op__attr_int(n, "group", 1);
     return w && w->dtype == OP_F32 && w->rank == RANK && op_tensor_count(w) > 0 && group >= 1 && w->dims[0] % group == 0;
 }
 
 /* Reads its input as the file's images lie. */
 static bool reads_first(const struct op_graph *g, const struct op_node *n) {
-    return conv_fits(g, n) && op__attr_int(n, "group", 1) == 1 && op__graph_constant(g, n->in[1])->dims[1] <= FIRST_CHANNELS_MAX;
+    return conv_fits(g, n) && op__attr_int(n, "group", 1) == 1 && op__graph_constant_type(g, n->in[1])->dims[1] <= FIRST_CHANNELS_MAX;
 }
 
 static bool values_only(const struct op_graph *g, const struct op_node *n) {
