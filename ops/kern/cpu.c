@@ -6,6 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define F32_KERNELS(level)                                                                         \
+    .math = &k__vmath_##level, .gemm = &k__gemm_##level, .conv = &k__conv_##level, .winograd = &k__winograd_##level, \
+    .winograd_last = &k__winograd_last_##level
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 
@@ -33,10 +37,10 @@ static enum k_level detect(void) {
 }
 
 static const struct k_kernels tables[K_N_LEVELS] = {
-    [K_GENERIC] = {K_GENERIC, "generic", &k__vmath_generic, &k__gemm_generic, &k__conv_generic, &k__winograd_generic, &k__quant_generic},
-    [K_AVX2] = {K_AVX2, "avx2", &k__vmath_avx2, &k__gemm_avx2, &k__conv_avx2, &k__winograd_avx2, &k__quant_avx2},
-    [K_AVX512] = {K_AVX512, "avx512", &k__vmath_avx512, &k__gemm_avx512, &k__conv_avx512, &k__winograd_avx512, &k__quant_avx512},
-    [K_VNNI] = {K_VNNI, "vnni", &k__vmath_avx512, &k__gemm_avx512, &k__conv_avx512, &k__winograd_avx512, &k__quant_vnni},
+    [K_GENERIC] = {K_GENERIC, "generic", F32_KERNELS(generic), .quant = &k__quant_generic},
+    [K_AVX2] = {K_AVX2, "avx2", F32_KERNELS(avx2), .quant = &k__quant_avx2},
+    [K_AVX512] = {K_AVX512, "avx512", F32_KERNELS(avx512), .quant = &k__quant_avx512},
+    [K_VNNI] = {K_VNNI, "vnni", F32_KERNELS(avx512), .quant = &k__quant_vnni},
 };
 #else
 static enum k_level detect(void) {
@@ -44,7 +48,7 @@ static enum k_level detect(void) {
 }
 
 static const struct k_kernels tables[1] = {
-    [K_GENERIC] = {K_GENERIC, "generic", &k__vmath_generic, &k__gemm_generic, &k__conv_generic, &k__winograd_generic, &k__quant_generic},
+    [K_GENERIC] = {K_GENERIC, "generic", F32_KERNELS(generic), .quant = &k__quant_generic},
 };
 #endif
 

@@ -120,10 +120,16 @@ K_INLINE void rows_tile(const int mr, const int nv, const struct k_tile *t) {
     const int64_t ahead_step = t->ahead_step;
     vf acc[K_ROWS_MAX][TILE_VECTORS];
 
-    K_UNROLL for (int r = 0; r < mr; r++) {
-        K_UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_set(0.0f);
+    if (t->first) {
+        K_UNROLL for (int r = 0; r < mr; r++) {
+            K_UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_set(0.0f);
+        }
+    } else {
+        K_UNROLL for (int r = 0; r < mr; r++) {
+            K_UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v == nv - 1 ? v_loadp(t->c + r * t->c_row + VW * v, part) : v_load(t->c + r * t->c_row + VW * v);
+        }
     }
-    tile_prefetch(mr, nv, t);
+    if (t->last) tile_prefetch(mr, nv, t);
     for (int64_t tap = 0; tap < t->taps; tap++) {
         const float *a[K_ROWS_MAX];
         K_UNROLL for (int r = 0; r < mr; r++) a[r] = t->rows[tap * K_ROWS_MAX + r];
@@ -138,7 +144,7 @@ K_INLINE void rows_tile(const int mr, const int nv, const struct k_tile *t) {
             }
         }
     }
-    tile_finish(mr, nv, acc, t, part);
+    if (t->last) tile_finish(mr, nv, acc, t, part);
     K_UNROLL for (int r = 0; r < mr; r++) {
         float *c = t->c + r * t->c_row;
         K_UNROLL for (int v = 0; v < nv; v++) {

@@ -146,7 +146,7 @@ enum { K_ROWS_MAX = 12, K_TILE_VECTORS_MAX = 4 };
 struct k_gemm {
     int mr, nr, vw; /* rows and columns of the largest tile, floats in a vector */
     void (*tile)(int m, const struct k_tile *t); /* 1 <= m <= mr, 1 <= t->n <= nr */
-    /* The whole of a product (first and last block in one) over `taps` x k, taps slowest, whose rows lie anywhere; b is a panel of
+    /* A product over `taps` x k, taps slowest, whose rows lie anywhere; b is a panel of
      * k_last_pack as wide as t->n in whole vectors, of which there are at most nr / vw. m is at most rows_max[vectors]. */
     int rows_max[K_TILE_VECTORS_MAX + 1];
     void (*rows)(int m, const struct k_tile *t);
@@ -290,6 +290,28 @@ size_t k_winograd_scratch_floats(const struct k_kernels *k, const struct k_winog
  * same bits. */
 void k_winograd_run(const struct k_kernels *k, const struct k_winograd_job *job, int64_t first, int64_t step, int64_t oc0, int64_t oc1, float *scratch);
 
+/* --- the same, channels last -------------------------------------------------------------------------------
+ *
+ * F(4, 3) alone, over the points 0, +-sqrt 1/2, +-sqrt 2, whose error is about half that of 0, +-1, +-2. Transforms go along channels. */
+
+struct k_winograd_last {
+    /* n kernels, a whole number of vectors: element (i, j) of each lies at w[(i * 3 + j) * plane], of the transformed ones at u[(i * 6 + j) * xi]. */
+    void (*weights)(int64_t n, const float *w, int64_t plane, float *u, int64_t xi);
+    /* A tile: pixel (i, j) is `channels` floats at pixels[i * 6 + j]; element (i, j) of the transformed one goes to v + (i * 6 + j) * xi. */
+    void (*input)(int64_t channels, const float *const *pixels, float *v, int64_t xi);
+    /* The way back for n channels of a tile: output (i, j), i < rows and j < cols, goes to y + i * y_row + j * y_pixel: clip(. + bias + addend). */
+    void (*output)(int64_t n, const float *v, int64_t xi, const float *bias, const float *addend, float lo, float hi, int rows, int cols, float *y,
+                   int64_t y_row, int64_t y_pixel);
+};
+
+/* Whether a group of this geometry should go that way (job as for k_last_run, weights too): by its extents alone. */
+bool k_winograd_last_pays(const struct k_geometry *g, int64_t oc);
+/* Tiles of all images; a block of work is some of them. */
+int64_t k_winograd_last_tiles(const struct k_last_job *job);
+size_t k_winograd_last_scratch_floats(const struct k_kernels *k, const struct k_last_job *job);
+/* Tiles [t0, t1) and panels [p0, p1) of output channels. Any division gives the same bits. */
+void k_winograd_last_run(const struct k_kernels *k, const struct k_last_job *job, int64_t t0, int64_t t1, int64_t p0, int64_t p1, float *scratch);
+
 struct k_kernels {
     enum k_level level;
     const char *name;
@@ -297,6 +319,7 @@ struct k_kernels {
     const struct k_gemm *gemm;
     const struct k_conv *conv;
     const struct k_winograd *winograd;
+    const struct k_winograd_last *winograd_last;
     const struct k_quant *quant; /* quant.h: on bytes */
 };
 
@@ -312,5 +335,6 @@ extern const struct k_vmath k__vmath_generic, k__vmath_avx2, k__vmath_avx512;
 extern const struct k_gemm k__gemm_generic, k__gemm_avx2, k__gemm_avx512;
 extern const struct k_conv k__conv_generic, k__conv_avx2, k__conv_avx512;
 extern const struct k_winograd k__winograd_generic, k__winograd_avx2, k__winograd_avx512;
+extern const struct k_winograd_last k__winograd_last_generic, k__winograd_last_avx2, k__winograd_last_avx512;
 
 #endif

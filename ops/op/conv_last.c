@@ -6,6 +6,7 @@
  * picture as it comes. f32, one to three spatial dimensions. Its ways, by the shapes of weights and image, never by the batch:
  *   depthwise   one channel a group: kern/conv_body.h, vectors of channels
  *   first       input_first: panels of 64 output positions packed as for NCHW, used as the rows of the product
+ *   winograd    3 x 3 of stride 1 where it pays: kern/winograd_last.c
  *   rows        everything else: kern/last.c, output pixels as rows, nothing copied
  * Any division of the work between threads gives the same bits: an element is one chain of multiply-adds. */
 #include "ops/op/conv.h"
@@ -17,6 +18,7 @@
 
 enum {
     SPLIT_ROWS_MIN = 48,        /* output pixels a thread from which they are divided, else the output channels are */
+    SPLIT_TILES_MIN = 24,       /* the same of Winograd's tiles */
     DEPTHWISE_BYTES = 256 << 10, /* of input a unit of depthwise rows reads: it stays in L2 while its channels pass */
     VECTOR_SLACK = 16
 };
@@ -156,7 +158,7 @@ struct plan {
     struct op__activation act;
     size_t task_bytes; /* scratch of a task */
     int64_t n_tasks, n_units;
-    bool by_rows;
+    bool by_rows, winograd;
     char *scratch; /* zeros, then of task 0 */
 };
 
@@ -190,6 +192,15 @@ static int64_t unit_rows(const struct plan *p) {
     return rows < 4 ? 4 : rows;
 }
 
+static struct k_last_job job_of(const struct plan *p, int64_t group) {
+    const float *bias = nn_in(p->ctx, 2) ? p->ctx->in[2]->data : NULL, *x = p->ctx->in[0]->data;
+    const int64_t oc = group * p->oc;
+    return (struct k_last_job){.g = &p->g, .images = p->images, .oc = p->oc, .x = x ? x + group * p->channels : NULL, .x_pixel = p->channels * p->s->group,
+                               .w = p->s->packed + (size_t)group * p->s->packed_group, .y = p->y.data ? (float *)p->y.data + oc : NULL,
+                               .y_pixel = p->oc * p->s->group, .bias = bias ? bias + oc : NULL, .addend = p->addend ? p->addend + oc : NULL,
+                               .act = p->act.fn, .act_a = p->act.a, .act_b = p->act.b, .zeros = (const float *)p->scratch};
+}
+
 static bool make_plan(const struct op_ctx *ctx, struct plan *p) {
     const struct conv_last *s = ctx->state;
     const struct op_tensor *x = ctx->in[0], *w = ctx->in[1];
@@ -208,9 +219,12 @@ static bool make_plan(const struct op_ctx *ctx, struct plan *p) {
         p->n_units = p->images * ((p->out_size + gemm->nr - 1) / gemm->nr);
         p->task_bytes = aligned((size_t)(p->channels * p->g.kernel[0] * p->g.kernel[1] * p->g.kernel[2] * gemm->nr + VECTOR_SLACK) * sizeof(float));
     } else {
-        p->by_rows = rows >= threads * SPLIT_ROWS_MIN;
-        p->n_units = p->by_rows ? rows : k_last_panels(gemm, p->oc);
-        p->task_bytes = aligned(k_last_scratch_bytes(&p->g));
+        const struct k_last_job job = job_of(p, 0);
+        p->winograd = s->group == 1 && k_winograd_last_pays(&p->g, p->oc);
+        const int64_t n = p->winograd ? k_winograd_last_tiles(&job) : rows;
+        p->by_rows = n >= threads * (p->winograd ? SPLIT_TILES_MIN : SPLIT_ROWS_MIN);
+        p->n_units = p->by_rows ? n : k_last_panels(gemm, p->oc);
+        p->task_bytes = aligned(p->winograd ? k_winograd_last_scratch_floats(op__kern(ctx), &job) * sizeof(float) : k_last_scratch_bytes(&p->g));
     }
     p->n_tasks = threads < p->n_units ? threads : p->n_units;
     return true;
@@ -225,19 +239,16 @@ static size_t scratch(const struct op_ctx *ctx) {
 static void rows_task(void *arg, int64_t task) {
     const struct plan *p = arg;
     const struct k_kernels *kern = op__kern(p->ctx);
-    const float *bias = nn_in(p->ctx, 2) ? p->ctx->in[2]->data : NULL;
-    const int64_t from = p->n_units * task / p->n_tasks, to = p->n_units * (task + 1) / p->n_tasks, rows = p->images * p->out_size;
+    const int64_t from = p->n_units * task / p->n_tasks, to = p->n_units * (task + 1) / p->n_tasks, panels = k_last_panels(kern->gemm, p->oc);
     char *memory = p->scratch + zeros_bytes(p) + (size_t)task * p->task_bytes;
     for (int64_t i = 0; i < p->s->group; i++) {
-        const struct k_last_job job = {.g = &p->g, .images = p->images, .oc = p->oc, .x = (const float *)p->ctx->in[0]->data + i * p->channels,
-                                       .x_pixel = p->channels * p->s->group, .w = p->s->packed + (size_t)i * p->s->packed_group,
-                                       .y = (float *)p->y.data + i * p->oc, .y_pixel = p->oc * p->s->group, .bias = bias ? bias + i * p->oc : NULL,
-                                       .addend = p->addend ? p->addend + i * p->oc : NULL, .act = p->act.fn, .act_a = p->act.a, .act_b = p->act.b,
-                                       .zeros = (const float *)p->scratch};
-        if (p->by_rows)
-            k_last_run(kern, &job, from, to, 0, k_last_panels(kern->gemm, p->oc), memory);
+        const struct k_last_job job = job_of(p, i);
+        const int64_t rows = p->winograd ? k_winograd_last_tiles(&job) : p->images * p->out_size;
+        const int64_t r0 = p->by_rows ? from : 0, r1 = p->by_rows ? to : rows, p0 = p->by_rows ? 0 : from, p1 = p->by_rows ? panels : to;
+        if (p->winograd)
+            k_winograd_last_run(kern, &job, r0, r1, p0, p1, (float *)memory);
         else
-            k_last_run(kern, &job, 0, rows, from, to, memory);
+            k_last_run(kern, &job, r0, r1, p0, p1, memory);
     }
 }
 
