@@ -509,6 +509,8 @@ static enum op_status settle(struct reader *r, struct op_node *n, int64_t opset)
     }
     if (n->n_in < d->in_min || (d->in_max >= 0 && n->n_in > d->in_max))
         return op__node_fail(r->err, n, OP_BAD_MODEL, "it has %d inputs, from %d to %d are possible", n->n_in, d->in_min, d->in_max < 0 ? OP__NODE_IO_MAX : d->in_max);
+    for (int i = 0; i < d->in_min; i++)
+        if (n->in[i] < 0) return op__node_fail(r->err, n, OP_BAD_MODEL, "input %d is left out, it is not optional", i);
     if (n->n_out < d->out_min || (d->out_max >= 0 && n->n_out > d->out_max))
         return op__node_fail(r->err, n, OP_BAD_MODEL, "it has %d outputs, from %d to %d are possible", n->n_out, d->out_min, d->out_max < 0 ? OP__NODE_IO_MAX : d->out_max);
     return OP_OK;

@@ -25,7 +25,7 @@ struct ot_bytes {
 
 struct ot {
     struct ot_bytes graph, node, file, functions;
-    int opset;
+    int opset, domain_opset; /* of ONNX; of the other domains, 0: 1 */
     struct op_model *model;
     struct op_session *session;
 };
@@ -219,10 +219,10 @@ static inline void ot_finish(struct ot *m) {
     ot_put_part(&m->file, 7, &m->graph);
     ot_put_int(&opset, 2, m->opset);
     ot_put_part(&m->file, 8, &opset);
-    const char *const domains[] = {"ai.onnx.ml", "com.microsoft", "quern"};
+    const char *const domains[] = {"ai.onnx.ml", "ai.onnx.preview.training", "com.microsoft", "quern"};
     for (size_t i = 0; i < sizeof domains / sizeof *domains; i++) {
         ot_put_string(&opset, 1, domains[i]);
-        ot_put_int(&opset, 2, 1);
+        ot_put_int(&opset, 2, m->domain_opset ? m->domain_opset : 1);
         ot_put_part(&m->file, 8, &opset);
     }
     ot_put(&m->file, m->functions.data, m->functions.len);

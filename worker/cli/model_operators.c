@@ -1,4 +1,5 @@
-/* quern model operators: what the engine runs, from its own table: ops/OPERATORS.md is made of it. */
+/* quern model operators: what the engine runs, from its own table: ops/OPERATORS.md is made of it.
+ */
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -94,8 +94,8 @@ static bool same_numbers(const struct op_tensor *got, const struct op_tensor *wa
         snprintf(reason, REASON_MAX,
                  "%lld of %lld elements differ (by at most %.3g), the first is element %lld: %.9g, "
                  "expected %.9g",
-                 (long long)n_bad, (long long)n, worst, (long long)first, op_tensor_number(got, first),
-                 op_tensor_number(want, first));
+                 (long long)n_bad, (long long)n, worst, (long long)first,
+                 op_tensor_number(got, first), op_tensor_number(want, first));
     return n_bad == 0;
 }
 
