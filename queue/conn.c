@@ -3,7 +3,7 @@
  *
  * hiredis formats commands and parses replies; the socket is a libuv stream, and TLS goes through
  * tls.c between the two. hiredis' own sockets are not used: the packaged one blocks in name
- * resolution and has no TLS.
+ * resolution and has no TLS. Long strings pass by the parser (long_reply.c).
  *
  * A command is one struct q__cmd with its bytes; it stands in a FIFO until its reply comes (Redis
  * answers in order) and, if the socket could not take all bytes at once, in libuv's write queue:
@@ -57,6 +57,7 @@ struct q__conn {
     bool resolving, broken;
     struct addrinfo *addresses, *address;
     redisReader *reader;
+    struct q__long incoming;
     struct q__tls *tls;
     struct q__cmd *head, *tail;
     uint32_t backoff_ms;
@@ -327,7 +328,27 @@ static void answer(struct q__conn *c, redisReply *r) {
     if (drop && c->state != IDLE && c->state != CLOSING) lose(c, err.code, "%s", err.text);
 }
 
+/* True: the long string is complete and was answered, and the connection still stands. */
+static bool parse_long(struct q__conn *c) {
+    const redisReader *reader = c->reader;
+    if (!q__long_full(&c->incoming)) return false;
+    redisReply *reply = q__long_end(&c->incoming);
+    if (!reply) {
+        lose(c, Q_PROTOCOL, "%s sent a string without an end, or memory is out", c->endpoint->where);
+        return false;
+    }
+    answer(c, reply);
+    freeReplyObject(reply);
+    return c->reader == reader;
+}
+
 static void parse(struct q__conn *c, const char *data, size_t len) {
+    if (c->incoming.ptr) {
+        size_t n = q__long_feed(&c->incoming, data, len);
+        if (!parse_long(c) || n == len) return;
+        data += n;
+        len -= n;
+    }
     redisReader *reader = c->reader;
     if (redisReaderFeed(reader, data, len) != REDIS_OK) {
         lose(c, Q_PROTOCOL, "%s: %s", c->endpoint->where, reader->errstr);
@@ -339,10 +360,14 @@ static void parse(struct q__conn *c, const char *data, size_t len) {
             lose(c, Q_PROTOCOL, "%s does not speak RESP: %s", c->endpoint->where, reader->errstr);
             return;
         }
-        if (!reply) return;
+        if (!reply) break;
         answer(c, reply);
         freeReplyObject(reply);
     }
+    if (c->reader != reader || !q__long_begin(&c->incoming, reader)) return;
+    redisReaderFree(reader);
+    if (!(c->reader = q__reader_create()))
+        lose(c, Q_NO_MEMORY, "no memory for a connection to %s", c->endpoint->where);
 }
 
 /* --- greeting */
@@ -406,6 +431,12 @@ static void greet(struct q__conn *c) {
 static void on_alloc(uv_handle_t *h, size_t suggested, uv_buf_t *buf) {
     struct q__conn *c = h->data;
     (void)suggested;
+    if (c->incoming.ptr && !c->tls) {
+        size_t n;
+        char *to = q__long_space(&c->incoming, &n);
+        *buf = uv_buf_init(to, (unsigned)n);
+        return;
+    }
     if (!c->read_buf) c->read_buf = malloc(READ_BYTES);
     *buf = uv_buf_init(c->read_buf, c->read_buf ? READ_BYTES : 0);
 }
@@ -586,6 +617,7 @@ static void tear_down(struct q__conn *c, const struct q_error *err) {
     c->addresses = c->address = NULL;
     if (c->reader) redisReaderFree(c->reader);
     c->reader = NULL;
+    q__long_finish(&c->incoming);
     q__tls_free(c->tls);
     c->tls = NULL;
     c->client_id = 0;

@@ -78,6 +78,21 @@ bool q__conn_script(struct q__conn *c, enum q__script script, size_t n_keys, str
 redisReader *
 q__reader_create(void); /* hiredis' reader with a limit on arrays; NULL without memory */
 
+/* --- long_reply.c: a long string on its way in, ptr NULL: none */
+struct q__long {
+    char *ptr;
+    size_t len, got; /* of the string; of it and its line end */
+};
+/* Does the parser wait for the rest of a long string? Then what it has of it is in l, and the
+ * parser is to be replaced. */
+bool q__long_begin(struct q__long *l, const redisReader *r);
+char *q__long_space(struct q__long *l, size_t *n); /* where the next n bytes belong */
+size_t q__long_feed(struct q__long *l, const char *data,
+                    size_t n); /* how many were taken; data may lie in its place already */
+bool q__long_full(const struct q__long *l);
+redisReply *q__long_end(struct q__long *l); /* NULL: no line end, or no memory */
+void q__long_finish(struct q__long *l);
+
 /* --- reading replies: all tolerate the wrong type */
 int64_t q__reply_int(const redisReply *r, int64_t otherwise); /* integers and strings of digits */
 const redisReply *q__reply_at(const redisReply *r, size_t i); /* element, or NULL */

@@ -19,13 +19,31 @@ static void touch(const redisReply *r, int depth) {
     }
 }
 
+/* A long string passes by the parser: what a connection does, without the connection. */
+static size_t feed_long(struct q__long *l, const uint8_t *data, size_t n) {
+    size_t taken = q__long_feed(l, (const char *)data, n);
+    if (!q__long_full(l)) return taken;
+    redisReply *reply = q__long_end(l);
+    if (!reply) return SIZE_MAX;
+    touch(reply, 0);
+    freeReplyObject(reply);
+    return taken;
+}
+
 /* The first byte says into how many pieces the rest is cut. */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len) {
     if (len < 1) return 0;
     size_t piece = 1 + data[0] % 64, at = 1;
     redisReader *reader = q__reader_create();
+    struct q__long incoming = {0};
     while (reader && at < len) {
         size_t n = len - at < piece ? len - at : piece;
+        if (incoming.ptr) {
+            n = feed_long(&incoming, data + at, n);
+            if (n == SIZE_MAX) break;
+            at += n;
+            continue;
+        }
         if (redisReaderFeed(reader, (const char *)data + at, n) != REDIS_OK) break;
         at += n;
         void *reply = NULL;
@@ -36,7 +54,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len) {
             reply = NULL;
         }
         if (rc != REDIS_OK) break;
+        if (!q__long_begin(&incoming, reader)) continue;
+        redisReaderFree(reader);
+        reader = q__reader_create();
     }
+    q__long_finish(&incoming);
     if (reader) redisReaderFree(reader);
     return 0;
 }

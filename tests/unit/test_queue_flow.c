@@ -585,6 +585,52 @@ static bool fetch_came(struct rig *r) {
     return (void)r, fetching->came;
 }
 
+enum { N_LONG = 8 };
+static struct fetched longs[N_LONG];
+static bool longs_came(struct rig *r) {
+    bool all = true;
+    for (int i = 0; i < N_LONG; i++) all &= longs[i].came;
+    return (void)r, all;
+}
+
+/* Around the size from which strings pass by the parser, small and long ones in turn behind each
+ * other in one pipeline: no byte is lost or goes astray. */
+static void test_long_replies_between_short_ones(void **state) {
+    static const size_t sizes[N_LONG] = {65535, 65536, 1, 65537, 300000, 131072, 0, 5000000};
+    struct rig r;
+    char name[8], *value = malloc(5000000);
+    (void)state;
+    for (size_t i = 0; i < 5000000; i++) value[i] = (char)(i * 7 + i / 251);
+    for (int i = 0; i < N_LONG; i++) {
+        const char *argv[] = {"SET", name, value};
+        size_t len[] = {3, 2, sizes[i]};
+        char *reply;
+        snprintf(name, sizeof name, "l%d", i);
+        assert_int_equal(q_ctl_command(ctl, 3, argv, len, &reply, NULL), Q_OK);
+        free(reply);
+    }
+    start(&r, 1);
+    rig_until(&r, is_connected);
+    for (int i = 0; i < N_LONG; i++) {
+        longs[i].came = false;
+        snprintf(name, sizeof name, "l%d", i);
+        q_worker_fetch(r.w, name, 5000000, on_fetched, &longs[i]);
+    }
+    rig_until(&r, longs_came);
+    for (int i = 0; i < N_LONG; i++) {
+        assert_int_equal(longs[i].len, sizes[i]);
+        assert_memory_equal(longs[i].value, value, sizes[i]);
+        free(longs[i].value);
+    }
+    longs[0].came = false; /* and one that is cut off on its way */
+    q_worker_fetch(r.w, "l7", 5000000, on_fetched, &longs[0]);
+    free(command(ctl, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"));
+    rig_until(&r, longs_came);
+    free(longs[0].value);
+    free(value);
+    rig_finish(&r);
+}
+
 static void test_fetch_of_references(void **state) {
     struct rig r;
     struct fetched f = {0};
@@ -705,6 +751,7 @@ int main(void) {
         T(test_submit_and_wait),
         T(test_several_queues_by_weight),
         T(test_fetch_of_references),
+        T(test_long_replies_between_short_ones),
         T(test_large_entry_goes_through),
         T(test_huge_results),
     };
