@@ -40,6 +40,7 @@ struct w_format {
     const char *name;
     const char *extensions; /* " npy " with blanks around each */
     bool folder;            /* takes a folder */
+    bool by_name;           /* only where the options name it */
     bool (*is)(const uint8_t *head, size_t n);
     bool (*open)(struct w_source *s, struct w_error *err);
     void (*close)(struct w_source *s);                                   /* frees state */

@@ -1,6 +1,7 @@
-/* images.c: a folder of pictures as rows, in the order of their paths (compared byte by byte), or
- * one picture as one row. A row is the file's bytes; its name is the path relative to the folder.
- * Links are not followed (but the folder itself may be one), hidden files are left out. */
+/* images.c: a folder of pictures, sounds or texts as rows, in the order of their paths (compared
+ * byte by byte), or one such file as one row. A row is the file's bytes; its name is the path
+ * relative to the folder. Links are not followed (but the folder itself may be one), hidden files
+ * are left out. */
 #include "worker/data/format.h"
 
 #include <errno.h>
@@ -13,7 +14,6 @@
 #include <unistd.h>
 
 enum { FILES_MAX = 50000000 };
-static const char extensions[] = " jpg jpeg jpe png ";
 
 struct images {
     int folder; /* -1: a single file */
@@ -26,7 +26,7 @@ static bool is(const uint8_t *head, size_t n) {
            (n > 8 && !memcmp(head, "\x89PNG\r\n\x1a\n", 8));
 }
 
-static bool has_extension(const char *name) {
+static bool has_extension(const char *name, const char *extensions) {
     const char *dot = strrchr(name, '.');
     char word[16];
     if (!dot || strlen(dot) > 8) return false;
@@ -41,7 +41,7 @@ static int by_path(const void *a, const void *b) {
 
 static bool add(struct w_source *s, struct images *im, const char *name, struct w_error *err) {
     if (s->n_rows == FILES_MAX)
-        return w_fail(err, W_TOO_LARGE, "%s holds more than %d pictures", s->name, FILES_MAX);
+        return w_fail(err, W_TOO_LARGE, "%s holds more than %d files", s->name, FILES_MAX);
     if (s->n_rows == im->room) {
         size_t room = im->room ? 2 * im->room : 256;
         char **names = realloc(im->names, room * sizeof *names);
@@ -65,7 +65,7 @@ static bool walk(struct w_source *s, struct images *im, struct w_error *err) {
         } else if (e->fts_info == FTS_DNR || e->fts_info == FTS_ERR || e->fts_info == FTS_NS) {
             good = w_fail(err, W_REF_FAILED, "%s cannot be read: %s", e->fts_path,
                           strerror(e->fts_errno));
-        } else if (e->fts_info == FTS_F && has_extension(e->fts_name)) {
+        } else if (e->fts_info == FTS_F && has_extension(e->fts_name, s->format->extensions)) {
             const char *name = e->fts_path + skip;
             while (*name == '/') name++;
             good = add(s, im, name, err);
@@ -136,10 +136,26 @@ static enum w_read next(struct w_cursor *c, struct w_arena *arena, struct w_reco
 }
 
 static const struct w_format desc = {.name = "images",
-                                     .extensions = extensions,
+                                     .extensions = " jpg jpeg jpe png ",
                                      .folder = true,
                                      .is = is,
                                      .open = open_source,
                                      .close = close_source,
                                      .next = next};
 W_FORMAT(desc);
+static const struct w_format sounds = {.name = "sounds",
+                                       .extensions = " wav wave ",
+                                       .folder = true,
+                                       .by_name = true,
+                                       .open = open_source,
+                                       .close = close_source,
+                                       .next = next};
+W_FORMAT(sounds);
+static const struct w_format texts = {.name = "texts",
+                                      .extensions = " txt ",
+                                      .folder = true,
+                                      .by_name = true,
+                                      .open = open_source,
+                                      .close = close_source,
+                                      .next = next};
+W_FORMAT(texts);

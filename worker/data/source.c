@@ -29,7 +29,7 @@ static const struct w_format *by_name(const char *name, struct w_error *err) {
         if (!strcmp(__start_quern_formats[i]->name, name)) return __start_quern_formats[i];
     const char *near = w__nearest(name, next_format, NULL);
     w_fail(err, W_BAD_INPUT, "there is no format \"%s\"%s%s%s", name,
-           near ? "; did you mean \"" : " (npy, csv, jsonl and images are known)", near ? near : "",
+           near ? "; did you mean \"" : " (npy, csv, jsonl, images, sounds and texts are known)", near ? near : "",
            near ? "\"?" : "");
     return NULL;
 }
@@ -44,6 +44,7 @@ static const struct w_format *sniff(const struct w_source *s, struct w_error *er
     for (char *p = extension; *p; p++) *p = (char)(*p >= 'A' && *p <= 'Z' ? *p + 32 : *p);
     for (size_t i = 0; i < n_formats(); i++) {
         const struct w_format *f = __start_quern_formats[i];
+        if (f->by_name) continue;
         if (s->fd < 0 ? f->folder : *extension && strstr(f->extensions, extension)) return f;
     }
     for (size_t i = 0; i < n_formats() && n > 0; i++)

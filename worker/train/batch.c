@@ -91,6 +91,14 @@ static bool load_input(struct w_fit *f, struct w_fit_batch *b, int input, const 
                        int64_t row, int64_t at, bool training, struct w_error *err) {
     const struct w_array *x = &s->x[input];
     int64_t n = x->elements;
+    if (x->dtype == OP_STRING) {
+        int64_t length = f->m.inputs[input].elements,
+                *dst = (int64_t *)b->x[input].data + at * length;
+        struct w_span text = w__array_text(x, row);
+        memset(dst, 0, (size_t)length * sizeof *dst);
+        w_vectorizer_encode(f->fronts[input].words, text.ptr, text.len, dst, length);
+        return true;
+    }
     if (f->m.inputs[input].dtype == OP_I64) {
         const void *src = w__array_row(x, row, b->scratch, err);
         if (src) memcpy((int64_t *)b->x[input].data + at * n, src, (size_t)n * sizeof(int64_t));

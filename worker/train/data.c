@@ -252,8 +252,13 @@ static bool read_any(const struct w_table *t, const char *what, struct w_array *
     char first = 0;
     for (size_t i = 0; i < in.n_head && !first; i++)
         if (!strchr(" \t\r\n", in.head[i])) first = (char)in.head[i];
-    bool ok;
-    if (in.is_folder)
+    bool ok, table = has_end(t->path, ".csv") || has_end(t->path, ".tsv") ||
+                     has_end(t->path, ".jsonl") || has_end(t->path, ".ndjson");
+    if (in.is_folder && t->text && y)
+        ok = w__train_read_texts(t, in.file, x, words, err);
+    else if (t->text && !table && !in.is_folder)
+        ok = w__train_read_lines(t, in.file, x, err);
+    else if (in.is_folder)
         ok = t->input && y ? w__train_read_images(t, in.file, x, words, err)
                            : w_fail(err, W_BAD_INPUT, "%s is a folder", where);
     else if (w_npy_is(in.head, in.n_head))
@@ -319,6 +324,7 @@ static bool whole_numbers(struct w_array *x, const struct w_train_input *in, con
 
 static bool check_input(struct w_array *x, const struct w_train_input *in, bool is_image,
                         const char *where, struct w_error *err) {
+    if (x->dtype == OP_STRING || x->windows) return true;
     return (is_image || fit_shape(x, in, where, err)) && all_finite(x, where, err) &&
            (in->dtype != OP_I64 || whole_numbers(x, in, where, err));
 }
@@ -327,7 +333,9 @@ static bool check_input(struct w_array *x, const struct w_train_input *in, bool 
  */
 
 struct given {
-    json_t *x, *y, *target, *header, *columns, *fields, *delimiter, *weight;
+    json_t *x, *y, *target, *header, *columns, *fields, *delimiter, *weight, *classes;
+    int32_t length, stride;
+    bool categorical;
 };
 
 static bool read_weights(json_t *json, const struct w_table *t, struct w_set *dst,
@@ -349,10 +357,59 @@ static bool read_weights(json_t *json, const struct w_table *t, struct w_set *ds
     return all_finite(&dst->weight, "sample_weight", err);
 }
 
+/* A file of text for each label: a row a line. */
+static bool read_classes(const struct given *g, struct w_table *t, struct w_set *dst,
+                         struct w_words *words, struct w_error *err) {
+    const char *label;
+    json_t *path;
+    if (!t->text || !json_is_object(g->classes) || g->x || g->y)
+        return w_fail(err, W_BAD_SPEC,
+                      "%s.classes must be {label: path of a text file}, in the place of x and y, of a "
+                      "model with TextVectorization",
+                      t->where);
+    json_object_foreach(g->classes, label, path) {
+        struct input in;
+        t->path = json_string_value(path);
+        if (!t->path) return w_fail(err, W_BAD_SPEC, "%s.classes.%.60s must be a path", t->where, label);
+        if (!open_input(t->files, t->path, &in, err) || in.is_folder) {
+            bool folder = in.fd >= 0;
+            if (folder) close(in.fd);
+            return folder ? w_fail(err, W_BAD_INPUT, "%s.classes.%.60s is a folder", t->where, label)
+                          : w_fail_in(err, "%s.classes.%.60s: ", t->where, label);
+        }
+        bool ok = w__train_read_lines(t, in.file, &dst->x[0], err);
+        close(in.fd);
+        while (ok && words->n < dst->x[0].n)
+            ok = w__train_words_add(words, label, strlen(label), err);
+        if (!ok) return false;
+    }
+    return true;
+}
+
+static bool read_windows(const struct given *g, struct w_table *t, struct w_set *dst,
+                         struct w_error *err) {
+    struct input in;
+    t->path = json_string_value(g->x);
+    if (!t->text || !t->path || g->y || g->length != t->input->elements)
+        return w_fail(err, W_BAD_SPEC,
+                      "%s.sequence_length is for a text file as x without y, of a model with "
+                      "TextVectorization and an input of that length",
+                      t->where);
+    if (!open_input(t->files, t->path, &in, err)) return w_fail_in(err, "%s.x: ", t->where);
+    bool ok = in.is_folder ? w_fail(err, W_BAD_INPUT, "%s.x is a folder", t->where)
+                           : w__train_read_windows(t, in.file, t->front->words, t->front->max_tokens,
+                                                   g->stride, &dst->x[0], &dst->y, err);
+    close(in.fd);
+    return ok;
+}
+
 /* x of input i: its path, or the path of all with the columns that are the input's. */
 static bool read_input(const struct given *g, int i, struct w_table *t, struct w_set *dst,
                        struct w_words *words, struct w_error *err) {
     const struct w_train_input *in = t->input;
+    t->text = t->front && t->front->words;
+    if (g->length) return read_windows(g, t, dst, err);
+    if (g->classes) return read_classes(g, t, dst, words, err);
     json_t *path = json_is_object(g->x) ? json_object_get(g->x, in->name) : g->x,
            *own = json_is_object(g->fields) ? json_object_get(g->fields, in->name) : NULL;
     t->path = json_string_value(path);
@@ -363,7 +420,8 @@ static bool read_input(const struct given *g, int i, struct w_table *t, struct w
         t->target = json_object_get(g->fields, "y");
     if (!t->path)
         return w_fail(err, W_BAD_SPEC,
-                      json_is_object(g->x) ? "%s.x must have a path for the input \"%s\""
+                      !g->x                ? "%s.x is missing: a path of the rows of \"%s\""
+                      : json_is_object(g->x) ? "%s.x must have a path for the input \"%s\""
                                            : "%s.x must be a path, or {input: path}: \"%s\" has none",
                       t->where, in->name);
     return read_any(t, "x", &dst->x[i], i == 0 ? &dst->y : NULL, words, err);
@@ -411,6 +469,7 @@ static bool read_set(const struct given *g, struct w_table *t, const struct w_se
     bool ok = true;
     for (int i = 0; ok && i < wish->n_inputs; i++) {
         t->input = &wish->inputs[i];
+        t->front = wish->fronts ? &wish->fronts[i] : NULL;
         dst->n_x = i + 1;
         ok = read_input(g, i, t, dst, &words, err);
     }
@@ -429,19 +488,27 @@ bool w_train_set_load(json_t *json, const char *where, const struct w_train_file
     struct given g = {0};
     /* clang-format off */
     static const struct w_param params[] = {
-        {.name = "x", .kind = W_PARAM_JSON, .offset = offsetof(struct given, x), .required = true, .help = "a path"},
+        {.name = "x", .kind = W_PARAM_JSON, .offset = offsetof(struct given, x)},
         {.name = "y", .kind = W_PARAM_JSON, .offset = offsetof(struct given, y)},
         {.name = "target", .kind = W_PARAM_JSON, .offset = offsetof(struct given, target)},
         {.name = "header", .kind = W_PARAM_JSON, .offset = offsetof(struct given, header)},
         {.name = "columns", .kind = W_PARAM_JSON, .offset = offsetof(struct given, columns)},
         {.name = "fields", .kind = W_PARAM_JSON, .offset = offsetof(struct given, fields)},
         {.name = "delimiter", .kind = W_PARAM_JSON, .offset = offsetof(struct given, delimiter)},
+        {.name = "classes", .kind = W_PARAM_JSON, .offset = offsetof(struct given, classes)},
+        {.name = "categorical", .kind = W_PARAM_BOOL, .offset = offsetof(struct given, categorical)},
+        {.name = "sequence_length", .kind = W_PARAM_INT, .offset = offsetof(struct given, length), .min = 0, .max = 1 << 24},
+        {.name = "sequence_stride", .kind = W_PARAM_INT, .offset = offsetof(struct given, stride), .min = 1, .max = 1 << 24, .deflt = 1},
         {.name = "sample_weight", .kind = W_PARAM_JSON, .offset = offsetof(struct given, weight)},
         {0}};
     /* clang-format on */
     *dst = (struct w_set){0};
     if (!w__train_params(params, json, &g, where, err)) return false;
-    struct w_table t = {.where = where, .json = json, .files = files, .first = wish->first};
+    struct w_table t = {.where = where,
+                        .json = json,
+                        .files = files,
+                        .first = wish->first,
+                        .labels_anyhow = g.categorical};
     if (read_set(&g, &t, wish, dst, err)) return true;
     w_train_set_finish(dst);
     return false;

@@ -171,8 +171,10 @@ static bool evaluate(struct w_fit *f, const struct w_set *s, struct w_error *err
 
 static void tell(struct w_fit *f) {
     double took = f->seconds_seen + w__fit_now() - f->started_s;
-    int64_t total =
-        (int64_t)(f->spec->fit.epochs - f->epoch) * f->train.n - f->step * f->spec->fit.batch_size;
+    int64_t full = f->steps_per_epoch * f->spec->fit.batch_size,
+            total = (int64_t)(f->spec->fit.epochs - f->epoch) *
+                        (full < f->train.n ? full : f->train.n) -
+                    f->step * f->spec->fit.batch_size;
     struct w_fit_status s = {.epoch = f->epoch + 1,
                              .epochs = f->spec->fit.epochs,
                              .step = f->step,

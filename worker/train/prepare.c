@@ -24,10 +24,38 @@ static bool split_test(struct w_fit *f, struct w_error *err) {
     return true;
 }
 
+/* Rows of s whose windows do not overlap: every so-manieth. */
+static void thin_out(struct w_set *s) {
+    const struct w_array *x = &s->x[0];
+    int64_t step = x->stride >= x->elements ? 1 : (x->elements + x->stride - 1) / x->stride, n = 0;
+    for (int64_t i = 0; i < s->n; i += step) s->rows[n++] = s->rows[i];
+    s->n = n;
+}
+
+/* Windows of one text overlap. Training takes them all, but those that reach into what is held out;
+ * what is held out is looked at once, window by window. */
+static bool separate_windows(struct w_fit *f, struct w_error *err) {
+    const struct w_array *x = &f->whole.x[0];
+    int64_t reach = (x->elements + x->stride) / x->stride;
+    if (f->spec->data.test_split > 0)
+        return w_fail(err, W_BAD_SPEC,
+                      "data.test_split draws rows, and windows of one text overlap: give data.test, or "
+                      "fit.validation_split");
+    if (f->validation.n && !f->extra.n) {
+        if (f->train.n <= reach)
+            return w_fail(err, W_BAD_SPEC, "fit.validation_split leaves no window to train on");
+        f->train.n -= reach;
+    }
+    thin_out(&f->validation);
+    if (f->test.n) thin_out(&f->test);
+    return true;
+}
+
 static bool load_sets(struct w_fit *f, struct w_error *err) {
     const struct w_spec_train *s = f->spec;
     struct w_set_wish wish = {.inputs = f->m.inputs,
                               .n_inputs = f->m.n_inputs,
+                              .fronts = f->fronts,
                               .no_targets = f->target == OP_TARGET_NONE};
     wish.first = s->model.onnx && f->m.inputs[0].rank == 3;
     f->o.files.memory_bytes = (size_t)(s->data.memory_mb * 1048576);
@@ -56,13 +84,14 @@ static bool load_sets(struct w_fit *f, struct w_error *err) {
         w_train_set_part(&f->train, keep, n - keep, &f->validation);
         w_train_set_part(&f->train, 0, keep, &f->train);
     }
-    return true;
+    return !f->whole.x[0].windows || separate_windows(f, err);
 }
 
 /* A row's targets are whole numbers from 0 below n_classes (or, where padded, anything below). */
 static bool check_classes(const struct w_fit *f, const struct w_set *s, const char *where,
                           bool padded, struct w_error *err) {
     int64_t n = s->y.elements;
+    if (s->y.windows) return true; /* tokens: their number is checked */
     for (int64_t i = 0; i < s->n * n; i++) {
         int64_t row = s->rows[i / n];
         double v = w__array_number(&s->y, w__array_row(&s->y, row, NULL, err), i % n);
@@ -102,6 +131,7 @@ static bool check_ids(const struct w_fit *f, const struct w_set *s, const char *
     for (int k = 0; k < s->n_x; k++) {
         const struct w_train_input *in = &f->m.inputs[k];
         const struct w_array *x = &s->x[k];
+        if (f->fronts[k].words) continue; /* tokens: their number is checked */
         for (int64_t i = 0; in->ids && i < s->n * x->elements; i++) {
             int64_t row = s->rows[i / x->elements];
             const int64_t *v = w__array_row(x, row, NULL, err);
@@ -112,6 +142,25 @@ static bool check_ids(const struct w_fit *f, const struct w_set *s, const char *
                           where, (long long)row, in->name, (long long)v[i % x->elements],
                           (long long)in->ids - 1);
         }
+    }
+    return true;
+}
+
+/* The vocabulary is not larger than the Embedding, and, of a language model, than the output. */
+static bool check_vocabularies(const struct w_fit *f, struct w_error *err) {
+    for (int k = 0; k < f->m.n_inputs; k++) {
+        const struct w_train_input *in = &f->m.inputs[k];
+        int64_t size = f->fronts[k].words ? w_vectorizer_size(f->fronts[k].words) : 0;
+        if (size > in->ids && in->ids)
+            return w_fail(err, W_BAD_SPEC,
+                          "TextVectorization: the vocabulary has %lld tokens, the Embedding takes %lld "
+                          "(input_dim): give \"max_tokens\"",
+                          (long long)size, (long long)in->ids);
+        if (f->whole.y.windows && size > f->n_classes)
+            return w_fail(err, W_BAD_SPEC,
+                          "TextVectorization: the vocabulary has %lld tokens, the model's output has "
+                          "%lld classes",
+                          (long long)size, (long long)f->n_classes);
     }
     return true;
 }
@@ -217,6 +266,11 @@ static bool make_trainer(struct w_fit *f, struct w_error *err) {
 
 /* The shape and the rows, or the files that they are made of. */
 static bool hash_array(EVP_MD_CTX *c, const struct w_array *a, struct w_error *err) {
+    if (a->dtype == OP_STRING) {
+        EVP_DigestUpdate(c, a->offsets, (size_t)(a->n + 1) * sizeof *a->offsets);
+        EVP_DigestUpdate(c, a->data, (size_t)a->offsets[a->n]);
+        return true;
+    }
     size_t row = (size_t)a->elements * op_type_size(a->dtype);
     EVP_DigestUpdate(c, a->dims, sizeof a->dims);
     EVP_DigestUpdate(c, &a->n, sizeof a->n);
@@ -327,14 +381,16 @@ bool w__fit_prepare(struct w_fit *f, struct w_error *err) {
     if (f->m.output_rank < 1)
         return w_fail(err, W_BAD_SPEC,
                       "the model gives a single number a row: end in a Dense layer");
-    if (!make_parts(f, err) || !load_sets(f, err) || !front(f, err)) return false;
+    if (!make_parts(f, err) || !w_train_texts(s, &f->m, f->fronts, err) || !load_sets(f, err) || !front(f, err)) return false;
     f->flip_images = f->train.is_image && s->model.onnx;
     f->order = malloc((size_t)(f->train.n + 1) * sizeof *f->order);
     if (!f->order) return w_fail(err, W_NO_MEMORY, "out of memory");
     f->steps_per_epoch = (f->train.n + s->fit.batch_size - 1) / s->fit.batch_size;
+    if (s->fit.steps_per_epoch && s->fit.steps_per_epoch < f->steps_per_epoch)
+        f->steps_per_epoch = s->fit.steps_per_epoch;
     f->schedule = w_schedule_create(s->schedule, s->learning_rate,
                                     (uint64_t)f->steps_per_epoch * (uint64_t)s->fit.epochs, err);
-    return f->schedule && check_set(f, &f->train, "data.train", err) &&
+    return f->schedule && check_vocabularies(f, err) && check_set(f, &f->train, "data.train", err) &&
            check_set(f, &f->validation, "validation", err) && check_set(f, &f->test, "test", err) &&
            read_class_weights(f, err) && w__fit_batch_init(f, &f->batch, err) &&
            make_trainer(f, err) && plan(f, err) && hash(f, err);

@@ -16,8 +16,8 @@
 struct step {
     char *input;
     double scale, offset;
-    json_t *mean, *variance, *axis;
-    int32_t height, width;
+    json_t *mean, *variance, *axis, *standardize;
+    int32_t height, width, max_tokens, length, split;
 };
 
 /* What a step is applied to. */
@@ -45,6 +45,12 @@ static const struct w_param normalization_params[] = {INPUT,
 static const struct w_param resizing_params[] = {INPUT,
     {.name = "height", .kind = W_PARAM_INT, .offset = offsetof(struct step, height), .min = 1, .max = 65535, .required = true, .help = "pixels"},
     {.name = "width", .kind = W_PARAM_INT, .offset = offsetof(struct step, width), .min = 1, .max = 65535, .required = true, .help = "pixels"},
+    {0}};
+static const struct w_param text_params[] = {INPUT,
+    {.name = "max_tokens", .kind = W_PARAM_INT, .offset = offsetof(struct step, max_tokens), .min = 0, .max = W_VECTORIZER_TOKENS_MAX},
+    {.name = "standardize", .kind = W_PARAM_JSON, .offset = offsetof(struct step, standardize)},
+    {.name = "split", .kind = W_PARAM_CHOICE, .offset = offsetof(struct step, split), .choices = W_SPLIT_CHOICES},
+    {.name = "output_sequence_length", .kind = W_PARAM_INT, .offset = offsetof(struct step, length), .min = 0, .max = 1 << 24},
     {0}};
 /* clang-format on */
 
@@ -191,6 +197,18 @@ static bool integer_lookup(const struct place *p, const struct step *st) {
     return true;
 }
 
+/* The vocabulary is made of the training rows, where loading has not made it of the whole text. */
+static bool text_vectorization(const struct place *p, const struct step *st) {
+    struct w_front *f = p->front;
+    (void)st;
+    for (int64_t i = 0; i < p->train->n && !w_vectorizer_adapted(f->words); i++) {
+        struct w_span text = w__array_text(p->x, p->train->rows[i]);
+        if (!w_vectorizer_count(f->words, text.ptr, text.len, p->err)) return false;
+    }
+    return (w_vectorizer_adapted(f->words) || w_vectorizer_adapt(f->words, f->max_tokens, p->err)) ||
+           w_fail_in(p->err, "%s: ", p->where);
+}
+
 static const struct step_desc {
     const char *name;
     const struct w_param *params;
@@ -201,6 +219,7 @@ static const struct step_desc {
     {"Normalization", normalization_params, normalization, true},
     {"Resizing", resizing_params, resizing, false},
     {"IntegerLookup", plain_params, integer_lookup, false},
+    {"TextVectorization", text_params, text_vectorization, false},
     {"OneHot", plain_params, nothing, false},
     {"CategoryEncoding", plain_params, nothing, false},
 };
@@ -210,44 +229,108 @@ static const char *next_step(void *user, size_t i) {
     return i < sizeof descs / sizeof *descs ? descs[i].name : NULL;
 }
 
+/* Reads a step and finds its input; *d and *st are filled, *at is the input's number. */
+static bool read_step(json_t *json, const struct w_train_model *m, const char *where,
+                      const struct step_desc **d, struct step *st, int *at, struct w_error *err) {
+    const char *type;
+    *d = NULL;
+    *st = (struct step){.scale = 1};
+    *at = 0;
+    if (!w__train_typed(json, &type, where, err)) return false;
+    for (size_t i = 0; i < sizeof descs / sizeof *descs; i++)
+        if (strcmp(descs[i].name, type) == 0) *d = &descs[i];
+    if (!*d) return w__train_unknown(where, "preprocessing", type, next_step, NULL, err);
+    json_t *none = json_object(), *params = json_is_object(json) ? json : none;
+    bool ok = w__train_params((*d)->params, params, st, where, err);
+    json_decref(none);
+    while (ok && st->input && *at < m->n_inputs && strcmp(m->inputs[*at].name, st->input)) ++*at;
+    if (ok && *at == m->n_inputs)
+        ok = w_fail(err, W_BAD_SPEC, "%s: the model has no input \"%.60s\"", where, st->input);
+    if (ok && !st->input && m->n_inputs > 1 && (*d)->apply != nothing)
+        ok = w_fail(err, W_BAD_SPEC, "%s: \"input\" must say which of the %d inputs it is for", where,
+                    m->n_inputs);
+    if (!ok) w__params_free((*d)->params, st);
+    return ok;
+}
+
 static bool one_step(json_t *json, const struct w_train_model *m, struct place *p,
                      struct w_front *fronts) {
-    const struct step_desc *d = NULL;
-    struct step st = {.scale = 1};
-    const char *type;
-    int at = 0;
-    if (!w__train_typed(json, &type, p->where, p->err)) return false;
-    for (size_t i = 0; i < sizeof descs / sizeof *descs; i++)
-        if (strcmp(descs[i].name, type) == 0) d = &descs[i];
-    if (!d) return w__train_unknown(p->where, "preprocessing", type, next_step, NULL, p->err);
-    json_t *none = json_object(), *params = json_is_object(json) ? json : none;
-    bool ok = w__train_params(d->params, params, &st, p->where, p->err);
-    json_decref(none);
-    while (ok && st.input && at < m->n_inputs && strcmp(m->inputs[at].name, st.input)) at++;
-    if (ok && at == m->n_inputs)
-        ok = w_fail(p->err, W_BAD_SPEC, "%s: the model has no input \"%.60s\"", p->where, st.input);
-    if (ok && !st.input && m->n_inputs > 1 && d->apply != nothing)
-        ok = w_fail(p->err, W_BAD_SPEC, "%s: \"input\" must say which of the %d inputs it is for",
-                    p->where, m->n_inputs);
-    if (ok) {
-        p->in = &m->inputs[at];
-        p->x = &p->train->x[at];
-        p->front = &fronts[at];
-        if (d->numbers && p->in->dtype == OP_I64)
-            ok = w_fail(p->err, W_BAD_SPEC, "%s: \"%s\" takes whole numbers as they are", p->where,
-                        p->in->name);
-    }
+    const struct step_desc *d;
+    struct step st;
+    int at;
+    if (!read_step(json, m, p->where, &d, &st, &at, p->err)) return false;
+    p->in = &m->inputs[at];
+    p->x = &p->train->x[at];
+    p->front = &fronts[at];
+    bool ok = !(d->numbers && p->in->dtype == OP_I64) ||
+              w_fail(p->err, W_BAD_SPEC, "%s: \"%s\" takes whole numbers as they are", p->where,
+                     p->in->name);
     ok = ok && d->apply(p, &st);
     w__params_free(d->params, &st);
     return ok;
+}
+
+static bool make_vectorizer(const struct step *st, const struct w_train_input *in,
+                            struct w_front *f, const char *where, struct w_error *err) {
+    static const char *const words[] = {"lower_and_strip_punctuation", "lower", "strip_punctuation",
+                                        NULL};
+    const char *word = json_string_value(st->standardize);
+    int standard = st->standardize ? 0 : W_STANDARD_LOWER_STRIP;
+    if (json_is_null(st->standardize)) standard = W_STANDARD_NONE;
+    while (word && words[standard] && strcmp(words[standard], word)) standard++;
+    if (st->standardize && !json_is_null(st->standardize) && (!word || !words[standard]))
+        return w_fail(err, W_BAD_SPEC,
+                      "%s: \"standardize\" must be null, \"lower\", \"strip_punctuation\" or "
+                      "\"lower_and_strip_punctuation\"",
+                      where);
+    if (in->dtype != OP_I64 || in->rank != 1 || f->words)
+        return w_fail(err, W_BAD_SPEC,
+                      "%s: it gives int64[length], once: the input \"%s\" must be that (an Embedding "
+                      "comes first)",
+                      where, in->name);
+    if (st->length && st->length != in->elements)
+        return w_fail(err, W_BAD_SPEC,
+                      "%s: \"output_sequence_length\" is %d, the model's input has %lld", where,
+                      st->length, (long long)in->elements);
+    if (st->max_tokens && st->max_tokens < 3)
+        return w_fail(err, W_BAD_SPEC,
+                      "%s: \"max_tokens\" is %d; 0 pads and 1 is unknown, 3 is the least", where,
+                      st->max_tokens);
+    f->split = st->split;
+    f->standardize = standard;
+    f->max_tokens = st->max_tokens ? st->max_tokens : 0;
+    f->words = w_vectorizer_create((enum w_split)st->split, (enum w_standardize)standard, err);
+    return f->words != NULL;
+}
+
+bool w_train_texts(const struct w_spec_train *spec, const struct w_train_model *m,
+                   struct w_front *dst, struct w_error *err) {
+    json_t *json;
+    size_t i;
+    if (spec->data.preprocess && !json_is_array(spec->data.preprocess))
+        return w_fail(err, W_BAD_SPEC, "data.preprocess must be a list");
+    json_array_foreach(spec->data.preprocess, i, json) {
+        const struct step_desc *d;
+        struct step st;
+        char where[64];
+        int at;
+        snprintf(where, sizeof where, "data.preprocess[%zu]", i);
+        if (!read_step(json, m, where, &d, &st, &at, err)) return false;
+        bool ok = d->apply != text_vectorization ||
+                  (m->n_inputs > 1 ? w_fail(err, W_UNSUPPORTED, "%s: TextVectorization is for models "
+                                                                "with one input", where)
+                                   : make_vectorizer(&st, &m->inputs[at], &dst[at], where, err));
+        w__params_free(d->params, &st);
+        if (!ok) return false;
+    }
+    return true;
 }
 
 bool w_train_preprocess(const struct w_spec_train *spec, const struct w_train_model *m,
                         const struct w_set *train, struct w_front *dst, struct w_error *err) {
     json_t *list = spec->data.preprocess, *json;
     size_t i;
-    if (!list) return true;
-    if (!json_is_array(list)) return w_fail(err, W_BAD_SPEC, "data.preprocess must be a list");
+    if (!list) return true; /* w_train_texts has seen that it is a list */
     json_array_foreach(list, i, json) {
         char where[64];
         snprintf(where, sizeof where, "data.preprocess[%zu]", i);
@@ -266,5 +349,6 @@ static void affine_finish(struct w_affine *a) {
 void w_front_finish(struct w_front *f) {
     affine_finish(&f->affine);
     free(f->table);
+    w_vectorizer_destroy(f->words);
     *f = (struct w_front){0};
 }

@@ -44,7 +44,7 @@ static int64_t look(const char *folder, const char *job, int64_t *own) {
 
 static void remove_folder(const char *folder) {
     static const char *const names[] = {"model.onnx", "model.json", "metrics.json", "curve.svg",
-                                        "train.json"};
+                                        "train.json", "vocabulary.json"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char path[PATH_BYTES + 300];
         snprintf(path, sizeof path, "%s/%s", folder, names[i]);

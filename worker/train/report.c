@@ -10,6 +10,7 @@
 
 #define GOLDEN_ELEMENTS_MAX 16384
 #define TOP_MAX 5
+#define VOCABULARY "vocabulary.json"
 
 static bool is_classifier(const struct w_fit *f) {
     const char *loss = f->spec->loss.name;
@@ -57,6 +58,19 @@ static void tensor_step(const struct w_fit *f, json_t *steps) {
     json_array_append_new(steps, json_pack("{s:o}", "tensor", t));
 }
 
+static void text_step(const struct w_fit *f, json_t *steps) {
+    static const char *const splits[] = {"whitespace", "character", "byte"},
+                            *const standards[] = {"lower_and_strip_punctuation", "lower",
+                                                  "strip_punctuation", "none"};
+    const struct w_front *w = &f->fronts[0];
+    json_t *o = json_pack("{s:s, s:s, s:I}", "split", splits[w->split], "standardize",
+                          standards[w->standardize], "length",
+                          (json_int_t)f->m.inputs[0].elements);
+    if (w->split != W_SPLIT_BYTE)
+        json_object_set_new(o, "vocabulary", json_string(VOCABULARY));
+    json_array_append_new(steps, json_pack("{s:o}", "vectorize", o));
+}
+
 static json_t *pipeline(const struct w_fit *f) {
     json_t *steps = json_array();
     if (f->m.n_inputs > 1) { /* the job's tensors, by name, as they are */
@@ -64,6 +78,8 @@ static json_t *pipeline(const struct w_fit *f) {
     } else {
         if (f->whole.is_image)
             image_steps(f, steps);
+        else if (f->fronts[0].words)
+            text_step(f, steps);
         else
             tensor_step(f, steps);
         json_array_append_new(steps, json_pack("{s:{s:{s:s},s:[s]}}", "run", "in",
@@ -104,8 +120,13 @@ static json_t *input_of(const struct w_fit *f, const struct w_set *s, struct w_e
     json_t *all = json_object();
     for (int i = 0; i < f->m.n_inputs; i++) {
         const struct w_train_input *in = &f->m.inputs[i];
-        const void *row = w__array_row(&s->x[i], s->rows[0], f->batch.scratch, err);
         int64_t at = 0;
+        if (s->x[i].dtype == OP_STRING) {
+            struct w_span text = w__array_text(&s->x[i], s->rows[0]);
+            json_decref(all);
+            return json_stringn(text.ptr, text.len);
+        }
+        const void *row = w__array_row(&s->x[i], s->rows[0], f->batch.scratch, err);
         if (!row) return json_decref(all), NULL;
         json_t *value = nested(&s->x[i], row, in->dims, in->rank, &at);
         if (f->m.n_inputs == 1) return json_decref(all), value;
@@ -147,10 +168,11 @@ static bool golden(struct w_fit *f, struct op_model *m, json_t *root, struct w_e
     int64_t row = 0, outputs = 1, inputs = 0;
     for (int i = 0; i < f->m.output_rank; i++) outputs *= f->m.output_dims[i];
     for (int i = 0; i < f->m.n_inputs; i++) inputs += f->m.inputs[i].elements;
-    if (f->whole.is_image || inputs > GOLDEN_ELEMENTS_MAX || outputs > GOLDEN_ELEMENTS_MAX)
+    if (f->whole.is_image || f->whole.x[0].windows || inputs > GOLDEN_ELEMENTS_MAX || outputs > GOLDEN_ELEMENTS_MAX)
         return true;
     if (!w__fit_batch(f, &f->batch, s, &row, 1, false, err)) return false;
     json_t *input = input_of(f, s, err);
+    if (!input && s->x[0].dtype == OP_STRING) return true; /* a row that is no UTF-8 */
     if (!input) return false;
     struct op_session *session = op_session_create(m, NULL, &why);
     bool ok = session && op_session_run(session, f->batch.x, f->m.n_inputs, &out, &why) == OP_OK;
@@ -230,6 +252,17 @@ static bool put_model(struct w_fit *f, struct op_model *m, const char *folder,
     return op_model_save(m, path, keys, values, 5, &why) == OP_OK || w_train_fail(err, &why);
 }
 
+static bool put_vocabulary(const struct w_fit *f, const char *folder, struct w_error *err) {
+    char path[4400];
+    const struct w_vectorizer *v = f->fronts[0].words;
+    if (!v || f->fronts[0].split == W_SPLIT_BYTE) return true;
+    char *text = w_vectorizer_write(v, err);
+    snprintf(path, sizeof path, "%s/" VOCABULARY, folder);
+    bool ok = text && w__fit_put(path, text, strlen(text), err);
+    free(text);
+    return ok;
+}
+
 bool w_fit_write(struct w_fit *f, const char *folder, struct w_error *err) {
     char path[4400];
     struct op_error why;
@@ -240,7 +273,7 @@ bool w_fit_write(struct w_fit *f, const char *folder, struct w_error *err) {
     snprintf(path, sizeof path, "%s/curve.svg", folder);
     bool ok = root && results ? golden(f, m, root, err)
                               : w_fail(err, W_NO_MEMORY, "no memory for the results");
-    ok = ok && put_model(f, m, folder, err) &&
+    ok = ok && put_model(f, m, folder, err) && put_vocabulary(f, folder, err) &&
          put_json(root, folder, "model.json", JSON_INDENT(0), err) &&
          put_json(results, folder, "metrics.json", JSON_INDENT(2) | JSON_REAL_PRECISION(10), err) &&
          w__fit_curve(f, path, err);

@@ -41,6 +41,7 @@ struct w_array {
     int fd;          /* of a temporary file that is mapped and can grow; 0: none */
     size_t capacity; /* bytes */
     bool lent;       /* data belongs to another array */
+    bool windows;    /* rows are windows of one sequence, and overlap where stride < elements */
 };
 
 /* Opens a path of the spec for reading; a descriptor, or -1. */

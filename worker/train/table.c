@@ -15,6 +15,7 @@
 
 struct csv {
     char target[256], delimiter;
+    char digits[64][12]; /* of columns that are named by number */
     const char *columns[4096];
     size_t n_columns;
     struct w_source_options o;
@@ -38,9 +39,12 @@ static bool csv_options(const struct w_table *t, struct csv *c, struct w_error *
         return w_fail(err, W_BAD_SPEC, "%s: columns must be a list of column names", t->where);
     if (one) c->columns[c->n_columns++] = json_string_value(columns);
     json_array_foreach(columns, i, item) {
-        if (!json_is_string(item))
+        bool number = json_is_integer(item) && i < sizeof c->digits / sizeof *c->digits;
+        if (!json_is_string(item) && !number)
             return w_fail(err, W_BAD_SPEC, "%s: columns must be a list of column names", t->where);
-        c->columns[c->n_columns++] = json_string_value(item);
+        if (number)
+            snprintf(c->digits[i], sizeof *c->digits, "%d", (int)json_integer_value(item));
+        c->columns[c->n_columns++] = number ? c->digits[i] : json_string_value(item);
     }
     c->o = (struct w_source_options){.name = t->path,
                                      .format = "csv",
@@ -82,6 +86,7 @@ struct filling {
     struct w_array *x;
     const struct w_train_files *files;
     struct w_words *words;
+    bool labels_anyhow, text;
 };
 
 static bool csv_x(void *user, const struct w_record *r, struct w_error *err) {
@@ -107,10 +112,59 @@ static bool csv_x(void *user, const struct w_record *r, struct w_error *err) {
     return dst != NULL;
 }
 
+/* Strings of a value, one behind the other with blanks between: a string, or a list or object of
+ * strings and numbers. */
+static bool gather_text(json_t *v, struct w_text *to) {
+    json_t *item;
+    const char *key;
+    size_t i;
+    bool ok = true;
+    if (json_is_string(v)) {
+        if (to->len) w_text_puts(to, " ");
+        w_text_add(to, json_string_value(v), json_string_length(v));
+        return true;
+    }
+    if (json_is_number(v)) {
+        if (to->len) w_text_puts(to, " ");
+        w_text_double(to, json_number_value(v));
+        return true;
+    }
+    json_array_foreach(v, i, item) ok = ok && gather_text(item, to);
+    json_object_foreach(v, key, item) ok = ok && gather_text(item, to);
+    return ok && (json_is_array(v) || json_is_object(v));
+}
+
+static bool add_text(struct filling *f, json_t *v, struct w_error *err) {
+    struct w_arena arena;
+    w_arena_init(&arena, ROW_BYTES_MAX);
+    struct w_text text = {.arena = &arena};
+    if (!f->x->offsets) *f->x = (struct w_array){.dtype = OP_STRING, .elements = 1};
+    bool ok = v && gather_text(v, &text) && !text.failed
+                  ? w__array_add_text(f->x, f->files, text.ptr, text.len, err)
+                  : w_fail(err, W_BAD_INPUT, "it is missing, or no text");
+    w_arena_finish(&arena);
+    return ok;
+}
+
+static bool csv_text(void *user, const struct w_record *r, struct w_error *err) {
+    struct filling *f = user;
+    if (r->value.type == W_TENSOR)
+        return w_fail(err, W_BAD_INPUT, "line %llu: the columns of the text are numbers",
+                      (unsigned long long)r->line);
+    json_t *v = json_loadb(r->value.span.ptr, r->value.span.len, JSON_DECODE_ANY, NULL);
+    bool ok = add_text(f, v, err) || w_fail_in(err, "line %llu: ", (unsigned long long)r->line);
+    json_decref(v);
+    return ok;
+}
+
 static bool csv_y(void *user, const struct w_record *r, struct w_error *err) {
     struct filling *f = user;
     if (r->value.type == W_TENSOR) {
         double v = *(const double *)r->value.tensor.data;
+        char text[32];
+        if (f->labels_anyhow && isfinite(v))
+            return w__train_words_add(f->words, text, (size_t)snprintf(text, sizeof text, "%.10g", v),
+                                      err);
         if (f->x->n == 0) *f->x = (struct w_array){.dtype = OP_F64, .elements = 1};
         double *dst = isfinite(v) ? w__array_add(f->x, f->files, err) : NULL;
         if (dst) *dst = v;
@@ -132,9 +186,12 @@ bool w__train_read_csv(const struct w_table *t, const char *file, struct w_array
                        struct w_array *y, struct w_words *words, struct w_error *err) {
     struct csv *c = calloc(1, sizeof *c);
     struct filling fx = {.x = x, .files = t->files},
-                   fy = {.x = y, .files = t->files, .words = words};
+                   fy = {.x = y,
+                         .files = t->files,
+                         .words = words,
+                         .labels_anyhow = t->labels_anyhow && words};
     if (!c) return w_fail(err, W_NO_MEMORY, "out of memory");
-    bool ok = csv_options(t, c, err) && each_row(t, file, &c->o, csv_x, &fx, err);
+    bool ok = csv_options(t, c, err) && each_row(t, file, &c->o, t->text ? csv_text : csv_x, &fx, err);
     if (ok && y && *c->target) {
         const char *target[] = {c->target};
         c->o.target = NULL;
@@ -209,11 +266,17 @@ static bool jsonl_row(void *user, const struct w_record *r, struct w_error *err)
     json_t *row = json_loadb(r->value.span.ptr, r->value.span.len, JSON_DECODE_ANY, NULL);
     json_t *x = json_is_array(row) ? json_incref(row) : pick(row, j->fields_x), *y = NULL;
     const char *what = "x";
-    bool ok = row != NULL && add_value(&j->x, x, err);
+    bool ok = row != NULL && (j->x.text ? add_text(&j->x, x, err) : add_value(&j->x, x, err));
     if (ok && j->field_y) {
         what = "y";
         y = json_object_get(row, json_string_value(j->field_y));
-        ok = json_is_string(y)
+        char text[32];
+        if (j->y.labels_anyhow && json_is_number(y))
+            ok = w__train_words_add(
+                j->y.words, text,
+                (size_t)snprintf(text, sizeof text, "%.10g", json_number_value(y)), err);
+        else
+            ok = json_is_string(y)
                  ? w__train_words_add(j->y.words, json_string_value(y), json_string_length(y), err)
                  : add_value(&j->y, y, err);
     }
@@ -229,8 +292,11 @@ bool w__train_read_jsonl(const struct w_table *t, const char *file, struct w_arr
     json_t *name;
     struct w_words none = {0};
     struct jsonl j = {
-        .x = {.x = x, .files = t->files},
-        .y = {.x = y, .files = t->files, .words = words ? words : &none},
+        .x = {.x = x, .files = t->files, .text = t->text},
+        .y = {.x = y,
+              .files = t->files,
+              .words = words ? words : &none,
+              .labels_anyhow = t->labels_anyhow && words},
         .fields_x = t->columns,
         .field_y = t->target};
     bool names = json_is_string(j.fields_x) || json_array_size(j.fields_x) > 0;

@@ -24,6 +24,7 @@
 #include "ops/ops_train.h"
 #include "worker/pipeline/step.h"
 #include "worker/pipeline/value.h"
+#include "worker/pipeline/vectorizer.h"
 #include "worker/train/set.h"
 
 #define W_BAD_SPEC "bad_job"
@@ -56,7 +57,7 @@ struct w_spec_train {
     struct op_loss loss;
     char loss_name[64], optimizer_name[32];
     struct {
-        int32_t epochs, batch_size, checkpoint_steps, max_steps;
+        int32_t epochs, batch_size, steps_per_epoch, checkpoint_steps, max_steps;
         double validation_split, checkpoint_s, max_seconds; /* max_*: 0: none */
         double seed;
         bool shuffle;
@@ -118,6 +119,10 @@ struct w_front {
     bool inside;             /* the graph applies it: batches get rows as they are */
     /* IntegerLookup, in the graph: the number of id i is table[i + 1], below n_ids. */
     int64_t *table, n_table, n_ids;
+    /* TextVectorization: rows are text until they are in a batch; NULL: they are not. */
+    struct w_vectorizer *words;
+    int split, standardize;
+    int64_t max_tokens;
 };
 
 /* Reads model.inputs: {name: {"shape", "dtype"}}. */
@@ -134,6 +139,7 @@ bool w_train_fail(struct w_error *err, const struct op_error *why); /* the engin
 struct w_set_wish {
     const struct w_train_input *inputs;
     int n_inputs;
+    const struct w_front *fronts; /* of each input: which of them are text */
     bool first;               /* pictures are [channels, height, width] in the graph */
     bool no_targets;          /* the loss needs none */
     const struct w_set *like; /* labels as in this set; NULL: its own */
@@ -151,7 +157,9 @@ struct w_table {
     json_t *target;           /* the column of y; NULL: none */
     const struct w_train_files *files;
     const struct w_train_input *input;
-    bool first;
+    const struct w_front *front; /* of the input */
+    bool first, text;   /* text: a row of x is text */
+    bool labels_anyhow; /* numbers of the target are labels too */
 };
 bool w__train_is_idx(const uint8_t *head, size_t n);
 bool w__train_read_idx(const uint8_t *bytes, size_t len, const char *where, struct w_array *dst,
@@ -171,6 +179,15 @@ bool w__train_read_jsonl(const struct w_table *t, const char *file, struct w_arr
                          struct w_array *y, struct w_words *words, struct w_error *err);
 bool w__train_read_images(const struct w_table *t, const char *folder, struct w_array *x,
                           struct w_words *words, struct w_error *err);
+/* Texts: a row a line of a file; a file of a folder of folders, which are its labels. */
+bool w__train_read_lines(const struct w_table *t, const char *file, struct w_array *x,
+                         struct w_error *err);
+bool w__train_read_texts(const struct w_table *t, const char *folder, struct w_array *x,
+                         struct w_words *words, struct w_error *err);
+/* The whole file as one sequence of tokens: x are windows of it, y the tokens that follow. */
+bool w__train_read_windows(const struct w_table *t, const char *file, struct w_vectorizer *v,
+                           int64_t max_tokens, int64_t stride, struct w_array *x, struct w_array *y,
+                           struct w_error *err);
 /* Fills the type and the shape of rows from those of a whole tensor. */
 bool w__train_shape_rows(const struct op_tensor *t, const char *where, struct w_array *dst,
                          struct w_error *err);
@@ -187,6 +204,9 @@ bool w__train_stream_files(const struct w_table *t, const char *folder, const ch
 /* --- preprocessing and augmentation --------------------------------------------------------------
  */
 
+/* Makes the vectorizers of the inputs that are text, before data is read. */
+bool w_train_texts(const struct w_spec_train *spec, const struct w_train_model *m,
+                   struct w_front *dst, struct w_error *err);
 /* Fills the front of each input; dst has m->n_inputs of them. */
 bool w_train_preprocess(const struct w_spec_train *spec, const struct w_train_model *m,
                         const struct w_set *train, struct w_front *dst, struct w_error *err);
