@@ -40,6 +40,13 @@ K_INLINE vf v_exp(vf x) {
     return v__scale(v_set(1.0f) + p, n);
 }
 
+/* e^x for x <= 0; 0 below -87, so that one factor does */
+K_INLINE vf v_exp_negative(vf x) {
+    vi n;
+    const vf p = v__exp_reduced(v_max(v_set(-88.0f), x), &n); /* NaN stays: below in v_sel too */
+    return v_sel(v_lt(x, v_set(-87.0f)), v_set(0.0f), (v_set(1.0f) + p) * (vf)((vu)(n + 127) << 23));
+}
+
 /* e^x - 1 for x <= 0 with an absolute error of 2^-24, and a small relative one near 0 */
 K_INLINE vf v_expm1_negative(vf x) {
     vi n;
@@ -317,6 +324,50 @@ static void softmax(int64_t n, const float *x, float *y) {
     b_div(n, y, false, &total, true, y);
 }
 
+/* A row of attention in two steps, so that its scale and mask and its sum cost no walk of their own. */
+static float scale_max(int64_t n, float scale, const float *add, float *x) {
+    const vf s = v_set(scale);
+    vf acc[PARTIAL_VECTORS];
+    float block[PARTIALS], added[PARTIALS];
+    K_UNROLL for (int j = 0; j < PARTIAL_VECTORS; j++) acc[j] = v_set(-INFINITY);
+    for (; n > 0; n -= PARTIALS, x += PARTIALS) {
+        const bool whole = n >= PARTIALS;
+        float *to = x;
+        if (!whole) {
+            to = block;
+            fill_up(block, x, n, 0.0f);
+            for (int64_t i = 0; i < PARTIALS; i++) added[i] = i >= n ? -INFINITY : add ? add[i] : 0.0f;
+        }
+        const float *plus = whole ? add : added;
+        K_UNROLL for (int j = 0; j < PARTIAL_VECTORS; j++) {
+            const vf y = v_fma(v_load(to + VW * j), s, plus ? v_load(plus + VW * j) : v_set(0.0f));
+            v_store(to + VW * j, y);
+            acc[j] = v_max_nan(acc[j], y);
+        }
+        if (!whole) memcpy(x, block, (size_t)n * sizeof *x);
+        if (add) add += PARTIALS;
+    }
+    return join_extreme(acc, true);
+}
+
+static float exp_sum(int64_t n, float shift, float *x) {
+    const vf s = v_set(shift);
+    vf acc[PARTIAL_VECTORS];
+    float block[PARTIALS];
+    K_UNROLL for (int j = 0; j < PARTIAL_VECTORS; j++) acc[j] = v_set(0.0f);
+    for (; n > 0; n -= PARTIALS, x += PARTIALS) {
+        float *to = n >= PARTIALS ? x : block;
+        if (to == block) fill_up(block, x, n, -INFINITY);
+        K_UNROLL for (int j = 0; j < PARTIAL_VECTORS; j++) {
+            const vf y = v_exp_negative(v_load(to + VW * j) - s);
+            v_store(to + VW * j, y);
+            acc[j] = acc[j] + y;
+        }
+        if (to == block) memcpy(x, block, (size_t)n * sizeof *x);
+    }
+    return join_sum(acc);
+}
+
 static void log_softmax(int64_t n, const float *x, float *y) {
     const float max = reduce_max(n, x), total = sum_exp(n, x, max);
     float log_total = 0;
@@ -397,6 +448,6 @@ static void adam(int64_t n, float rate, float c1, float c2, float epsilon, const
                   [K_SQUARE] = a_square, [K_LINEAR] = a_linear, [K_COPY] = a_copy},                \
         .binary = {[K_ADD] = b_add, [K_SUB] = b_sub, [K_MUL] = b_mul, [K_DIV] = b_div, [K_MAX] = b_max, [K_MIN] = b_min}, \
         .axpy = axpy, .fma = fma_arrays, .sum = sum, .dot = dot, .sum_square = sum_square, .max = reduce_max, .min = reduce_min, \
-        .softmax = softmax, .log_softmax = log_softmax, .layer_norm = layer_norm, .rms_norm = rms_norm, \
+        .softmax = softmax, .log_softmax = log_softmax, .scale_max = scale_max, .exp_sum = exp_sum, .layer_norm = layer_norm, .rms_norm = rms_norm, \
         .sgd = sgd, .adam = adam, \
     }

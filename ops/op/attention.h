@@ -35,6 +35,17 @@ struct attention {
 enum op_status op__attention_limits(const struct op_ctx *ctx);
 /* 1 / sqrt(size) where scale is 0. */
 double op__attention_scale(float scale, int64_t size);
+/* The element of r where that row begins. */
+static inline int64_t attention_row(const struct attention_rows *r, int64_t b, int64_t h, int64_t s) {
+    return r->at + b * r->by_batch + h * r->by_head + s * r->by_row;
+}
+/* How many keys sequence b has. */
+int64_t op__attention_length(const struct attention *a, int64_t b);
+
+/* attention_f32.c: the fast form, of f32, f16 and bf16. */
+size_t op__attention_f32_scratch(const struct op_ctx *ctx, const struct attention *a);
+void op__attention_f32(struct op_ctx *ctx, const struct attention *a, void *scratch);
+
 size_t op__attention_scratch(const struct op_ctx *ctx, const struct attention *a);
 enum op_status op__attention_run(struct op_ctx *ctx, const struct attention *a, void *scratch);
 enum op_status op__attention_ref(struct op_ctx *ctx, const struct attention *a, void *scratch);

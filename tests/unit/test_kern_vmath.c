@@ -208,6 +208,16 @@ static void test_levels_agree_in_every_bit(void **state) {
             m->rms_norm(n, x, y, 1e-5f, got + offset);
             assert_same(want, got + offset, n, "rms_norm", isa);
             check_canaries(got, offset, n);
+            for (int masked = 0; masked < 2; masked++) {
+                memcpy(want, x, (size_t)n * sizeof *x);
+                memcpy(got + offset, x, (size_t)n * sizeof *x);
+                const float top[] = {plain->scale_max(n, 0.7f, masked ? y : NULL, want), m->scale_max(n, 0.7f, masked ? y : NULL, got + offset)};
+                assert_same(&top[0], &top[1], 1, "scale_max", isa);
+                const float total[] = {plain->exp_sum(n, top[0], want), m->exp_sum(n, top[0], got + offset)};
+                assert_same(&total[0], &total[1], 1, "exp_sum", isa);
+                assert_same(want, got + offset, n, "exp_sum", isa);
+                check_canaries(got, offset, n);
+            }
             memcpy(want, y, (size_t)n * sizeof *y);
             memcpy(got + offset, y, (size_t)n * sizeof *y);
             plain->axpy(n, 0.37f, x, want);
@@ -234,6 +244,13 @@ static void test_rows_against_double(void **state) {
         for (int i = 0; i < n; i++) total += exp(x[i] - biggest), var += (x[i] - mean) * (x[i] - mean);
         m->softmax(n, x, y);
         for (int i = 0; i < n; i++) assert_true(fabs(y[i] - exp(x[i] - biggest) / total) < 1e-6);
+        memcpy(y, x, (size_t)n * sizeof *x);
+        const float top = m->scale_max(n, 2, bias, y);
+        double doubled = 0, most = -INFINITY;
+        for (int i = 0; i < n; i++) most = fmax(most, 2 * (double)x[i] + bias[i]);
+        for (int i = 0; i < n; i++) doubled += exp(2 * (double)x[i] + bias[i] - most);
+        assert_true(fabs(top - most) < 1e-5 && fabs(m->exp_sum(n, top, y) - doubled) < 2e-5 * doubled);
+        for (int i = 0; i < n; i++) assert_true(fabs(y[i] - exp(2 * (double)x[i] + bias[i] - most)) < 1e-5);
         m->log_softmax(n, x, y);
         for (int i = 0; i < n; i++) assert_true(fabs(y[i] - (x[i] - biggest - log(total))) < 4e-6);
         m->layer_norm(n, x, scale, bias, 1e-3f, y, NULL, NULL);

@@ -422,8 +422,17 @@ static void test_attention_forms_agree(void **state) {
     (void)state;
     for (int i = 0; i < 80; i++) {
         int64_t b = pick(1, 3), kv = pick(1, 3), h = kv * pick(1, 3), s = pick(1, 70), l = pick(1, 90), d = pick(1, 33), e = pick(1, 20);
+        if (i % 10 > 7) { /* several blocks of keys */
+            b = h = kv = 1;
+            l = pick(500, 1300);
+        }
         struct op_tensor in[4] = {TENSOR(b, h, s, d), TENSOR(b, kv, l, d), TENSOR(b, kv, l, e), TENSOR(s, l)};
         int n = i % 2 ? 4 : 3;
+        for (int64_t j = 0; j < s * l; j++)
+            if (j % l && pick(0, 2) == 0) ((float *)in[3].data)[j] = -INFINITY;
+        if (i % 20 == 19) /* the first block is hidden from all but the first query */
+            for (int64_t j = l; j < s * l; j++)
+                if (j % l < 512 && j % l != l - 1) ((float *)in[3].data)[j] = -INFINITY;
         const struct op_tensor *y[2];
         struct ot m[2];
         struct op_error err;
