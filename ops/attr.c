@@ -42,6 +42,12 @@ const float *op__attr_floats(const struct op_node *n, const char *name, int64_t 
     return a ? a->floats : NULL;
 }
 
+const struct op_node *const *op__attr_nodes(const struct op_node *n, const char *name, int64_t *count) {
+    const struct op_attr *a = of_kind(n, name, OP_ATTR_NODES);
+    *count = a ? a->n : 0;
+    return a ? a->nodes : NULL;
+}
+
 const struct op_tensor *op__attr_tensor(const struct op_node *n, const char *name) {
     const struct op_attr *a = of_kind(n, name, OP_ATTR_TENSOR);
     return a ? a->t : NULL;
@@ -113,6 +119,25 @@ enum op_status op__attr_set_floats(struct op_graph *g, struct op_node *n, const 
     struct op_attr *a = attr_make(g, n, name, OP_ATTR_FLOATS);
     if (!a) return OP_NOMEM;
     a->floats = copy;
+    a->n = count;
+    return OP_OK;
+}
+
+enum op_status op__attr_set_nodes(struct op_graph *g, struct op_node *n, const char *name, struct op_node *const *nodes, int64_t count) {
+    const struct op_node **copies = count >= 0 ? op__arena_array(g->arena, (size_t)count, sizeof *copies) : NULL;
+    if (!copies) return OP_NOMEM;
+    for (int64_t i = 0; i < count; i++) {
+        struct op_node *copy = op__arena_array(g->arena, 1, sizeof *copy);
+        struct op_attr *attrs = op__arena_array(g->arena, (size_t)nodes[i]->n_attrs, sizeof *attrs);
+        if (!copy || !attrs) return OP_NOMEM;
+        *copy = *nodes[i];
+        if (copy->n_attrs) memcpy(attrs, copy->attrs, (size_t)copy->n_attrs * sizeof *attrs);
+        copy->attrs = attrs;
+        copies[i] = copy;
+    }
+    struct op_attr *a = attr_make(g, n, name, OP_ATTR_NODES);
+    if (!a) return OP_NOMEM;
+    a->nodes = copies;
     a->n = count;
     return OP_OK;
 }

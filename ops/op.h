@@ -41,7 +41,8 @@ enum op_attr_kind {
     OP_ATTR_FLOATS = 6,
     OP_ATTR_INTS = 7,
     OP_ATTR_STRINGS = 8,
-    OP_ATTR_OTHER = 99
+    OP_ATTR_OTHER = 99,
+    OP_ATTR_NODES = 100 /* in memory alone: nodes that a pass took out of the graph and that its node stands for */
 };
 
 struct op_attr {
@@ -56,8 +57,9 @@ struct op_attr {
         float *floats;
         int64_t *ints;
         struct op_string *strings;
+        const struct op_node *const *nodes;
     };
-    int64_t n; /* of floats, ints, strings */
+    int64_t n; /* of floats, ints, strings, nodes */
 };
 
 const struct op_attr *op__attr(const struct op_node *n, const char *name); /* NULL if absent */
@@ -66,6 +68,7 @@ float op__attr_float(const struct op_node *n, const char *name, float dflt);
 const char *op__attr_string(const struct op_node *n, const char *name, const char *dflt);
 const int64_t *op__attr_ints(const struct op_node *n, const char *name, int64_t *count); /* NULL and 0 if absent */
 const float *op__attr_floats(const struct op_node *n, const char *name, int64_t *count);
+const struct op_node *const *op__attr_nodes(const struct op_node *n, const char *name, int64_t *count);
 const struct op_tensor *op__attr_tensor(const struct op_node *n, const char *name);
 const struct op_graph *op__attr_graph(const struct op_node *n, const char *name);
 
@@ -209,6 +212,8 @@ enum op_status op__attr_set_int(struct op_graph *g, struct op_node *n, const cha
 enum op_status op__attr_set_float(struct op_graph *g, struct op_node *n, const char *name, float value);
 enum op_status op__attr_set_string(struct op_graph *g, struct op_node *n, const char *name, const char *value);
 enum op_status op__attr_set_ints(struct op_graph *g, struct op_node *n, const char *name, const int64_t *values, int64_t count);
+/* Copies of the nodes as they are now, attributes included: what becomes of them in the graph does not matter. */
+enum op_status op__attr_set_nodes(struct op_graph *g, struct op_node *n, const char *name, struct op_node *const *nodes, int64_t count);
 enum op_status op__attr_set_floats(struct op_graph *g, struct op_node *n, const char *name, const float *values, int64_t count);
 void op__attr_remove(struct op_node *n, const char *name);
 

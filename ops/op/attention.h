@@ -5,10 +5,10 @@
 #include "ops/op/nn.h"
 
 /* Where row s of head h of sequence b lies in a tensor (t NULL: absent): element at + b*by_batch + h*by_head + s*by_row, the
- * row's elements side by side. `bias` is added, from element bias_at + h * row size on. */
+ * row's elements side by side, or by_value apart (k and v only; 0: side by side). `bias` is added, from element bias_at + h * row size on. */
 struct attention_rows {
     const struct op_tensor *t;
-    int64_t at, by_batch, by_head, by_row;
+    int64_t at, by_batch, by_head, by_row, by_value;
     const struct op_tensor *bias;
     int64_t bias_at;
 };
@@ -38,6 +38,10 @@ double op__attention_scale(float scale, int64_t size);
 /* The element of r where that row begins. */
 static inline int64_t attention_row(const struct attention_rows *r, int64_t b, int64_t h, int64_t s) {
     return r->at + b * r->by_batch + h * r->by_head + s * r->by_row;
+}
+/* From one element of a row to the next. */
+static inline int64_t attention_step(const struct attention_rows *r) {
+    return r->by_value ? r->by_value : 1;
 }
 /* How many keys sequence b has. */
 int64_t op__attention_length(const struct attention *a, int64_t b);

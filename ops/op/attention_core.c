@@ -18,7 +18,7 @@ double op__attention_scale(float scale, int64_t size) {
 }
 
 static double element(const struct attention_rows *r, int64_t b, int64_t h, int64_t s, int64_t size, int64_t j) {
-    double v = nn_load(r->t, attention_row(r, b, h, s) + j);
+    double v = nn_load(r->t, attention_row(r, b, h, s) + j * attention_step(r));
     return r->bias ? v + nn_load(r->bias, r->bias_at + h * size + j) : v;
 }
 

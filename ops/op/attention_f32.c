@@ -63,9 +63,10 @@ size_t op__attention_f32_scratch(const struct op_ctx *ctx, const struct attentio
 static void load_rows(const struct attention_rows *r, int64_t b, int64_t h, int64_t s, int64_t n, int64_t size, float *dst) {
     for (int64_t i = 0; i < n; i++, dst += size) {
         const int64_t at = attention_row(r, b, h, s + i);
-        if (r->t->dtype == OP_F32) memcpy(dst, (const float *)r->t->data + at, (size_t)size * sizeof *dst);
+        const int64_t step = attention_step(r);
+        if (r->t->dtype == OP_F32 && step == 1) memcpy(dst, (const float *)r->t->data + at, (size_t)size * sizeof *dst);
         else
-            for (int64_t j = 0; j < size; j++) dst[j] = (float)nn_load(r->t, at + j);
+            for (int64_t j = 0; j < size; j++) dst[j] = (float)nn_load(r->t, at + j * step);
         for (int64_t j = 0; r->bias && j < size; j++) dst[j] += (float)nn_load(r->bias, r->bias_at + h * size + j);
     }
 }
@@ -81,7 +82,7 @@ static void store_rows(const struct attention_rows *r, int64_t b, int64_t h, int
 
 struct placed { /* f32 rows */
     const float *at;
-    int64_t step;
+    int64_t step, value; /* from row to row, from element to element */
 };
 
 static bool lies_well(const struct attention_rows *r) {
@@ -92,12 +93,12 @@ static bool lies_well(const struct attention_rows *r) {
  * needed they stay there, else they are copied to dst. */
 static struct placed place(const struct attention_rows *past, const struct attention_rows *now, const struct attention_rows *present, int64_t n_past,
                            int64_t n, int64_t size, int64_t b, int64_t h, float *dst) {
-    if (n > 0 && !past->t && !present->t && lies_well(now)) return (struct placed){(const float *)now->t->data + attention_row(now, b, h, 0), now->by_row};
+    if (n > 0 && !past->t && !present->t && lies_well(now)) return (struct placed){(const float *)now->t->data + attention_row(now, b, h, 0), now->by_row, attention_step(now)};
     if (present->t && present->t->dtype == OP_F32 && present->by_row == size) dst = (float *)present->t->data + attention_row(present, b, h, 0);
     if (past->t) load_rows(past, b, h, 0, n_past, size, dst);
     load_rows(now, b, h, 0, n, size, dst + n_past * size);
     if (present->t && present->t->dtype != OP_F32) store_rows(present, b, h, 0, n_past + n, size, dst);
-    return (struct placed){dst, size};
+    return (struct placed){dst, size, 1};
 }
 
 /* --- masks ------------------------------------------------------------------------------------- */
@@ -209,10 +210,10 @@ static void attend(struct head *w, int64_t i, int64_t n) {
     const struct attention *a = job->a;
     const struct k_vmath *math = job->kern->math;
     float top[QUERIES], sum[QUERIES];
-    struct placed q = {(const float *)a->q.t->data + attention_row(&a->q, w->b, w->h, i), a->q.by_row};
+    struct placed q = {(const float *)a->q.t->data + attention_row(&a->q, w->b, w->h, i), a->q.by_row, 1};
     if (!lies_well(&a->q)) {
         load_rows(&a->q, w->b, w->h, i, n, a->size, w->q);
-        q = (struct placed){w->q, a->size};
+        q = (struct placed){w->q, a->size, 1};
     }
     const int64_t seen = a->qk ? job->total : seen_by(a, w->b, i + n - 1); /* the last one sees the most */
     const size_t k_step = k_pack_b_floats(job->kern->gemm, a->size, job->block), v_step = k_pack_b_floats(job->kern->gemm, job->block, a->v_size);
@@ -223,7 +224,7 @@ static void attend(struct head *w, int64_t i, int64_t n) {
         const int64_t at = t / job->block;
         product(w, n, keys, a->size, q, w->k + at * (int64_t)k_step, false, w->scores, keys);
         for (int64_t r = 0; r < n; r++) weigh(w, i + r, r, t, keys, w->scores + r * keys, &top[r], &sum[r]);
-        product(w, n, a->v_size, used > 0 ? used : 0, (struct placed){w->scores, keys}, w->v + at * (int64_t)v_step, t > 0, w->y, a->v_size);
+        product(w, n, a->v_size, used > 0 ? used : 0, (struct placed){w->scores, keys, 1}, w->v + at * (int64_t)v_step, t > 0, w->y, a->v_size);
         t += job->block;
     } while (t < seen);
     for (int64_t r = 0; r < n; r++) {
@@ -246,8 +247,8 @@ static void pack(const struct head *w, struct placed k, bool values) {
     const int64_t step = (int64_t)(values ? k_pack_b_floats(g, job->block, a->v_size) : k_pack_b_floats(g, a->size, job->block));
     for (int64_t t = 0; t < job->total; t += job->block, dst += step) {
         const int64_t n = job->total - t < job->block ? job->total - t : job->block;
-        if (values) k_pack_b(g, n, a->v_size, k.at + t * k.step, k.step, 1, dst);
-        else k_pack_b(g, a->size, n, k.at + t * k.step, 1, k.step, dst);
+        if (values) k_pack_b(g, n, a->v_size, k.at + t * k.step, k.step, k.value, dst);
+        else k_pack_b(g, a->size, n, k.at + t * k.step, k.value, k.step, dst);
     }
 }
 
@@ -262,7 +263,7 @@ static void task(void *arg, int64_t i) {
     w.y = w.scores + job->scores;
     w.mask = w.y + job->y;
     const int64_t group = a->heads / a->kv_heads;
-    const bool nothing = !a->y.t || !a->queries || !job->total || !a->size || !a->v_size;
+    const bool nothing = !a->y.t || !a->queries || !job->total || !a->v_size;
     for (int64_t pair = i; pair < a->batch * a->kv_heads; pair += job->n_tasks) {
         w.b = pair / a->kv_heads;
         w.kv = pair % a->kv_heads;

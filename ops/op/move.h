@@ -101,6 +101,9 @@ enum op_status op__axis_attr(const struct op_ctx *ctx, const char *name, int64_t
 enum op_status op__check_size(const struct op_ctx *ctx, enum op_type dtype, int rank,
                               const int64_t *dims);
 
+/* Where a Slice (ctx is its) starts along each dimension of its data and how far its steps go. */
+enum op_status op__slice_steps(const struct op_ctx *ctx, int64_t *start, int64_t *step);
+
 /* "[2,3,-1]" into dst; returns dst. */
 #define OP__DIMS_TEXT (24 * OP_RANK_MAX + 3)
 char *op__dims_text(int rank, const int64_t *dims, char *dst);

@@ -55,6 +55,13 @@ static enum op_status make_plan(const struct op_ctx *ctx, struct slice_plan *p) 
     return OP_OK;
 }
 
+enum op_status op__slice_steps(const struct op_ctx *ctx, int64_t *start, int64_t *step) {
+    struct slice_plan p;
+    const enum op_status st = make_plan(ctx, &p);
+    for (int i = 0; st == OP_OK && i < ctx->in[0]->rank; i++) start[i] = p.start[i], step[i] = p.step[i];
+    return st;
+}
+
 static enum op_status slice_infer(struct op_ctx *ctx) {
     struct slice_plan p;
     enum op_status st = op__need_tensors(ctx, 3);
