@@ -159,6 +159,8 @@ static uint32_t wanted(const struct w_daemon *d) {
 }
 
 void w__want(struct w_daemon *d) {
-    uint32_t n = wanted(d);
+    uint32_t n = d->passing_on ? 0 : wanted(d);
+    if (d->passing_on) w__again(d);
+    d->passing_on = false;
     if (d->queue && n != q_worker_wanted(d->queue)) q_worker_want(d->queue, n);
 }

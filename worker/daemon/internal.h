@@ -50,6 +50,7 @@ struct w_daemon {
     bool held;
     /* dispatch */
     bool alone_running; /* a suspect has the worker for itself */
+    bool passing_on;    /* something goes back in this turn, and is not to be claimed with it */
     bool suspects;      /* jobs of a crash are coming in: one at a time */
     uint64_t alone_since_ms;
     double ms_per_job; /* of lane time, moving average */

@@ -360,6 +360,11 @@ void w_task_handback(struct w_task *t) {
     discard(t);
 }
 
+void w_task_pass_on(struct w_task *t) {
+    t->daemon->passing_on = true;
+    w_task_handback(t);
+}
+
 void w_task_leave(struct w_task *t) {
     assert(t->place == W_IN_HAND);
     q_bulk_leave(t->daemon->queue, t->job);

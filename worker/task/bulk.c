@@ -264,7 +264,7 @@ static void unpark(struct w_task *t) {
     if (bulk_of(t)->set->n_active < w_daemon_n_lanes(t->daemon))
         begin(t);
     else
-        w_task_handback(t);
+        w_task_pass_on(t);
 }
 
 static void park(struct w_task *t) {

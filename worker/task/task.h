@@ -126,6 +126,8 @@ void w_task_done(struct w_task *t, char *result, size_t len, const struct q_made
 void w_task_fail(struct w_task *t, const char *code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 void w_task_handback(struct w_task *t);
+/* Hands back so that another worker, if one is idle, gets it before this one asks again. */
+void w_task_pass_on(struct w_task *t);
 void w_task_leave(struct w_task *t); /* a ticket of a bulk job ends */
 
 /* What the daemon says of itself. */

@@ -40,7 +40,8 @@ static bool make(struct training *s, struct w_error *err) {
     if (!spec->publish && !s->t.task->job->output_ref.ptr)
         return w_fail(err, "bad_job",
                       "the model would go nowhere: give output_ref (a folder) or params.publish");
-    return w_training_place(&s->t, -1, err) && w_training_create(&s->t, spec, err);
+    return w_training_place(&s->t, err) && w_training_begin(&s->t, err) &&
+           w_training_create(&s->t, spec, err);
 }
 
 static bool make_result(struct training *s, int64_t version, struct w_error *err) {
@@ -64,15 +65,30 @@ static bool make_result(struct training *s, int64_t version, struct w_error *err
     return true;
 }
 
-static bool deliver(struct training *s, struct w_error *err) {
+static bool write_model(void *user, const char *folder, struct w_error *err) {
+    return w_fit_write(user, folder, err);
+}
+
+static bool publish(struct training *s, int64_t *version, struct w_error *err) {
     const struct q_job *job = s->t.task->job;
-    const char *publish = s->t.spec->publish;
+    const struct w_publication p = {.store = s->t.store,
+                                    .name = s->t.spec->publish,
+                                    .job = job->id,
+                                    .queued_ms = job->queued_ms,
+                                    .token = job->token,
+                                    .origin = w_fit_origin(s->t.fit),
+                                    .write = write_model,
+                                    .user = s->t.fit};
+    bool ok = w_publish(&p, version, err);
+    json_decref(p.origin);
+    return ok;
+}
+
+static bool deliver(struct training *s, struct w_error *err) {
     int64_t version = 0;
     if (w_training_fenced(&s->t, err) ||
         (*s->t.output && !w_fit_write(s->t.fit, s->t.output, err)) ||
-        (publish &&
-         !w_fit_publish(s->t.fit, s->t.store, publish, job->id, job->token, &version, err)) ||
-        !make_result(s, version, err))
+        (s->t.spec->publish && !publish(s, &version, err)) || !make_result(s, version, err))
         return false;
     w_training_clear_up(&s->t);
     return true;

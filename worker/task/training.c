@@ -24,6 +24,7 @@
 
 void w_training_init(struct w_training *t, struct w_task *task) {
     t->parent = -1;
+    t->trial = -1;
     t->task = task;
     t->store = w_daemon_models(task->daemon);
     t->memory_bytes_max = w_daemon_run_bytes_max(task->daemon);
@@ -38,10 +39,20 @@ static void remove_empty(const char *checkpoint) {
         unlink(checkpoint);
 }
 
-void w_training_finish(struct w_training *t) {
+void w_training_reset(struct w_training *t) {
     remove_empty(t->checkpoint);
     w_fit_destroy(t->fit);
     w_train_spec_destroy(t->spec);
+    t->fit = NULL;
+    t->spec = NULL;
+    t->stepped = t->cancel = false;
+    *t->checkpoint = 0;
+    json_array_clear(t->points);
+    json_array_clear(t->notes);
+}
+
+void w_training_finish(struct w_training *t) {
+    w_training_reset(t);
     if (t->parent >= 0) close(t->parent);
     json_decref(t->points);
     json_decref(t->notes);
@@ -73,13 +84,14 @@ static void tell_points(struct w_training *t) {
     size_t i;
     json_array_foreach(t->points, i, point) {
         size_t n = 0;
+        if (t->trial >= 0) m[n++] = (struct q_metric){"trial", (double)t->trial};
         json_object_foreach(point, key, value) if (json_is_number(value) && n < Q_METRICS_MAX)
             m[n++] = (struct q_metric){key, json_number_value(value)};
         q_job_metric(q, t->task->job, m, n);
     }
     json_array_clear(t->points);
     double now = w__fit_now();
-    if (!t->stepped || now - t->point_s < POINT_S) return;
+    if (!t->stepped || t->trial >= 0 || now - t->point_s < POINT_S) return;
     t->point_s = now;
     const struct w_fit_status *st = &t->status;
     q_job_metric(q, t->task->job,
@@ -125,6 +137,7 @@ static void on_step(void *user, const struct w_fit_status *st) {
 static void on_epoch(void *user, json_t *results) {
     struct w_training *t = user;
     if (json_array_size(t->points) < POINTS_KEPT) json_array_append(t->points, results);
+    if (t->pauses && t->pauses(t->user, results)) t->fit->pause = true;
 }
 
 static void on_note(void *user, const char *text) {
@@ -227,12 +240,14 @@ static bool begin_attempt(struct w_training *t, struct w_error *err) {
                   *t->output ? "the folder of output_ref" : "the model store", strerror(errno));
 }
 
-bool w_training_place(struct w_training *t, int64_t trial, struct w_error *err) {
-    if (!*t->folder) {
-        if (!open_output(t, err)) return false;
-        snprintf(t->folder, sizeof t->folder, "%s", *t->output ? t->output : t->store);
-    }
-    t->key = w_training_key(t->task->job, trial);
+bool w_training_place(struct w_training *t, struct w_error *err) {
+    if (!open_output(t, err)) return false;
+    snprintf(t->folder, sizeof t->folder, "%s", *t->output ? t->output : t->store);
+    return true;
+}
+
+bool w_training_begin(struct w_training *t, struct w_error *err) {
+    t->key = w_training_key(t->task->job, t->trial);
     return begin_attempt(t, err);
 }
 

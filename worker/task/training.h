@@ -37,20 +37,29 @@ struct w_training {
     json_t *points;             /* results of epochs that are not told yet */
     json_t *notes;              /* resumed at …, stopped early … */
     double point_s;             /* when the last step's point was told */
+    /* of a study */
+    int64_t trial; /* -1: none */
+    /* Lane: whether to come back after this epoch. NULL: never. */
+    bool (*pauses)(void *user, json_t *results);
+    void *user;
 };
 
 /* Loop. The struct is zeroed. */
 void w_training_init(struct w_training *t, struct w_task *task);
 void w_training_finish(struct w_training *t); /* also where nothing was begun */
+/* Loop or lane: ready for another spec; places are kept. */
+void w_training_reset(struct w_training *t);
 /* Loop: live status and the curve's points, between two slices. more (may be NULL) is added to the
  * status: released. */
 void w_training_tell(struct w_training *t, json_t *more);
 /* The status as JSON; NULL: no step yet. */
 json_t *w_training_status(const struct w_training *t);
 
-/* Lane. Finds where the output goes (output_ref, else the store) and takes the key: trial -1 is the
- * job itself. fenced: a later attempt has begun. */
-bool w_training_place(struct w_training *t, int64_t trial, struct w_error *err);
+/* Lane. Finds where the output goes: output_ref, else the store. */
+bool w_training_place(struct w_training *t, struct w_error *err);
+/* Lane. Takes the key of the job, or of t->trial, in t->folder. fenced: a later attempt has begun.
+ */
+bool w_training_begin(struct w_training *t, struct w_error *err);
 /* Takes the spec (also on failure) and prepares the fit. */
 bool w_training_create(struct w_training *t, struct w_spec_train *spec, struct w_error *err);
 /* PAUSED: again. Messages name the output as the job does. */

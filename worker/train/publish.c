@@ -22,8 +22,9 @@ static int64_t version_of(const char *name) {
     return *end || v < 1 ? 0 : v;
 }
 
-/* The highest version; *own: the one that this job has published, 0 where none. */
-static int64_t look(const char *folder, const char *job, int64_t *own) {
+/* The highest version; *own: the one that this job has published, 0 where none. A job is known by
+ * its id and when it was queued: ids may come again. */
+static int64_t look(const char *folder, const struct w_publication *p, int64_t *own) {
     DIR *d = opendir(folder);
     int64_t highest = 0;
     *own = 0;
@@ -31,11 +32,13 @@ static int64_t look(const char *folder, const char *job, int64_t *own) {
         char path[PATH_BYTES + 300];
         int64_t v = version_of(e->d_name);
         if (v > highest) highest = v;
-        if (!v || !job) continue;
+        if (!v || !p->job) continue;
         snprintf(path, sizeof path, "%s/%s/train.json", folder, e->d_name);
         json_t *o = json_load_file(path, 0, NULL);
         const char *by = json_string_value(json_object_get(o, "job"));
-        if (by && strcmp(by, job) == 0) *own = v;
+        if (by && strcmp(by, p->job) == 0 &&
+            json_integer_value(json_object_get(o, "queued_ms")) == p->queued_ms)
+            *own = v;
         json_decref(o);
     }
     if (d) closedir(d);
@@ -53,12 +56,18 @@ static void remove_folder(const char *folder) {
     rmdir(folder);
 }
 
-static bool put_origin(const struct w_fit *f, const char *folder, const char *job, uint64_t token,
-                       struct w_error *err) {
+json_t *w_fit_origin(const struct w_fit *f) {
+    return json_pack("{s:s, s:f, s:s, s:s, s:O*, s:O}", "data_sha256", f->data_hash, "seed",
+                     f->spec->fit.seed, "isa", op_isa(), "build",
+                     QUERN_VERSION " (" __VERSION__ ")", "test", f->test_results, "spec",
+                     f->spec->json);
+}
+
+static bool put_origin(const struct w_publication *p, const char *folder, struct w_error *err) {
     char path[PATH_BYTES + 300];
-    json_t *o = json_pack("{s:s*, s:I, s:s, s:f, s:s, s:O*, s:O}", "job", job, "token",
-                          (json_int_t)token, "data_sha256", f->data_hash, "seed", f->spec->fit.seed,
-                          "isa", op_isa(), "test", f->test_results, "spec", f->spec->json);
+    json_t *o = json_pack("{s:s*, s:I, s:I}", "job", p->job, "queued_ms", (json_int_t)p->queued_ms,
+                          "token", (json_int_t)p->token);
+    json_object_update(o, p->origin);
     char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
     snprintf(path, sizeof path, "%s/train.json", folder);
     bool ok = text ? w__fit_put(path, text, strlen(text), err)
@@ -68,9 +77,9 @@ static bool put_origin(const struct w_fit *f, const char *folder, const char *jo
     return ok;
 }
 
-bool w_fit_publish(struct w_fit *f, const char *store, const char *name, const char *job,
-                   uint64_t token, int64_t *version, struct w_error *err) {
+bool w_publish(const struct w_publication *p, int64_t *version, struct w_error *err) {
     char model[PATH_BYTES], fresh[PATH_BYTES + 64], final[PATH_BYTES + 64];
+    const char *name = p->name, *store = p->store;
     int64_t own;
     if (!w_model_name_valid(name, strlen(name)))
         return w_fail(err, W_BAD_SPEC,
@@ -82,12 +91,12 @@ bool w_fit_publish(struct w_fit *f, const char *store, const char *name, const c
         (mkdir(model, 0755) != 0 && errno != EEXIST))
         return w_fail(err, W_OUTPUT_FAILED, "the model \"%s\" has no folder in the store: %s", name,
                       strerror(errno));
-    int64_t highest = look(model, job, &own);
+    int64_t highest = look(model, p, &own);
     if (own) return *version = own, true;
-    snprintf(fresh, sizeof fresh, "%s/.new-%ju-%d", model, (uintmax_t)token, (int)getpid());
+    snprintf(fresh, sizeof fresh, "%s/.new-%ju-%d", model, (uintmax_t)p->token, (int)getpid());
     if (mkdir(fresh, 0755) != 0 && errno != EEXIST)
         return w_fail(err, W_OUTPUT_FAILED, "the store cannot be written: %s", strerror(errno));
-    bool ok = w_fit_write(f, fresh, err) && put_origin(f, fresh, job, token, err);
+    bool ok = p->write(p->user, fresh, err) && put_origin(p, fresh, err);
     for (int64_t v = highest + 1; ok; v++) {
         snprintf(final, sizeof final, "%s/%lld", model, (long long)v);
         if (rename(fresh, final) == 0) return *version = v, true;

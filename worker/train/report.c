@@ -207,8 +207,7 @@ static json_t *without_prefix(json_t *epoch) {
     return o;
 }
 
-/* The epoch whose weights were written: the best by what the callbacks watch, else the last. */
-static json_t *validation_results(const struct w_fit *f) {
+json_t *w_fit_epoch(const struct w_fit *f) {
     size_t n = json_array_size(f->history);
     json_t *epoch = json_array_get(f->history, n - 1);
     for (int i = 0; f->best && i < f->callbacks.n; i++) {
@@ -219,7 +218,11 @@ static json_t *validation_results(const struct w_fit *f) {
                 c->best)
                 epoch = json_array_get(f->history, k);
     }
-    return f->validation.n ? without_prefix(epoch) : json_null();
+    return epoch;
+}
+
+static json_t *validation_results(const struct w_fit *f) {
+    return f->validation.n ? without_prefix(w_fit_epoch(f)) : json_null();
 }
 
 static json_t *metrics(const struct w_fit *f) {

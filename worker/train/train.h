@@ -389,11 +389,25 @@ enum w_fit_end w_fit_run(struct w_fit *f, struct w_error *err);
 bool w_fit_step(struct w_fit *f, int64_t i, int64_t *rows, struct w_error *err);
 /* model.onnx, model.json, metrics.json, curve.svg; the folder must exist. */
 bool w_fit_write(struct w_fit *f, const char *folder, struct w_error *err);
-/* As a new version of a model in a store: written beside, then renamed. job (may be NULL) is the
- * job's id: what it has published before is not published again. */
-bool w_fit_publish(struct w_fit *f, const char *store, const char *name, const char *job,
-                   uint64_t token, int64_t *version, struct w_error *err);
+/* Data hash, seed, ISA, build, test results and spec: what a reproduction needs; new. */
+json_t *w_fit_origin(const struct w_fit *f);
+/* The epoch (of history) whose weights are the ones written: the best one where a callback restores
+ * it, else the last; NULL: none was finished. */
+json_t *w_fit_epoch(const struct w_fit *f);
 void w_fit_destroy(struct w_fit *f); /* accepts NULL */
+
+/* A new version of a model in a store: written beside by `write`, then renamed. What a job (by id
+ * and when it was queued) has published before is not published again. */
+struct w_publication {
+    const char *store, *name;
+    const char *job; /* NULL: none */
+    int64_t queued_ms;
+    uint64_t token;
+    json_t *origin; /* goes into train.json beside the three; borrowed */
+    bool (*write)(void *user, const char *folder, struct w_error *err);
+    void *user;
+};
+bool w_publish(const struct w_publication *p, int64_t *version, struct w_error *err);
 
 /* For fit.c. */
 bool w__fit_prepare(struct w_fit *f, struct w_error *err);
