@@ -48,13 +48,15 @@ K_INLINE void tile_finish(const int mr, const int nv, vf (*acc)[TILE_VECTORS], c
 }
 
 /* C is often not in cache, nor is what is added to it: they come while the products are computed. */
-K_INLINE void tile_prefetch(const int mr, const int nv, const struct k_tile *t) {
-    K_UNROLL for (int r = 0; r < mr; r++) {
-        K_UNROLL for (int v = 0; v < nv; v++) {
-            __builtin_prefetch(t->c + r * t->c_row + VW * v, 1);
-            if (t->residual) __builtin_prefetch(t->residual + r * t->residual_row + VW * v);
-        }
+K_INLINE void row_prefetch(const int nv, const struct k_tile *t, int64_t row) {
+    K_UNROLL for (int v = 0; v < nv; v++) {
+        __builtin_prefetch(t->c + row * t->c_row + VW * v, 1);
+        if (t->residual) __builtin_prefetch(t->residual + row * t->residual_row + VW * v);
     }
+}
+
+K_INLINE void tile_prefetch(const int mr, const int nv, const struct k_tile *t) {
+    K_UNROLL for (int r = 0; r < mr; r++) row_prefetch(nv, t, r);
 }
 
 K_INLINE void tile_step(const int mr, const int nv, const float *a, int64_t a_row, const float *b, vp part, vf acc[TILE_ROWS][TILE_VECTORS]) {
@@ -129,18 +131,24 @@ K_INLINE void rows_tile(const int mr, const int nv, const struct k_tile *t) {
             K_UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v == nv - 1 ? v_loadp(t->c + r * t->c_row + VW * v, part) : v_load(t->c + r * t->c_row + VW * v);
         }
     }
-    if (t->last) tile_prefetch(mr, nv, t);
+    const bool slowly = t->last && t->k >= 96; /* rows of C are fetched one by one: many lines at once would keep the products waiting */
+    if (t->last && !slowly) tile_prefetch(mr, nv, t);
     for (int64_t tap = 0; tap < t->taps; tap++) {
         const float *a[K_ROWS_MAX];
-        K_UNROLL for (int r = 0; r < mr; r++) a[r] = t->rows[tap * K_ROWS_MAX + r];
-        for (int64_t k = 0; k < t->k; k++, b += VW * nv) {
-            vf bv[TILE_VECTORS];
-            __builtin_prefetch(ahead, 0, 2);
-            ahead += ahead_step;
-            K_UNROLL for (int v = 0; v < nv; v++) bv[v] = v_load(b + VW * v);
-            K_UNROLL for (int r = 0; r < mr; r++) {
-                const vf av = v_set(a[r][k]);
-                K_UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_fma(av, bv[v], acc[r][v]);
+        K_UNROLL for (int r = 0; r < mr; r++) a[r] = t->rows[tap * K_ROWS_MAX + r] + t->from;
+        int64_t k = 0;
+        for (int row = 0; k < t->k; row++) {
+            const int64_t end = tap || !slowly ? t->k : t->k * (row + 1) / mr;
+            if (!tap && slowly) row_prefetch(nv, t, row);
+            for (; k < end; k++, b += VW * nv) {
+                vf bv[TILE_VECTORS];
+                __builtin_prefetch(ahead, 0, 2);
+                ahead += ahead_step;
+                K_UNROLL for (int v = 0; v < nv; v++) bv[v] = v_load(b + VW * v);
+                K_UNROLL for (int r = 0; r < mr; r++) {
+                    const vf av = v_set(a[r][k]);
+                    K_UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_fma(av, bv[v], acc[r][v]);
+                }
             }
         }
     }

@@ -128,8 +128,8 @@ struct k_tile {
     int64_t k;
     const float *a; /* (r, k) at a[r * a_row + k * a_k] */
     int64_t a_row, a_k;
-    const float *const *rows; /* of k_gemm's rows: element (tap, k) of row r is rows[tap * K_ROWS_MAX + r][k] */
-    int64_t taps;
+    const float *const *rows; /* of k_gemm's rows: element (tap, k) of row r is rows[tap * K_ROWS_MAX + r][from + k] */
+    int64_t taps, from;
     const float *b; /* (k, j) at b[k * b_k + j] */
     int64_t b_k;
     float *c; /* (r, j) at c[r * c_row + j] */

@@ -3,8 +3,8 @@
  * A row of A is an output pixel. For each kernel position it is a run of channels that lies in the input already, so the tile is
  * given pointers to those runs (padding points to zeros) in place of a packed copy. B are the weights, packed at load.
  *
- * Loops: blocks of rows small enough that what they read stays in L2, panels of B, tiles of rows. Every panel is read once for a
- * block, the next one is fetched from memory meanwhile. The rows of a block are divided evenly between its tiles: 49 pixels are
+ * Loops: blocks of rows small enough that what they read stays in L2, panels of B, blocks of its rows, tiles of rows. Every part of B is
+ * read once for a block of rows, the next one is fetched from memory meanwhile; sums wait in C between blocks. The rows of a block are divided evenly between its tiles: 49 pixels are
  * nine tiles of five or six rows and no tile of one. */
 #include "ops/kern/kern.h"
 
@@ -104,45 +104,83 @@ static bool act_as_clip(const struct k_last_job *job, struct k_tile *t) {
     return t->clip || job->act == K_COPY;
 }
 
-/* One panel over the rows [first, first + n) in `tiles` tiles. `next` are bytes wanted soon: the tiles fetch them, evenly,
- * since many at once would keep the tile's own loads waiting. */
-static void run_panel(const struct k_kernels *k, const struct k_last_job *job, struct k_tile *t, int64_t j, int64_t first, int64_t n, int64_t tiles,
-                      const float *const *pointers, const char *next, int64_t next_bytes) {
+struct block { /* of a panel of B: whole taps, or a part of the channels of one */
+    int64_t tap, taps, from, channels;
+};
+
+/* The block that begins where `b` ended: about K_GEMM_BLOCK rows of B. False behind the last one. */
+static bool next_block(const struct k_geometry *g, struct block *b) {
+    const int64_t all = g->channels, taps = taps_of(g), parts = (all + K_GEMM_BLOCK - 1) / K_GEMM_BLOCK;
+    if (parts <= 1) {
+        b->tap += b->taps;
+        b->taps = min64(K_GEMM_BLOCK / all > 0 ? K_GEMM_BLOCK / all : 1, taps - b->tap);
+        b->channels = all;
+        return b->taps > 0;
+    }
+    b->from += b->channels;
+    if (b->from >= all || b->taps == 0) {
+        if (b->taps) b->tap++;
+        b->from = 0;
+    }
+    b->taps = 1;
+    b->channels = min64((all + parts - 1) / parts, all - b->from);
+    return b->tap < taps;
+}
+
+/* One block of a panel over the rows [first, first + n) in `tiles` tiles. The `next_bytes` behind it are wanted soon: they are fetched
+ * meanwhile, evenly, since many at once would keep the tile's own loads waiting. */
+static void run_block(const struct k_kernels *k, const struct k_last_job *job, struct k_tile *t, int64_t j, int64_t first, int64_t n, int64_t tiles,
+                      const float *const *pointers, int64_t width, int64_t next_bytes) {
     const bool act_in_tile = act_as_clip(job, t);
-    const int64_t steps = t->k * t->taps; /* of a tile: the fetches are spread over all of them */
-    const int64_t step = min64(LINE, (next_bytes + tiles * steps - 1) / (tiles * steps));
-    t->bias_col = job->bias ? job->bias + j : NULL;
+    const int64_t taps = taps_of(job->g), steps = t->k * t->taps, step = min64(LINE, (next_bytes + tiles * steps - 1) / (tiles * steps));
+    const char *next = (const char *)(t->b + steps * width);
     for (int64_t i = 0; i < tiles; i++) {
         const int64_t r = n * i / tiles;
         const int m = (int)(n * (i + 1) / tiles - r);
         t->ahead = next_bytes ? next + i * steps * step : (const char *)t->b;
         t->ahead_step = step;
-        t->rows = pointers + i * t->taps * K_ROWS_MAX;
+        t->rows = pointers + i * taps * K_ROWS_MAX;
         t->c = job->y + (first + r) * job->y_pixel + j;
         t->residual = job->addend ? job->addend + (first + r) * job->y_pixel + j : NULL;
         k->gemm->rows(m, t);
-        if (!act_in_tile)
+        if (t->last && !act_in_tile)
             for (int q = 0; q < m; q++) k->math->unary[job->act](t->n, t->c + q * t->c_row, t->c + q * t->c_row, job->act_a, job->act_b);
+    }
+}
+
+static void run_panel(const struct k_kernels *k, const struct k_last_job *job, int64_t p, bool last_panel, int64_t first, int64_t n, int64_t tiles,
+                      const float *const *pointers) {
+    const int64_t j = k_last_panel_start(k->gemm, job->oc, p), width = k_last_panel_start(k->gemm, job->oc, p + 1) - j;
+    struct block b = {0}, next;
+    struct k_tile t = {.c_row = job->y_pixel, .n = (int)(min64(j + width, job->oc) - j), .b = job->w + j * job->g->channels * taps_of(job->g),
+                       .bias_col = job->bias ? job->bias + j : NULL, .residual_row = job->y_pixel, .first = true};
+    for (bool more = next_block(job->g, &b); more; b = next) {
+        next = b;
+        more = next_block(job->g, &next);
+        t.k = b.channels;
+        t.taps = b.taps;
+        t.from = b.from;
+        t.last = !more;
+        /* The block behind this one, which may be the next panel's first: of about the same size. */
+        const int64_t next_rows = more ? next.channels * next.taps : last_panel ? 0 : min64(t.k * t.taps, job->g->channels);
+        run_block(k, job, &t, j, first, n, tiles, pointers + b.tap * K_ROWS_MAX, width, next_rows * width * (int64_t)sizeof(float));
+        t.b += t.k * t.taps * width;
+        t.first = false;
     }
 }
 
 void k_last_run(const struct k_kernels *k, const struct k_last_job *job, int64_t row0, int64_t row1, int64_t p0, int64_t p1, void *scratch) {
     const struct k_gemm *gemm = k->gemm;
-    const int64_t taps = taps_of(job->g), depth = job->g->channels * taps, most = block_rows(job->g);
-    struct k_tile t = {.k = job->g->channels, .taps = taps, .c_row = job->y_pixel, .first = true, .last = true, .residual_row = job->y_pixel};
-    const int64_t blocks = (row1 - row0 + most - 1) / most;
+    const int64_t most = block_rows(job->g), blocks = (row1 - row0 + most - 1) / most;
     for (int64_t b = 0; b < blocks; b++) {
         const int64_t first = row0 + (row1 - row0) * b / blocks, n = row0 + (row1 - row0) * (b + 1) / blocks - first;
         int64_t pointed = 0;
         for (int64_t p = p0; p < p1; p++) {
-            const int64_t j = k_last_panel_start(gemm, job->oc, p), end = k_last_panel_start(gemm, job->oc, p + 1);
-            const int64_t tile_rows = gemm->rows_max[(end - j) / gemm->vw], tiles = (n + tile_rows - 1) / tile_rows;
+            const int64_t vectors = (k_last_panel_start(gemm, job->oc, p + 1) - k_last_panel_start(gemm, job->oc, p)) / gemm->vw;
+            const int64_t tile_rows = gemm->rows_max[vectors], tiles = (n + tile_rows - 1) / tile_rows;
             if (tiles != pointed) point_tiles(job, first, n, tiles, scratch);
             pointed = tiles;
-            t.n = (int)(min64(end, job->oc) - j);
-            t.b = job->w + j * depth;
-            const int64_t next_width = p + 1 < p1 ? k_last_panel_start(gemm, job->oc, p + 2) - end : 0;
-            run_panel(k, job, &t, j, first, n, tiles, scratch, (const char *)(t.b + (end - j) * depth), next_width * depth * (int64_t)sizeof(float));
+            run_panel(k, job, p, p + 1 == p1, first, n, tiles, scratch);
         }
     }
 }

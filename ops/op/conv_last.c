@@ -85,10 +85,6 @@ static enum op_status prepare(struct op_prepare *p) {
     return OP_OK;
 }
 
-static void release(void *state) {
-    free(state);
-}
-
 /* --- shapes ---------------------------------------------------------------------------------------------- */
 
 static enum op_status fit_of(const struct op_ctx *ctx, struct nn_fit *fit) {
@@ -310,7 +306,7 @@ static const struct op_desc channels_last_conv = {
     .out_min = 1,
     .out_max = 1,
     .prepare = prepare,
-    .release = release,
+    .release = free,
     .infer = infer,
     .scratch = scratch,
     .run = run,
