@@ -1,7 +1,8 @@
 """Images through quern's queue: producer, Redis and a worker of two lanes on the same cores. Prints one JSON object.
 
-usage: e2e.py QUERN MODEL JOBS FORM   FORM: b64 (the tensor in the job) or redis (raw floats under a key, a redis: reference)
-The clock runs from the first push to the last result.
+usage: e2e.py QUERN MODEL JOBS FORM [JPEG]
+FORM: b64 (the tensor in the job), redis (raw floats under a key, a redis: reference) or jpeg (the file in base64, decoded, resized and
+normalised by the model's pipeline). The clock runs from the first push to the last result.
 """
 import base64
 import json
@@ -23,6 +24,13 @@ server = subprocess.Popen(["redis-server", "--port", "0", "--unixsocket", socket
 store = os.path.join(folder, "store/m/1")
 os.makedirs(store)
 shutil.copy(model, os.path.join(store, "model.onnx"))
+if form == "jpeg":
+    with open(os.path.join(store, "model.json"), "w") as f:
+        json.dump({"quern": 1, "pipeline": [
+            {"decode_image": {}}, {"resize": {"size": 256, "fit": "shortest", "filter": "pil.bilinear"}}, {"crop": {"w": 224, "h": 224}},
+            {"pixels": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}},
+            {"run": {"in": {"x": "."}, "out": ["y"]}}, {"topk": {"k": 1}}, {"emit": {"fields": ["top"]}}]}, f)
+worker = None
 try:
     while not os.path.exists(socket):
         time.sleep(0.02)
@@ -30,7 +38,10 @@ try:
     worker = subprocess.Popen([quern, "worker", "--redis", f"unix:{socket}", "--lanes", "2", "--models", os.path.join(folder, "store"), "--preload", "m",
                                "--log-level", "warn"])
     pixels = struct.pack("<150528f", *(math.sin(i) for i in range(150528)))
-    if form == "b64":
+    if form == "jpeg":
+        with open(sys.argv[5], "rb") as f:
+            value = json.dumps({"b64": base64.b64encode(f.read()).decode()})
+    elif form == "b64":
         value = json.dumps({"dtype": "f32", "shape": [3, 224, 224], "b64": base64.b64encode(pixels).decode()})
     else:
         client.set("image", pixels)
@@ -65,6 +76,8 @@ try:
     worker.terminate()
     worker.wait(30)
 finally:
+    if worker and worker.poll() is None:
+        worker.kill()
     server.kill()
     server.wait()
     shutil.rmtree(folder, ignore_errors=True)
