@@ -74,6 +74,8 @@ struct k_quant {
     void (*dequantize)(int64_t n, const uint8_t *x, bool is_signed, int32_t zero, float scale, float *dst);
     /* dst[i] = round(clip(fma(a[i] - a_zero, a_scale, (b[i] - b_zero) * b_scale), lo, hi)) + zero */
     void (*add)(int64_t n, const uint8_t *a, bool a_signed, float a_zero, float a_scale, const uint8_t *b, const struct k_quant_after *after, uint8_t *dst);
+    /* dst[i] = round(clip((a[i] - a_zero) (b[i] - b_zero) scale, lo, hi)) + zero; b_zero is residual_zero */
+    void (*multiply)(int64_t n, const uint8_t *a, bool a_signed, float a_zero, float scale, const uint8_t *b, const struct k_quant_after *after, uint8_t *dst);
     void (*max)(int64_t n, const uint8_t *x, uint8_t *dst, bool is_signed); /* dst[i] = max(dst[i], x[i]) */
     void (*sums)(int64_t n, const uint8_t *x, int32_t *dst);                 /* dst[i] += x[i] */
     int32_t (*sum)(int64_t n, const uint8_t *x);

@@ -308,6 +308,17 @@ static void add(int64_t n, const uint8_t *a, bool a_signed, float a_zero, float 
     }
 }
 
+static void multiply(int64_t n, const uint8_t *a, bool a_signed, float a_zero, float a_scale, const uint8_t *b, const struct k_quant_after *f, uint8_t *dst) {
+    const vi flip = v_seti(a_signed ? 0x80 : 0);
+    const vf zero = v_set(a_signed ? a_zero + 128.0f : a_zero), scale = v_set(a_scale), lo = v_set(f->lo), hi = v_set(f->hi);
+    for (int64_t i = 0; i < n; i += VW) {
+        const vp m = v_part(n - i);
+        const vf other = v_float(residual_bytes(f, b + i, m)) - v_set(f->residual_zero);
+        const vf product = (v_float(v_bytesp(a + i, m) ^ flip) - zero) * other * scale;
+        v_store_bytesp(dst + i, (vi)((vu)v_round(v_clip(product, lo, hi)) + (vu)v_seti(f->zero)), m);
+    }
+}
+
 static void max(int64_t n, const uint8_t *x, uint8_t *dst, bool is_signed) {
     const uint8_t flip_one = is_signed ? 0x80 : 0;
     const vb flip = v_setb(flip_one);
@@ -350,4 +361,4 @@ static void flip_bytes(int64_t n, const uint8_t *x, uint8_t *dst) {
 #endif
 #define K_QUANT_TABLE                                                                              \
     { .nr = TILE_VECTORS * VW, .vw = VW, .vb = VB, .rows = K_QUANT_ROWS, .tile = run_tile, .depthwise = depthwise, .quantize = quantize, \
-      .dequantize = dequantize, .add = add, .max = max, .sums = sums, .sum = sum, .flip = flip_bytes }
+      .dequantize = dequantize, .add = add, .multiply = multiply, .max = max, .sums = sums, .sum = sum, .flip = flip_bytes }

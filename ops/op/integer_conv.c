@@ -23,7 +23,7 @@ enum { PANEL = 1024, MAPS_TO_UNROLL = 4 };
 
 struct conv_state {
     struct nn_window window;
-    int64_t group;
+    int64_t group, y_min, y_max; /* limits of QuantConv's result */
 };
 
 struct conv {
@@ -34,6 +34,7 @@ struct conv {
     int64_t group, channels, maps, taps; /* C, M, taps of the kernel */
     int64_t planes, n_tasks;
     uint32_t *sums;
+    int64_t y_min, y_max;
 };
 
 static void bind(const struct op_ctx *ctx, struct conv *s) {
@@ -57,6 +58,8 @@ static enum op_status conv_prepare(struct op_prepare *p) {
     if (!state) return op__node_fail(p->err, p->node, OP_NOMEM, "no memory");
     p->node->state = state;
     state->group = op__attr_int(p->node, "group", 1);
+    state->y_min = op__attr_int(p->node, "y_min", INT8_MIN);
+    state->y_max = op__attr_int(p->node, "y_max", UINT8_MAX);
     if (state->group < 1)
         return op__node_fail(p->err, p->node, OP_BAD_VALUE, "group is %lld, must be 1 or more",
                              (long long)state->group);
@@ -67,6 +70,8 @@ static enum op_status conv_prepare(struct op_prepare *p) {
 static enum op_status shape_of(const struct op_ctx *ctx, struct conv *s) {
     const struct conv_state *state = ctx->state;
     s->group = state->group;
+    s->y_min = state->y_min;
+    s->y_max = state->y_max;
     s->channels = s->x->dims[1];
     s->maps = s->w->dims[0];
     s->taps = 1;
@@ -179,8 +184,10 @@ static void store_plane(const struct conv *s, int64_t plane, const uint32_t *sum
                         quantized_scale(s->y_scale, 0, 1);
     const int32_t zero = quantized_byte(s->y_zero, 0);
     uint8_t *restrict y = (uint8_t *)s->y->data + first;
-    const int32_t low = s->y->dtype == OP_U8 ? 0 : INT8_MIN,
-                  high = s->y->dtype == OP_U8 ? UINT8_MAX : INT8_MAX;
+    int32_t low = s->y->dtype == OP_U8 ? 0 : INT8_MIN,
+            high = s->y->dtype == OP_U8 ? UINT8_MAX : INT8_MAX;
+    if (s->y_min > low && s->y_min <= high) low = (int32_t)s->y_min;
+    if (s->y_max < high && s->y_max >= low) high = (int32_t)s->y_max;
     for (int64_t i = 0; i < size; i++)
         y[i] = (uint8_t)(quantized_round((float)(int32_t)(sums[i] + bias) * scale,
                                          (float)(low - zero), (float)(high - zero)) +
@@ -421,3 +428,19 @@ static const struct op_desc qlinear_conv = {.name = "QLinearConv",
                                             .ref = conv_ref,
                                             .cost = conv_cost};
 OP_REGISTER(qlinear_conv);
+/* QLinearConv between the limits y_min and y_max, which the pass fuse_quantized makes. */
+static const struct op_desc quant_conv = {.name = "QuantConv",
+                                          .domain = "quern",
+                                          .since = 1,
+                                          .in_min = 8,
+                                          .in_max = 9,
+                                          .out_min = 1,
+                                          .out_max = 1,
+                                          .prepare = conv_prepare,
+                                          .release = free,
+                                          .infer = conv_infer,
+                                          .scratch = conv_scratch,
+                                          .run = conv_run,
+                                          .ref = conv_ref,
+                                          .cost = conv_cost};
+OP_REGISTER(quant_conv);

@@ -1,15 +1,16 @@
-/* quern's ChannelsLastMaxPool, ChannelsLastAveragePool and ChannelsLastGlobalAveragePool: the pools over f32 images whose
+/* quern's ChannelsLastMaxPool, ChannelsLastAveragePool and ChannelsLastGlobalAveragePool: the pools over f32 images (the first over u8 and i8 too) whose
  * channels come last (batch, spatial…, channels), which the pass channels_last makes of ONNX's. Attributes are those of
  * the originals.
  *
  * An output pixel is made of whole pixels of the input, element by element over all channels: taps in rising order, so
  * that its bits depend on its window alone. A global average adds up each image row and then the rows: chains
  * are as short as the image is wide or high. */
-#include "ops/kern/kern.h"
+#include "ops/kern/quant.h"
 #include "ops/op/nn.h"
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 struct pool_last {
     struct nn_window window;
@@ -40,8 +41,14 @@ static enum op_status fit(const struct op_ctx *ctx, struct nn_fit *f) {
     return op__nn_window_fit(ctx, &s->window, x->rank - 2, x->dims + 1, NULL, f);
 }
 
+/* The largest of bytes is found without reading them back. */
+static bool in_bytes(const struct op_ctx *ctx) {
+    const struct op_tensor *x = ctx->in[0];
+    return ((const struct pool_last *)ctx->state)->how == K_MAX && x && x->kind == OP_KIND_TENSOR && (x->dtype == OP_U8 || x->dtype == OP_I8);
+}
+
 static enum op_status infer(struct op_ctx *ctx) {
-    enum op_status st = op__nn_like(ctx, 0, "X", OP_F32, -1);
+    enum op_status st = in_bytes(ctx) ? OP_OK : op__nn_like(ctx, 0, "X", OP_F32, -1);
     if (st != OP_OK) return st;
     const struct op_tensor *x = ctx->in[0];
     struct nn_fit f;
@@ -50,7 +57,7 @@ static enum op_status infer(struct op_ctx *ctx) {
     int64_t dims[OP_RANK_MAX] = {x->dims[0]};
     for (int a = 0; a < f.rank; a++) dims[1 + a] = f.out[a];
     dims[x->rank - 1] = x->dims[x->rank - 1];
-    op__set(ctx, 0, OP_F32, x->rank, dims);
+    op__set(ctx, 0, x->dtype, x->rank, dims);
     return OP_OK;
 }
 
@@ -87,6 +94,24 @@ static void pixel(const struct job *job, const float *image, const int64_t *o, f
         math->unary[K_LINEAR](job->channels, y, y, count > 0 ? 1 / (float)count : 0, 0);
 }
 
+static void pixel_of_bytes(const struct job *job, const uint8_t *image, const int64_t *o, uint8_t *y) {
+    const struct k_quant *q = op__kern(job->ctx)->quant;
+    const bool is_signed = job->ctx->in[0]->dtype == OP_I8;
+    const struct nn_fit *f = &job->f;
+    int64_t n[NN_SPATIAL_MAX], start[NN_SPATIAL_MAX], tap[NN_SPATIAL_MAX] = {0}, first;
+    bool some = true;
+    for (int a = 0; a < f->rank; a++) {
+        nn_taps(f, a, o[a], &first, &n[a], &start[a]);
+        some = some && n[a] > 0;
+    }
+    memset(y, is_signed ? 0x80 : 0, (size_t)job->channels);
+    if (some) do {
+            int64_t at = 0;
+            for (int a = 0; a < f->rank; a++) at = at * f->in[a] + start[a] + tap[a] * f->dilation[a];
+            q->max(job->channels, image + at * job->channels, y, is_signed);
+        } while (nn_next(tap, n, f->rank));
+}
+
 /* A task is a line of output pixels. */
 static void line(void *arg, int64_t task) {
     const struct job *job = arg;
@@ -97,8 +122,14 @@ static void line(void *arg, int64_t task) {
         o[a] = rest % f->out[a];
         rest /= f->out[a];
     }
-    const float *x = (const float *)job->ctx->in[0]->data + image * f->in_size * job->channels;
-    float *y = (float *)job->ctx->out[0]->data + task * across * job->channels;
+    const int64_t from = image * f->in_size * job->channels, to = task * across * job->channels;
+    if (in_bytes(job->ctx)) {
+        uint8_t *y = (uint8_t *)job->ctx->out[0]->data + to;
+        for (; o[f->rank - 1] < across; o[f->rank - 1]++, y += job->channels) pixel_of_bytes(job, (const uint8_t *)job->ctx->in[0]->data + from, o, y);
+        return;
+    }
+    const float *x = (const float *)job->ctx->in[0]->data + from;
+    float *y = (float *)job->ctx->out[0]->data + to;
     for (; o[f->rank - 1] < across; o[f->rank - 1]++, y += job->channels) pixel(job, x, o, y);
 }
 

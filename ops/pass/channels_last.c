@@ -51,9 +51,41 @@ static bool conv_fits(const struct op_graph *g, const struct op_node *n) {
     return w && w->dtype == OP_F32 && w->rank == RANK && op_tensor_count(w) > 0 && group >= 1 && w->dims[0] % group == 0;
 }
 
+/* QLinearConv and QuantConv: the weights and every parameter are constants, the weights symmetric, nothing reaches far. */
+static bool quant_conv_fits(const struct op_graph *g, const struct op_node *n) {
+    enum { FAR = 1 << 10 };
+    static const char *const spans[] = {"pads", "dilations", "kernel_shape"};
+    const struct op_tensor *w = op__graph_constant_type(g, n->in[3]), *zero = op__graph_constant(g, n->in[5]);
+    const int64_t group = op__attr_int(n, "group", 1);
+    for (int i = 1; i < n->n_in; i++) {
+        const struct op_tensor *t = i == 3 ? w : op__graph_constant(g, n->in[i]);
+        if (i == 8 ? n->in[8] >= 0 && (!t || t->dtype != OP_I32) : !t) return false;
+        for (int64_t k = 0; (i == 1 || i == 4 || i == 6) && k < op_tensor_count(t); k++)
+            if (t->dtype != OP_F32 || !(((const float *)t->data)[k] > 0x1p-60f && ((const float *)t->data)[k] < 0x1p60f)) return false;
+    }
+    for (size_t i = 0; i < sizeof spans / sizeof *spans; i++) {
+        int64_t count;
+        const int64_t *v = op__attr_ints(n, spans[i], &count);
+        for (int64_t k = 0; k < count; k++)
+            if (v[k] < 0 || v[k] > FAR) return false;
+    }
+    if (w->rank != RANK || op_tensor_count(w) <= 0 || group < 1 || w->dims[0] % group != 0 || (w->dtype != OP_I8 && w->dtype != OP_U8) || zero->dtype != w->dtype)
+        return false;
+    for (int64_t k = 0; k < op_tensor_count(zero); k++)
+        if (((const uint8_t *)zero->data)[k] != (w->dtype == OP_I8 ? 0 : 128)) return false;
+    return w->dims[2] <= FAR && w->dims[3] <= FAR;
+}
+
+/* One scale for the whole tensor. */
+static bool whole_scale_fits(const struct op_graph *g, const struct op_node *n) {
+    const struct op_tensor *scale = op__graph_constant(g, n->in[1]);
+    return scale && op_tensor_count(scale) == 1 && op__attr_int(n, "block_size", 0) == 0;
+}
+
 /* Reads its input as the file's images lie. */
 static bool reads_first(const struct op_graph *g, const struct op_node *n) {
-    return conv_fits(g, n) && op__attr_int(n, "group", 1) == 1 && op__graph_constant_type(g, n->in[1])->dims[1] <= FIRST_CHANNELS_MAX;
+    const struct op_tensor *w = op__graph_constant_type(g, n->in[conv_fits(g, n) ? 1 : 3]);
+    return op__attr_int(n, "group", 1) == 1 && w->dims[1] <= FIRST_CHANNELS_MAX;
 }
 
 static bool values_only(const struct op_graph *g, const struct op_node *n) {
@@ -93,6 +125,13 @@ static enum op_status drop_axes(struct op_graph *g, struct op_node *n) {
 static const struct row rows[] = {
     {"", "Conv", "ChannelsLastConv", 1, true, conv_fits, NULL},
     {"quern", "FusedConv", "ChannelsLastConv", 1 | 8, true, conv_fits, NULL},
+    {"", "QLinearConv", "ChannelsLastQuantConv", 1, true, quant_conv_fits, NULL},
+    {"quern", "QuantConv", "ChannelsLastQuantConv", 1, true, quant_conv_fits, NULL},
+    {"quern", "QuantAdd", NULL, 1 | 8, false, NULL, NULL},
+    {"quern", "QuantMul", NULL, 1 | 8, false, NULL, NULL},
+    {"quern", "QuantGlobalAveragePool", "ChannelsLastQuantGlobalAveragePool", 1, false, NULL, NULL},
+    {"", "QuantizeLinear", NULL, 1, false, whole_scale_fits, NULL},
+    {"", "DequantizeLinear", NULL, 1, false, whole_scale_fits, NULL},
     {"", "MaxPool", "ChannelsLastMaxPool", 1, false, values_only, NULL},
     {"", "AveragePool", "ChannelsLastAveragePool", 1, false, NULL, NULL},
     {"", "GlobalAveragePool", "ChannelsLastGlobalAveragePool", 1, false, NULL, NULL},
@@ -158,7 +197,7 @@ static void find_regions(struct walk *w) {
 /* Whether a value that leaves costs next to nothing: one pixel an image. */
 static bool is_small(const struct walk *w, int v) {
     const struct row *row = w->row[w->producer[v]];
-    return row->form && strcmp(row->form, "ChannelsLastGlobalAveragePool") == 0;
+    return row->form && strstr(row->form, "GlobalAveragePool");
 }
 
 /* Convolutions less borders, by the root of a region. A value counts once in each direction. */

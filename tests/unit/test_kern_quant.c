@@ -273,6 +273,9 @@ static void test_elements(void **state) {
             q->add(n, a, n % 2, 3, 0.7f, b, &after, y);
             for (int64_t i = 0; i < n; i++)
                 assert_int_equal(y[i], (int)limited(fmaf((float)(n % 2 ? (int8_t)a[i] : a[i]) - 3, 0.7f, ((float)b[i] - 17) * 0.4f), -20, 235) + 20);
+            q->multiply(n, a, n % 2, 3, 0.007f, b, &after, y);
+            for (int64_t i = 0; i < n; i++)
+                assert_int_equal(y[i], (int)limited(((float)(n % 2 ? (int8_t)a[i] : a[i]) - 3) * ((float)b[i] - 17) * 0.007f, -20, 235) + 20);
             q->dequantize(n, a, n % 2, -5, 0.3f, f);
             for (int64_t i = 0; i < n; i++) assert_true(f[i] == (float)((n % 2 ? (int8_t)a[i] : a[i]) + 5) * 0.3f);
             memcpy(z, b, (size_t)n);
