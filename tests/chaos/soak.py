@@ -6,13 +6,14 @@ SOAK_MINUTES (30). Prints one JSON object; exit code 1 where a job was lost or d
 import json
 import os
 import random
+import subprocess
 import sys
 import time
 
 import chaos
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", "30"))
-STORE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../configs/examples/digits/store")
+SPEC = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../configs/examples/digits/train.json")
 
 
 def resident_kib(pid):
@@ -22,10 +23,11 @@ def resident_kib(pid):
 
 def job(rng, i):
     pixels = [rng.randint(0, 16) for _ in range(64)]
+    picture = [[[p] for p in pixels[y:y + 8]] for y in range(0, 64, 8)]
     kinds = [
         {"op": "ping", "params": {"echo": "x" * rng.randint(0, 2000), "sleep_ms": rng.choice([0, 0, 0, 20])}},
         {"op": "infer", "model": "digits", "input": pixels},
-        {"op": "infer", "model": "digits", "input": [pixels] * rng.randint(1, 40)},
+        {"op": "infer", "model": "digits", "input": [picture] * rng.randint(1, 40)},
         {"op": "infer", "model": "digits", "input": pixels[:rng.randint(0, 63)]},
         {"op": "infer", "model": "digitz", "input": pixels},
         {"op": "infer", "model": "digits", "input": {"dtype": "f32", "shape": [64], "b64": "####"}},
@@ -38,8 +40,10 @@ def soak(minutes):
     lab = chaos.Lab()
     try:
         rng = random.Random(7)
-        steady = lab.worker("--lanes", "1", "--models", STORE)
-        mortal = lab.worker("--lanes", "1", "--models", STORE)
+        store = os.path.join(lab.folder, "store")
+        subprocess.run([chaos.QUERN, "train", SPEC, "--output", os.path.join(lab.folder, "digits"), "--models", store], check=True, stdout=subprocess.DEVNULL)
+        steady = lab.worker("--lanes", "1", "--models", store)
+        mortal = lab.worker("--lanes", "1", "--models", store)
         lab.wait_for_workers(2)
         end = time.monotonic() + minutes * 60
         next_kill = time.monotonic() + 20
@@ -56,7 +60,7 @@ def soak(minutes):
                 mortal.kill()
                 mortal.wait()
                 kills += 1
-                mortal = lab.worker("--lanes", "1", "--models", STORE)
+                mortal = lab.worker("--lanes", "1", "--models", store)
                 next_kill = time.monotonic() + 20
             time.sleep(0.01)
         early, late = max(memory[:max(1, len(memory) // 5)]), max(memory[-max(1, len(memory) // 5):])

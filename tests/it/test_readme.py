@@ -12,10 +12,12 @@ import tempfile
 sys.path.insert(0, os.path.dirname(__file__))
 import server  # noqa: E402
 import tap  # noqa: E402
+import trains  # noqa: E402
 
 with open("README.md") as f:
     TEXT = f.read()
-STORE = "configs/examples/digits/store"
+FOLDER = tempfile.TemporaryDirectory(prefix="quern-readme-")
+STORE = trains.digits_store(FOLDER.name)
 
 
 def block(language, word):
@@ -33,7 +35,7 @@ def test_redis_cli():
                              capture_output=True, text=True, timeout=60)
         envelope = json.loads(out.stdout.splitlines()[-1])
         assert envelope["state"] == "done" and envelope["id"] == "a1", envelope
-        assert envelope["result"]["top"][0]["label"] == "0", envelope
+        assert envelope["result"]["top"][0]["index"] == 0, envelope
 
 
 def test_python_client():
@@ -42,7 +44,7 @@ def test_python_client():
         code = block("python", "lpush").replace("redis.Redis()", f"redis.Redis(unix_socket_path={s.socket!r})")
         out = subprocess.run(["/usr/bin/python3", "-c", code], capture_output=True, text=True, timeout=60)
         assert out.returncode == 0, out.stderr
-        assert "'score'" in out.stdout and "'label'" in out.stdout, out.stdout
+        assert "'score'" in out.stdout and "'index'" in out.stdout, out.stdout
 
 
 def test_node_client():
@@ -60,7 +62,7 @@ def test_node_client():
         f.flush()
         out = subprocess.run(["node", f.name], capture_output=True, text=True, timeout=60)
         assert out.returncode == 0, out.stderr
-        assert "score" in out.stdout and "label" in out.stdout, out.stdout
+        assert "score" in out.stdout and "index" in out.stdout, out.stdout
 
 
 tap.main(globals())

@@ -27,6 +27,15 @@ SPEC = {
 }
 
 
+def digits_store(folder):
+    """A model store with the digits of the examples, trained as the README says; its path."""
+    store = os.path.join(folder, "store")
+    done = subprocess.run([tap.QUERN, "train", "configs/examples/digits/train.json", "--output", os.path.join(folder, "digits"), "--models", store],
+                          capture_output=True, text=True, timeout=300, env=dict(CLEAN, HOME="/nonexistent"))
+    assert done.returncode == 0 and "published as digits@1" in done.stdout, done
+    return store
+
+
 class Folder:
     def __enter__(self):
         self.path = tempfile.mkdtemp(prefix="quern-train-")

@@ -59,7 +59,8 @@ static bool check(struct w_step *s, const struct w_spec *in, struct w_spec *out,
     return true;
 }
 
-/* A flat row of the right count takes the shape, in which one dimension may be free. */
+/* A flat row of the right count (of a table, or a plain list) takes the shape, in which one
+ * dimension may be free. */
 static bool unflatten(const struct tensor *t, struct op_tensor *v) {
     int64_t known = 1, count = op_tensor_count(v);
     int free_dim = 0;
@@ -82,7 +83,7 @@ static bool shape_up(const struct tensor *t, bool flat, struct op_tensor *v, str
     char sent[128];
     op_tensor_describe(v, sent, sizeof sent);
     int skip = v->rank == t->io.rank;
-    if (flat && unflatten(t, v)) return true;
+    if ((flat || (v->rank == 1 && t->shape.n > 1)) && unflatten(t, v)) return true;
     if (v->rank - skip != t->shape.n)
         return w_fail(err, W_BAD_SHAPE,
                       "the job sent %s, of rank %d; %d for one row or %d for several was expected",
