@@ -2,6 +2,7 @@
 import json
 import os
 import subprocess
+import wave
 
 import numpy as np
 
@@ -148,6 +149,85 @@ def test_text_that_does_not_fit_is_refused_with_what_would():
         with open(f.at("tale.txt"), "w") as out:
             out.write("once upon a time. " * 9)
         told(changed(TALE, data__test_split=0.1), "test_split", "windows of one text overlap")
+
+
+def say(path, notes, rng, rate=8000):
+    """A WAV file of tones of a tenth of a second, with noise and a little silence between."""
+    parts = []
+    for hertz in notes:
+        t = np.arange(rate // 10) / rate
+        parts += [0.5 * np.sin(2 * np.pi * hertz * rng.uniform(0.97, 1.03) * t), np.zeros(rate // 20)]
+    x = np.concatenate(parts)
+    x += rng.normal(size=len(x)) * 0.02
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with wave.open(path, "wb") as w:
+        w.setnchannels(1)
+        w.setsampwidth(2)
+        w.setframerate(rate)
+        w.writeframes((np.clip(x, -1, 1) * 32767).astype("<i2").tobytes())
+
+
+NOTES = {"do": 300, "re": 700, "mi": 1500}
+SOUND = {
+    "model": {"input_shape": [10, 16, 1], "layers": [
+        {"type": "Conv2D", "filters": 4, "kernel_size": 3, "activation": "relu"}, {"type": "Flatten"},
+        {"type": "Dense", "units": 3, "activation": "softmax"}]},
+    "data": {"train": {"x": "notes", "label_pattern": "{label}_{take}.wav", "except": {"take": [0, 1]}},
+             "test": {"x": "notes", "label_pattern": "{label}_{take}.wav", "only": {"take": ["0", "1"]}},
+             "preprocess": [{"type": "MelSpectrogram", "sampling_rate": 8000, "fft_length": 256, "sequence_stride": 80}, "Normalization"],
+             "augment": [{"type": "TimeMask", "factor": 0.3}, {"type": "FrequencyMask", "factor": 0.1, "count": 2}]},
+    "compile": {"optimizer": {"type": "adam", "learning_rate": 0.01}, "loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"]},
+    "fit": {"epochs": 8, "batch_size": 8, "seed": 1},
+}
+
+
+def test_sounds_are_split_by_their_names_and_learned():
+    with Folder() as f:
+        rng = np.random.default_rng(2)
+        for label, hertz in NOTES.items():
+            for take in range(14):
+                say(f.at("notes", f"{label}_{take}.wav"), [hertz], rng)
+        f.train(SOUND)
+        metrics = json.loads(f.read("out", "metrics.json"))
+        assert metrics["test"]["accuracy"] == 1 and metrics["test_rows"] == 6 and metrics["train_rows"] == 36, metrics
+        steps = json.loads(f.read("out", "model.json"))["pipeline"]
+        assert [list(s)[0] for s in steps] == ["decode_audio", "log_mel", "tensor", "run", "topk"] and steps[-1]["topk"]["labels"] == ["do", "mi", "re"]
+        checked(f, "out")
+        f.train(changed(SOUND, data__memory_mb=0), "streamed")
+        assert f.read("streamed", "model.onnx") == f.read("out", "model.onnx")
+        for label in NOTES:  # folders are labels, too
+            os.makedirs(f.at("folders", label))
+            for take in range(2, 14):
+                os.link(f.at("notes", f"{label}_{take}.wav"), f.at("folders", label, f"{take:02}.wav"))
+        f.train(changed(SOUND, data__train={"x": "folders"}), "folders")
+        assert json.loads(f.read("folders", "metrics.json"))["test"]["accuracy"] == 1
+        for data, words in (({"x": "notes"}, ("label_pattern",)), ({"x": "notes", "label_pattern": "{label}-{take}.wav"}, ("does not fit", "do_0.wav")),
+                            ({"x": "notes", "label_pattern": "{label}_{take}.wav", "only": {"tkae": [1]}}, ("only", "tkae")),
+                            ({"x": "notes", "label_pattern": "{word}_{take}.wav"}, ("{label}",))):
+            _, err = f.train(changed(SOUND, data__train=data), rc=1)
+            for w in words:
+                assert w in err, (w, err)
+
+
+def test_a_sequence_of_sounds_is_spelled_by_ctc():
+    with Folder() as f:
+        rng = np.random.default_rng(4)
+        for i in range(160):
+            words = list(rng.choice(list(NOTES), rng.integers(1, 4)))
+            say(f.at("songs", f"{'-'.join(words)}_{i}.wav"), [NOTES[w] for w in words], rng)
+        spec = changed(SOUND, model__input_shape=[45, 16], model__layers=[
+            {"type": "Conv1D", "filters": 16, "kernel_size": 3, "padding": "same", "activation": "relu"},
+            {"type": "Dense", "units": 4, "activation": "softmax"}],
+            data__train={"x": "songs", "label_pattern": "{label}_{take}.wav"}, data__test_split=0.2, data__augment=[],
+            compile={"optimizer": {"type": "adam", "learning_rate": 0.01}, "loss": "ctc", "metrics": ["wer", "perplexity"]}, fit__epochs=150)
+        del spec["data"]["test"]
+        f.train(spec)
+        metrics = json.loads(f.read("out", "metrics.json"))
+        assert metrics["test"]["wer"] < 0.2, metrics["test"]
+        _, err = f.train(changed(spec, compile__metrics=["accuracy"]), rc=1)
+        assert "ctc" in err and "accuracy" in err, err
+        _, err = f.train(changed(spec, model__layers=[{"type": "Flatten"}, {"type": "Dense", "units": 4}]), rc=1)
+        assert "[steps, classes]" in err, err
 
 
 tap.main(globals())

@@ -185,6 +185,10 @@ char *w_value_summary(const struct w_value *v, char *dst, size_t dst_bytes) {
     case W_IMAGE:
         summary_image(&v->image, dst, dst_bytes);
         break;
+    case W_AUDIO:
+        snprintf(dst, dst_bytes, "audio, %lld samples, %d a second", (long long)v->audio.n,
+                 v->audio.rate);
+        break;
     case W_TENSOR:
         summary_tensor(&v->tensor, dst, dst_bytes);
         break;

@@ -107,6 +107,13 @@ struct w_image {
     enum w_color color;
 };
 
+/* One channel; samples in [-1, 1] where the file was integers. */
+struct w_audio {
+    float *samples;
+    int64_t n;
+    int32_t rate; /* a second */
+};
+
 struct w_label {
     const char *label; /* NULL: only the index is known */
     double score;
@@ -129,6 +136,7 @@ struct w_value {
     union {
         struct w_span span;      /* BYTES, TEXT, JSON */
         struct w_image image;    /* IMAGE */
+        struct w_audio audio;    /* AUDIO */
         struct op_tensor tensor; /* TENSOR */
         struct {
             struct w_label *items;

@@ -150,6 +150,46 @@ static void erase(struct w_augment *a, const struct params *p, float *row, struc
             row[i * a->w * a->c + k] = (float)p->fill_value;
 }
 
+/* A stretch of frames, or of bands, becomes the row's mean (Park et al. 2019). */
+static void mask(struct w_augment *a, const struct params *p, float *row, struct random *r,
+                 bool frames) {
+    int64_t n = frames ? a->h : a->w, count = a->h * a->w * a->c;
+    double mean = 0;
+    for (int64_t i = 0; i < count; i++) mean += (double)row[i];
+    mean /= (double)count;
+    for (int k = 0; k < p->size; k++) {
+        int64_t len = (int64_t)(uniform(r) * (p->factor * (double)n + 1)),
+                from = (int64_t)(uniform(r) * (double)(n - len + 1));
+        for (int64_t y = frames ? from : 0; y < (frames ? from + len : a->h); y++)
+            for (int64_t x = frames ? 0 : from; x < (frames ? a->w : from + len); x++)
+                for (int64_t c = 0; c < a->c; c++) row[(y * a->w + x) * a->c + c] = (float)mean;
+    }
+}
+static void time_mask(struct w_augment *a, const struct params *p, float *row, struct random *r) {
+    mask(a, p, row, r, true);
+}
+static void frequency_mask(struct w_augment *a, const struct params *p, float *row,
+                           struct random *r) {
+    mask(a, p, row, r, false);
+}
+
+/* (x − mean) · f + mean, or x + f · range, with f of [−factor, factor] */
+static void contrast(struct w_augment *a, const struct params *p, float *row, struct random *r) {
+    int64_t n = a->h * a->w;
+    float by = (float)(1 + (2 * uniform(r) - 1) * p->factor);
+    for (int64_t c = 0; c < a->c; c++) {
+        double mean = 0;
+        for (int64_t i = 0; i < n; i++) mean += (double)row[i * a->c + c];
+        mean /= (double)n;
+        for (int64_t i = 0; i < n; i++)
+            row[i * a->c + c] = (row[i * a->c + c] - (float)mean) * by + (float)mean;
+    }
+}
+static void brightness(struct w_augment *a, const struct params *p, float *row, struct random *r) {
+    float by = (float)((2 * uniform(r) - 1) * p->factor);
+    for (int64_t i = 0; i < a->h * a->w * a->c; i++) row[i] += by;
+}
+
 /* clang-format off */
 #define P(field) offsetof(struct params, field)
 #define FILL {.name = "fill_mode", .kind = W_PARAM_CHOICE, .offset = P(fill_mode), .choices = "constant nearest reflect wrap"}, {.name = "fill_value", .kind = W_PARAM_DOUBLE, .offset = P(fill_value)}
@@ -162,6 +202,9 @@ static const struct w_param noise_params[] = {{.name = "stddev", .kind = W_PARAM
 static const struct w_param erase_params[] = {{.name = "factor", .kind = W_PARAM_DOUBLE, .offset = P(factor), .min = 0.02, .max = 1, .deflt = 0.2}, {.name = "probability", .kind = W_PARAM_DOUBLE, .offset = P(probability), .min = 0, .max = 1, .deflt = 0.5},
     {.name = "fill_value", .kind = W_PARAM_DOUBLE, .offset = P(fill_value)}, {0}};
 
+static const struct w_param mask_params[] = {{.name = "factor", .kind = W_PARAM_DOUBLE, .offset = P(factor), .min = 0, .max = 1, .deflt = 0.2},
+    {.name = "count", .kind = W_PARAM_INT, .offset = P(size), .min = 1, .max = 64, .deflt = 1}, {0}};
+
 static const struct augment_desc descs[] = {
     {"RandomFlip", flip_params, flip},
     {"RandomTranslation", translation_params, translate},
@@ -170,6 +213,10 @@ static const struct augment_desc descs[] = {
     {"RandomZoom", factor_params, zoom},
     {"GaussianNoise", noise_params, noise},
     {"RandomErasing", erase_params, erase},
+    {"RandomContrast", factor_params, contrast},
+    {"RandomBrightness", factor_params, brightness},
+    {"TimeMask", mask_params, time_mask},
+    {"FrequencyMask", mask_params, frequency_mask},
 };
 /* clang-format on */
 
@@ -205,13 +252,14 @@ struct w_augment *w_augment_create(json_t *list, int rank, const int64_t *dims,
         return w_fail(err, W_BAD_SPEC, "data.augment must be a list of at most %d steps",
                       STEPS_MAX),
                NULL;
-    if (rank != 3)
+    if (rank != 3 && rank != 2)
         return w_fail(err, W_BAD_SPEC,
-                      "data.augment is for pictures, rows of [height, width, channels]"),
+                      "data.augment is for pictures, rows of [height, width, channels], and for "
+                      "spectrograms, [frames, bands]"),
                NULL;
     struct w_augment *a = calloc(1, sizeof *a);
     if (a) {
-        *a = (struct w_augment){.h = dims[0], .w = dims[1], .c = dims[2]};
+        *a = (struct w_augment){.h = dims[0], .w = dims[1], .c = rank == 3 ? dims[2] : 1};
         a->copy = malloc((size_t)(a->h * a->w * a->c) * sizeof *a->copy);
     }
     if (!a || !a->copy) {

@@ -81,6 +81,43 @@ static bool number_words(const struct w_words *w, const char *where, const struc
     return true;
 }
 
+/* Each row's words as a sequence of labels, 0 and up without the blank; padded with −1. */
+static bool number_sequences(const struct w_words *w, const char *separator, const char *where,
+                             const struct w_set_wish *wish, struct w_set *s, struct w_error *err) {
+    struct w_words all = {0};
+    int64_t *lengths = calloc((size_t)w->n + 1, sizeof *lengths), longest = 1;
+    bool ok = lengths != NULL || w_fail(err, W_NO_MEMORY, "no memory for labels");
+    for (int64_t i = 0; ok && i < w->n; i++) {
+        const char *p = w->items[i];
+        while (ok && *p) {
+            size_t n = *separator ? strcspn(p, separator) : 1;
+            while (!*separator && (p[n] & 0xc0) == 0x80) n++; /* a character */
+            if (n && (ok = w__train_words_add(&all, p, n, err))) lengths[i]++;
+            p += n;
+            if (*separator && *p) p++;
+        }
+        if (lengths[i] > longest) longest = lengths[i];
+    }
+    struct w_set flat = {0};
+    ok = ok && number_words(&all, where, wish->like, &flat, err);
+    if (ok && !wish->like) s->names = flat.names, s->n_names = flat.n_names;
+    w__array_finish(&s->y);
+    s->y = (struct w_array){.dtype = OP_I64, .rank = 1, .dims = {longest}, .elements = longest};
+    s->y.n = w->n;
+    int64_t *dst = ok ? malloc((size_t)(w->n * longest) * sizeof *dst + 1) : NULL, at = 0;
+    if (ok && !dst) ok = w_fail(err, W_NO_MEMORY, "no memory for labels");
+    for (int64_t i = 0; ok && i < w->n; i++)
+        for (int64_t k = 0; k < longest; k++) {
+            int64_t v = k < lengths[i] ? ((const int64_t *)flat.y.data)[at++] : -1;
+            dst[i * longest + k] = v >= wish->blank ? v + 1 : v;
+        }
+    s->y.data = dst;
+    w__array_finish(&flat.y);
+    w__train_words_finish(&all);
+    free(lengths);
+    return ok;
+}
+
 /* --- arrays ------------------------------------------------------------------------------------
  */
 
@@ -256,6 +293,8 @@ static bool read_any(const struct w_table *t, const char *what, struct w_array *
                      has_end(t->path, ".jsonl") || has_end(t->path, ".ndjson");
     if (in.is_folder && t->text && y)
         ok = w__train_read_texts(t, in.file, x, words, err);
+    else if (in.is_folder && t->front && t->front->sound && y)
+        ok = w__train_read_sounds(t, in.file, x, words, err);
     else if (t->text && !table && !in.is_folder)
         ok = w__train_read_lines(t, in.file, x, err);
     else if (in.is_folder)
@@ -333,7 +372,8 @@ static bool check_input(struct w_array *x, const struct w_train_input *in, bool 
  */
 
 struct given {
-    json_t *x, *y, *target, *header, *columns, *fields, *delimiter, *weight, *classes;
+    json_t *x, *y, *target, *header, *columns, *fields, *delimiter, *weight, *classes, *pattern, *separator,
+        *only, *except;
     int32_t length, stride;
     bool categorical;
 };
@@ -475,7 +515,11 @@ static bool read_set(const struct given *g, struct w_table *t, const struct w_se
     }
     dst->is_image = ok && dst->x[0].dtype == OP_U8 && words.n && !t->target;
     ok = ok && read_y(g, t, dst, &words, err) &&
-         (!words.n || number_words(&words, t->where, wish->like, dst, err)) &&
+         (!words.n || (wish->sequences
+                           ? number_sequences(&words,
+                                              g->separator ? json_string_value(g->separator) : " -",
+                                              t->where, wish, dst, err)
+                           : number_words(&words, t->where, wish->like, dst, err))) &&
          all_rows(t->where, wish, dst, err);
     for (int i = 0; ok && i < wish->n_inputs; i++)
         ok = check_input(&dst->x[i], &wish->inputs[i], dst->is_image, t->where, err);
@@ -499,11 +543,18 @@ bool w_train_set_load(json_t *json, const char *where, const struct w_train_file
         {.name = "categorical", .kind = W_PARAM_BOOL, .offset = offsetof(struct given, categorical)},
         {.name = "sequence_length", .kind = W_PARAM_INT, .offset = offsetof(struct given, length), .min = 0, .max = 1 << 24},
         {.name = "sequence_stride", .kind = W_PARAM_INT, .offset = offsetof(struct given, stride), .min = 1, .max = 1 << 24, .deflt = 1},
+        {.name = "label_pattern", .kind = W_PARAM_JSON, .offset = offsetof(struct given, pattern)},
+        {.name = "label_separator", .kind = W_PARAM_JSON, .offset = offsetof(struct given, separator)},
+        {.name = "only", .kind = W_PARAM_JSON, .offset = offsetof(struct given, only)},
+        {.name = "except", .kind = W_PARAM_JSON, .offset = offsetof(struct given, except)},
         {.name = "sample_weight", .kind = W_PARAM_JSON, .offset = offsetof(struct given, weight)},
         {0}};
     /* clang-format on */
     *dst = (struct w_set){0};
     if (!w__train_params(params, json, &g, where, err)) return false;
+    if (g.separator && !json_is_string(g.separator))
+        return w_fail(err, W_BAD_SPEC, "%s.label_separator must be a string; \"\" is every character",
+                      where);
     struct w_table t = {.where = where,
                         .json = json,
                         .files = files,

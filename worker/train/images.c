@@ -7,15 +7,6 @@
 
 #include "worker/train/train.h"
 
-static bool add_label(const struct w_table *t, const char *name, void *words, struct w_error *err) {
-    const char *slash = strchr(name, '/');
-    if (!slash)
-        return w_fail(err, W_BAD_INPUT,
-                      "%s (%s): the picture %.100s lies in no folder that would be its label",
-                      t->where, t->path, name);
-    return w__train_words_add(words, name, (size_t)(slash - name), err);
-}
-
 bool w__train_read_images(const struct w_table *t, const char *folder, struct w_array *x,
                           struct w_words *words, struct w_error *err) {
     const struct w_train_input *in = t->input;
@@ -31,5 +22,5 @@ bool w__train_read_images(const struct w_table *t, const char *folder, struct w_
              "{\"quern\":1,\"pipeline\":[{\"decode_image\":{\"color\":\"%s\"}},"
              "{\"resize\":{\"h\":%lld,\"w\":%lld}}]}",
              hwc[2] == 1 ? "gray" : "rgb", (long long)hwc[0], (long long)hwc[1]);
-    return w__train_stream_files(t, folder, "images", steps, x, add_label, words, err);
+    return w__train_stream_files(t, folder, "images", steps, x, words, err);
 }

@@ -56,7 +56,9 @@ static bool load_sets(struct w_fit *f, struct w_error *err) {
     struct w_set_wish wish = {.inputs = f->m.inputs,
                               .n_inputs = f->m.n_inputs,
                               .fronts = f->fronts,
-                              .no_targets = f->target == OP_TARGET_NONE};
+                              .no_targets = f->target == OP_TARGET_NONE,
+                              .sequences = f->target == OP_TARGET_LABELS,
+                              .blank = s->loss.blank};
     wish.first = s->model.onnx && f->m.inputs[0].rank == 3;
     f->o.files.memory_bytes = (size_t)(s->data.memory_mb * 1048576);
     if (!w_train_set_load(s->data.train, "data.train", &f->o.files, &wish, &f->whole, err))
@@ -381,7 +383,7 @@ bool w__fit_prepare(struct w_fit *f, struct w_error *err) {
     if (f->m.output_rank < 1)
         return w_fail(err, W_BAD_SPEC,
                       "the model gives a single number a row: end in a Dense layer");
-    if (!make_parts(f, err) || !w_train_texts(s, &f->m, f->fronts, err) || !load_sets(f, err) || !front(f, err)) return false;
+    if (!make_parts(f, err) || !w_train_sources(s, &f->m, f->fronts, err) || !load_sets(f, err) || !front(f, err)) return false;
     f->flip_images = f->train.is_image && s->model.onnx;
     f->order = malloc((size_t)(f->train.n + 1) * sizeof *f->order);
     if (!f->order) return w_fail(err, W_NO_MEMORY, "out of memory");

@@ -18,6 +18,8 @@ struct step {
     double scale, offset;
     json_t *mean, *variance, *axis, *standardize;
     int32_t height, width, max_tokens, length, split;
+    int32_t sampling_rate, fft_length, sequence_length, sequence_stride, num_mel_bins;
+    double min_freq, max_freq;
 };
 
 /* What a step is applied to. */
@@ -51,6 +53,16 @@ static const struct w_param text_params[] = {INPUT,
     {.name = "standardize", .kind = W_PARAM_JSON, .offset = offsetof(struct step, standardize)},
     {.name = "split", .kind = W_PARAM_CHOICE, .offset = offsetof(struct step, split), .choices = W_SPLIT_CHOICES},
     {.name = "output_sequence_length", .kind = W_PARAM_INT, .offset = offsetof(struct step, length), .min = 0, .max = 1 << 24},
+    {0}};
+#define MEL(field) offsetof(struct step, field)
+static const struct w_param mel_params[] = {INPUT,
+    {.name = "sampling_rate", .kind = W_PARAM_INT, .offset = MEL(sampling_rate), .min = 1, .max = 768000, .deflt = 16000},
+    {.name = "fft_length", .kind = W_PARAM_INT, .offset = MEL(fft_length), .min = 2, .max = 65536, .deflt = 512},
+    {.name = "sequence_length", .kind = W_PARAM_INT, .offset = MEL(sequence_length), .min = 0, .max = 65536},
+    {.name = "sequence_stride", .kind = W_PARAM_INT, .offset = MEL(sequence_stride), .min = 1, .max = 65536, .deflt = 160},
+    {.name = "num_mel_bins", .kind = W_PARAM_INT, .offset = MEL(num_mel_bins), .min = 0, .max = 1024},
+    {.name = "min_freq", .kind = W_PARAM_DOUBLE, .offset = MEL(min_freq), .min = 0, .max = 768000, .deflt = 20},
+    {.name = "max_freq", .kind = W_PARAM_DOUBLE, .offset = MEL(max_freq), .min = 0, .max = 768000},
     {0}};
 /* clang-format on */
 
@@ -209,6 +221,12 @@ static bool text_vectorization(const struct place *p, const struct step *st) {
            w_fail_in(p->err, "%s: ", p->where);
 }
 
+/* Reading has done it. */
+static bool spectrogram(const struct place *p, const struct step *st) {
+    (void)p, (void)st;
+    return true;
+}
+
 static const struct step_desc {
     const char *name;
     const struct w_param *params;
@@ -220,6 +238,7 @@ static const struct step_desc {
     {"Resizing", resizing_params, resizing, false},
     {"IntegerLookup", plain_params, integer_lookup, false},
     {"TextVectorization", text_params, text_vectorization, false},
+    {"MelSpectrogram", mel_params, spectrogram, false},
     {"OneHot", plain_params, nothing, false},
     {"CategoryEncoding", plain_params, nothing, false},
 };
@@ -303,8 +322,32 @@ static bool make_vectorizer(const struct step *st, const struct w_train_input *i
     return f->words != NULL;
 }
 
-bool w_train_texts(const struct w_spec_train *spec, const struct w_train_model *m,
-                   struct w_front *dst, struct w_error *err) {
+/* The steps of the pipeline that make an input of a WAV file; the shape of the input says how many
+ * frames and bands. */
+static bool make_sound(const struct step *st, const struct w_train_input *in, struct w_front *f,
+                       const char *where, struct w_error *err) {
+    bool flat = in->rank == 3 && in->dims[2] == 1;
+    if (in->dtype != OP_F32 || (in->rank != 2 && !flat) || f->sound)
+        return w_fail(err, W_BAD_SPEC,
+                      "%s: it gives float32[frames, bands], once: the input \"%s\" must be that, or "
+                      "[frames, bands, 1]",
+                      where, in->name);
+    if (st->num_mel_bins && st->num_mel_bins != in->dims[1])
+        return w_fail(err, W_BAD_SPEC, "%s: \"num_mel_bins\" is %d, the model's input has %lld bands",
+                      where, st->num_mel_bins, (long long)in->dims[1]);
+    json_t *steps = json_pack(
+        "[{s:{s:i}},{s:{s:i,s:i,s:i,s:i,s:I,s:I,s:f,s:f}}]", "decode_audio", "rate",
+        st->sampling_rate, "log_mel", "sampling_rate", st->sampling_rate, "fft_length",
+        st->fft_length, "sequence_length", st->sequence_length, "sequence_stride",
+        st->sequence_stride, "num_mel_bins", (json_int_t)in->dims[1], "frames",
+        (json_int_t)in->dims[0], "min_freq", st->min_freq, "max_freq", st->max_freq);
+    f->sound = steps ? json_dumps(steps, JSON_COMPACT) : NULL;
+    json_decref(steps);
+    return f->sound || w_fail(err, W_NO_MEMORY, "out of memory");
+}
+
+bool w_train_sources(const struct w_spec_train *spec, const struct w_train_model *m,
+                     struct w_front *dst, struct w_error *err) {
     json_t *json;
     size_t i;
     if (spec->data.preprocess && !json_is_array(spec->data.preprocess))
@@ -316,10 +359,11 @@ bool w_train_texts(const struct w_spec_train *spec, const struct w_train_model *
         int at;
         snprintf(where, sizeof where, "data.preprocess[%zu]", i);
         if (!read_step(json, m, where, &d, &st, &at, err)) return false;
-        bool ok = d->apply != text_vectorization ||
-                  (m->n_inputs > 1 ? w_fail(err, W_UNSUPPORTED, "%s: TextVectorization is for models "
-                                                                "with one input", where)
-                                   : make_vectorizer(&st, &m->inputs[at], &dst[at], where, err));
+        bool text = d->apply == text_vectorization, sound = d->apply == spectrogram,
+             ok = !(text || sound) || m->n_inputs == 1 ||
+                  w_fail(err, W_UNSUPPORTED, "%s: %s is for models with one input", where, d->name);
+        if (ok && text) ok = make_vectorizer(&st, &m->inputs[at], &dst[at], where, err);
+        if (ok && sound) ok = make_sound(&st, &m->inputs[at], &dst[at], where, err);
         w__params_free(d->params, &st);
         if (!ok) return false;
     }
@@ -330,7 +374,7 @@ bool w_train_preprocess(const struct w_spec_train *spec, const struct w_train_mo
                         const struct w_set *train, struct w_front *dst, struct w_error *err) {
     json_t *list = spec->data.preprocess, *json;
     size_t i;
-    if (!list) return true; /* w_train_texts has seen that it is a list */
+    if (!list) return true; /* w_train_sources has seen that it is a list */
     json_array_foreach(list, i, json) {
         char where[64];
         snprintf(where, sizeof where, "data.preprocess[%zu]", i);
@@ -350,5 +394,6 @@ void w_front_finish(struct w_front *f) {
     affine_finish(&f->affine);
     free(f->table);
     w_vectorizer_destroy(f->words);
+    free(f->sound);
     *f = (struct w_front){0};
 }

@@ -18,7 +18,8 @@ struct stream {
     struct w_arena arena;
     struct w_pipeline *steps; /* of files; NULL: rows are tensors */
     struct w_row *row;
-    int64_t bytes; /* of a row that steps make */
+    int64_t *which; /* the file of each row; NULL: all of them are rows */
+    int64_t bytes;  /* of a row that steps make */
     struct w_array shape;
 };
 
@@ -28,6 +29,7 @@ static void free_stream(struct w_reader *r) {
     w_row_destroy(s->row);
     w_pipeline_destroy(s->steps);
     w_arena_finish(&s->arena);
+    free(s->which);
     free(s);
 }
 
@@ -58,7 +60,7 @@ static bool through_steps(struct stream *s, const struct w_record *r, void *dst,
 static bool read_row(struct w_reader *r, int64_t row, void *dst, struct w_error *err) {
     struct stream *s = (struct stream *)r;
     struct w_record rec;
-    struct w_cursor *c = w_cursor_open(s->source, (uint64_t)row, err);
+    struct w_cursor *c = w_cursor_open(s->source, (uint64_t)(s->which ? s->which[row] : row), err);
     bool ok = c && w_cursor_next(c, &s->arena, &rec, err) == W_READ_ROW;
     if (ok && s->steps) {
         ok = through_steps(s, &rec, dst, err);
@@ -117,27 +119,32 @@ bool w__train_stream_npy(const char *file, const char *where, struct w_array *ds
 /* --- files ---------------------------------------------------------------------------------------
  */
 
-/* Calls label for each file's name; digest: of names and bytes. */
-static bool walk_files(struct stream *s, const struct w_table *t, w_label_fn *label, void *user,
-                       char *digest, struct w_error *err) {
+/* Takes the label of each file, and notes which files are rows; digest: of their names and bytes. */
+static bool walk_files(struct stream *s, const struct w_table *t, struct w_words *words,
+                       struct w_array *x, struct w_error *err) {
     EVP_MD_CTX *md = EVP_MD_CTX_new();
     struct w_cursor *c = w_cursor_open(s->source, 0, err);
     struct w_record r;
     uint8_t sum[EVP_MAX_MD_SIZE];
     enum w_read got = W_READ_FAILED;
-    bool ok = c && ((md && EVP_DigestInit_ex(md, EVP_sha256(), NULL)) ||
+    s->which = malloc((size_t)w_source_rows(s->source) * sizeof *s->which + 1);
+    bool ok = c && ((s->which && md && EVP_DigestInit_ex(md, EVP_sha256(), NULL)) ||
                     w_fail(err, W_NO_MEMORY, "out of memory"));
     while (ok && (got = w_cursor_next(c, &s->arena, &r, err)) == W_READ_ROW) {
-        EVP_DigestUpdate(md, r.name, strlen(r.name) + 1);
-        EVP_DigestUpdate(md, r.value.span.ptr, r.value.span.len);
-        ok = label(t, r.name, user, err);
+        int take = w__train_label(t, r.name, words, err);
+        ok = take >= 0;
+        if (take > 0) {
+            EVP_DigestUpdate(md, r.name, strlen(r.name) + 1);
+            EVP_DigestUpdate(md, r.value.span.ptr, r.value.span.len);
+            s->which[x->n++] = (int64_t)r.row;
+        }
         w_arena_reset(&s->arena);
         if (ok && t->files->cancel && __atomic_load_n(t->files->cancel, __ATOMIC_RELAXED))
             ok = w_fail(err, "cancelled", "cancelled while reading %s", t->path);
     }
     ok = ok && got == W_READ_END;
     if (ok) EVP_DigestFinal_ex(md, sum, NULL);
-    for (int i = 0; ok && i < 32; i++) snprintf(digest + 2 * i, 3, "%02x", sum[i]);
+    for (int i = 0; ok && i < 32; i++) snprintf(x->digest + 2 * i, 3, "%02x", sum[i]);
     w_cursor_close(c);
     EVP_MD_CTX_free(md);
     return ok;
@@ -165,7 +172,7 @@ static bool take_in(const struct w_table *t, struct w_array *x, struct w_error *
 }
 
 bool w__train_stream_files(const struct w_table *t, const char *folder, const char *format,
-                           const char *steps, struct w_array *x, w_label_fn *label, void *user,
+                           const char *steps, struct w_array *x, struct w_words *words,
                            struct w_error *err) {
     const struct w_source_options o = {.name = t->path, .format = format, .header = -1};
     struct stream *s = new_stream(folder, &o, err);
@@ -173,11 +180,10 @@ bool w__train_stream_files(const struct w_table *t, const char *folder, const ch
     s->bytes = x->elements * (int64_t)op_type_size(x->dtype);
     s->steps = w_pipeline_parse(steps, strlen(steps), NULL, NULL, err);
     s->row = w_row_create(ROW_BYTES_MAX);
-    if (!s->steps || !s->row || !walk_files(s, t, label, user, x->digest, err)) {
+    if (!s->steps || !s->row || !walk_files(s, t, words, x, err)) {
         free_stream(&s->base);
         return w_fail_in(err, "%s: ", t->where);
     }
-    x->n = (int64_t)w_source_rows(s->source);
     x->reader = &s->base;
     return take_in(t, x, err) || w_fail_in(err, "%s: ", t->where);
 }

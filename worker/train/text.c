@@ -68,12 +68,9 @@ bool w__train_read_texts(const struct w_table *t, const char *folder, struct w_a
     struct w_cursor *c = s ? w_cursor_open(s, 0, err) : NULL;
     bool ok = c != NULL;
     while (ok && (got = w_cursor_next(c, &arena, &r, err)) == W_READ_ROW) {
-        const char *slash = strchr(r.name, '/');
-        ok = !cancelled(t, err) &&
-             (slash || w_fail(err, W_BAD_INPUT,
-                              "the text %.100s lies in no folder that would be its label", r.name)) &&
-             w__train_words_add(words, r.name, (size_t)(slash - r.name), err) &&
-             w__array_add_text(x, t->files, r.value.span.ptr, r.value.span.len, err);
+        int take = cancelled(t, err) ? -1 : w__train_label(t, r.name, words, err);
+        ok = take >= 0 &&
+             (!take || w__array_add_text(x, t->files, r.value.span.ptr, r.value.span.len, err));
         w_arena_reset(&arena);
     }
     ok = ok && got == W_READ_END;

@@ -123,6 +123,7 @@ struct w_front {
     struct w_vectorizer *words;
     int split, standardize;
     int64_t max_tokens;
+    char *sound; /* MelSpectrogram: pipeline steps as JSON, of WAV files; NULL: they are none */
 };
 
 /* Reads model.inputs: {name: {"shape", "dtype"}}. */
@@ -142,6 +143,8 @@ struct w_set_wish {
     const struct w_front *fronts; /* of each input: which of them are text */
     bool first;               /* pictures are [channels, height, width] in the graph */
     bool no_targets;          /* the loss needs none */
+    bool sequences;           /* targets are sequences of labels (ctc) */
+    int64_t blank;
     const struct w_set *like; /* labels as in this set; NULL: its own */
 };
 
@@ -195,17 +198,21 @@ void w__train_convert(const struct op_tensor *t, int64_t count, void *dst);
 bool w__train_stream_npy(const char *file, const char *where, struct w_array *dst,
                          struct w_error *err);
 /* Files of a folder, each through pipeline steps (the text of a model.json) that make a row of x's
- * type and shape. label: called for each name in the order of the rows. */
-typedef bool w_label_fn(const struct w_table *t, const char *name, void *user, struct w_error *err);
+ * type and shape; their labels go to words. */
 bool w__train_stream_files(const struct w_table *t, const char *folder, const char *format,
-                           const char *steps, struct w_array *x, w_label_fn *label, void *user,
+                           const char *steps, struct w_array *x, struct w_words *words,
                            struct w_error *err);
+/* The label of a file by its name: 1, 0: the file is not wanted, -1 with err. */
+int w__train_label(const struct w_table *t, const char *name, struct w_words *words,
+                   struct w_error *err);
+bool w__train_read_sounds(const struct w_table *t, const char *folder, struct w_array *x,
+                          struct w_words *words, struct w_error *err);
 
 /* --- preprocessing and augmentation --------------------------------------------------------------
  */
 
-/* Makes the vectorizers of the inputs that are text, before data is read. */
-bool w_train_texts(const struct w_spec_train *spec, const struct w_train_model *m,
+/* Makes what reading needs to know of the inputs that are text or sound, before data is read. */
+bool w_train_sources(const struct w_spec_train *spec, const struct w_train_model *m,
                    struct w_front *dst, struct w_error *err);
 /* Fills the front of each input; dst has m->n_inputs of them. */
 bool w_train_preprocess(const struct w_spec_train *spec, const struct w_train_model *m,
