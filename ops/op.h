@@ -187,6 +187,7 @@ struct op_desc {
     enum op_status (*prepare)(struct op_prepare *p);
     void (*release)(void *state);
     enum op_status (*infer)(struct op_ctx *ctx);
+    bool (*is_view)(const struct op_ctx *ctx); /* for these shapes, of as many bytes as input 0's, it is OP_F_VIEW; may be NULL */
     size_t (*scratch)(const struct op_ctx *ctx); /* shapes are valid as in run, data is not */
     enum op_status (*run)(struct op_ctx *ctx);
     enum op_status (*ref)(struct op_ctx *ctx);

@@ -7,7 +7,7 @@
  *   - an If whose condition is known: the branch's nodes are planned in its place;
  *   - every output's shape is known: a static step;
  *   - otherwise a dynamic step, and so are all that hang on it.
- * Second walk: when each slot is made and last used. Third: views and in-place outputs share memory; the layout
+ * Steps whose outputs only went into what is known now (the shape of a slice) go. Second walk: when each slot is made and last used. Third: views and in-place outputs share memory; the layout
  * (layout.c) puts the rest into the arena.
  *
  * A value of the graph is a slot of the plan; constants and an inlined If's outputs need no new ones: names are just bound
@@ -214,7 +214,8 @@ static enum op_status add_step(struct planner *pl, struct visit *v, bool fixed, 
     s->fixed = fixed;
     if (!fixed) return OP_OK;
     const struct op_desc *d = v->n->desc;
-    s->view = (d->flags & OP_F_VIEW) && v->in[0] >= 0 && op_tensor_bytes(&v->made[0].t) == op_tensor_bytes(v->t_in[0]);
+    s->view = v->in[0] >= 0 && op_tensor_bytes(&v->made[0].t) == op_tensor_bytes(v->t_in[0]) &&
+              ((d->flags & OP_F_VIEW) || (d->is_view && !pl->m->options.reference && d->is_view(&v->ctx)));
     if (d->scratch && !s->view) s->scratch_bytes = d->scratch(&v->ctx);
     if (d->cost) d->cost(&v->ctx, &s->flops, &s->bytes);
     if (!s->bytes) {
@@ -314,6 +315,37 @@ static enum op_status plan_graph(struct planner *pl, const struct op_graph *g, i
     return st;
 }
 
+/* Takes out steps none of whose outputs are used: what used them was evaluated while planning. */
+static enum op_status drop_unused(struct planner *pl) {
+    struct op_plan *p = pl->p;
+    bool *used = calloc((size_t)p->n_slots + 1, sizeof *used);
+    int kept = p->n_steps;
+    if (!used) return no_memory(pl);
+    for (int i = 0; i < p->n_outputs; i++) used[p->outputs[i]] = true;
+    for (int i = p->n_steps - 1; i >= 0; i--) { /* backwards: a user goes before what it used */
+        const struct op_node *n = p->steps[i].node;
+        bool any = false;
+        for (int o = 0; o < n->n_out; o++) any |= pl->out[i][o] >= 0 && used[pl->out[i][o]];
+        if (!any) {
+            p->flops -= p->steps[i].flops;
+            continue;
+        }
+        for (int k = 0; k < n->n_in + n->n_captures; k++)
+            if (pl->in[i][k] >= 0) used[pl->in[i][k]] = true;
+        p->steps[--kept] = p->steps[i];
+        pl->in[kept] = pl->in[i];
+        pl->out[kept] = pl->out[i];
+    }
+    for (int i = kept; i < p->n_steps; i++) {
+        p->steps[i - kept] = p->steps[i];
+        pl->in[i - kept] = pl->in[i];
+        pl->out[i - kept] = pl->out[i];
+    }
+    p->n_steps -= kept;
+    free(used);
+    return OP_OK;
+}
+
 /* --- lifetimes, sharing ------------------------------------------------------------------------ */
 
 static int root_of(const struct op_plan *p, int slot) {
@@ -346,7 +378,7 @@ static void share_views(struct planner *pl) {
     struct op_plan *p = pl->p;
     for (int i = p->n_steps - 1; i >= 0; i--) { /* backwards: a view of a view is done before what it views */
         const struct op_step *s = &p->steps[i];
-        if (!(s->node->desc->flags & OP_F_VIEW) || pl->in[i][0] < 0 || pl->out[i][0] < 0) continue;
+        if ((!s->view && !(s->node->desc->flags & OP_F_VIEW)) || pl->in[i][0] < 0 || pl->out[i][0] < 0) continue;
         int in = pl->in[i][0], out = pl->out[i][0];
         if (s->fixed && !s->view) continue;
         if (p->spots[out].to > p->spots[in].to) p->spots[in].to = p->spots[out].to;
@@ -481,6 +513,7 @@ static enum op_status build(struct planner *pl, const struct op_tensor *const *i
     if (st == OP_OK) st = plan_graph(pl, p->graph, bound);
     if (st == OP_OK) st = bind_outputs(pl, bound);
     free(bound);
+    if (st == OP_OK) st = drop_unused(pl);
     if (st == OP_OK) {
         find_lifetimes(pl);
         share_views(pl);

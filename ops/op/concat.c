@@ -51,6 +51,12 @@ static enum op_status concat_run(struct op_ctx *ctx) {
     return OP_OK;
 }
 
+/* As many bytes as the first: the others have none. */
+static bool adds_nothing(const struct op_ctx *ctx) {
+    (void)ctx;
+    return true;
+}
+
 static enum op_status concat_upgrade(struct op_graph *g, struct op_node *n, int opset,
                                      struct op_error *err) {
     (void)err;
@@ -67,6 +73,7 @@ static const struct op_desc concat = {
     .out_max = 1,
     .upgrade = concat_upgrade,
     .infer = concat_infer,
+    .is_view = adds_nothing,
     .run = concat_run,
 };
 OP_REGISTER(concat);

@@ -38,6 +38,12 @@ static enum op_status expand_run(struct op_ctx *ctx) {
     return OP_OK;
 }
 
+/* As many bytes as before: nothing was repeated. */
+static bool repeats_nothing(const struct op_ctx *ctx) {
+    (void)ctx;
+    return true;
+}
+
 static const struct op_desc expand = {
     .name = "Expand",
     .domain = "",
@@ -47,6 +53,7 @@ static const struct op_desc expand = {
     .out_min = 1,
     .out_max = 1,
     .infer = expand_infer,
+    .is_view = repeats_nothing,
     .run = expand_run,
 };
 OP_REGISTER(expand);
@@ -109,6 +116,7 @@ static const struct op_desc tile = {
     .out_min = 1,
     .out_max = 1,
     .infer = tile_infer,
+    .is_view = repeats_nothing,
     .run = tile_run,
 };
 OP_REGISTER(tile);

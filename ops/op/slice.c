@@ -89,6 +89,16 @@ static enum op_status slice_run(struct op_ctx *ctx) {
     return OP_OK;
 }
 
+/* All of it, forwards. */
+static bool slice_is_view(const struct op_ctx *ctx) {
+    const struct op_tensor *x = ctx->in[0];
+    struct slice_plan p;
+    if (make_plan(ctx, &p) != OP_OK) return false;
+    for (int i = 0; i < x->rank; i++)
+        if (p.dims[i] != x->dims[i] || p.step[i] < 0) return false;
+    return true;
+}
+
 static enum op_status slice_upgrade(struct op_graph *g, struct op_node *n, int opset,
                                     struct op_error *err) {
     if (opset >= 10) return OP_OK;
@@ -107,6 +117,7 @@ static const struct op_desc slice = {
     .out_max = 1,
     .upgrade = slice_upgrade,
     .infer = slice_infer,
+    .is_view = slice_is_view,
     .run = slice_run,
 };
 OP_REGISTER(slice);

@@ -51,6 +51,19 @@ static enum op_status transpose_run(struct op_ctx *ctx) {
     return OP_OK;
 }
 
+/* Only dimensions of 1 change places. */
+static bool transpose_is_view(const struct op_ctx *ctx) {
+    const struct op_tensor *x = ctx->in[0];
+    int perm[OP_RANK_MAX], last = -1;
+    if (read_perm(ctx, x->rank, perm) != OP_OK) return false;
+    for (int i = 0; i < x->rank; i++) {
+        if (x->dims[perm[i]] == 1) continue;
+        if (perm[i] < last) return false;
+        last = perm[i];
+    }
+    return true;
+}
+
 static const struct op_desc transpose = {
     .name = "Transpose",
     .domain = "",
@@ -60,6 +73,7 @@ static const struct op_desc transpose = {
     .out_min = 1,
     .out_max = 1,
     .infer = transpose_infer,
+    .is_view = transpose_is_view,
     .run = transpose_run,
 };
 OP_REGISTER(transpose);

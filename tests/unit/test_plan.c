@@ -154,7 +154,7 @@ static void test_layout_keeps_lives_apart(void **state) {
         const struct op_tensor *list[] = {&x};
         struct op_plan *p = op__plan_create(m.model, NULL, m.model->graph, list, 1, false, &err);
         assert_non_null(p);
-        assert_true(p->n_steps > n * 9 / 10 && p->n_steps <= n); /* what nobody uses is left out */
+        assert_true(p->n_steps > n / 2 && p->n_steps <= n); /* what nobody uses is left out, and what only that used */
         check_layout(p);
         assert_true(p->arena_bytes < (size_t)n * 192 / 2 + 1024);
         op__plan_destroy(p);
