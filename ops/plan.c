@@ -214,7 +214,7 @@ static enum op_status add_step(struct planner *pl, struct visit *v, bool fixed, 
     s->fixed = fixed;
     if (!fixed) return OP_OK;
     const struct op_desc *d = v->n->desc;
-    s->view = v->in[0] >= 0 && op_tensor_bytes(&v->made[0].t) == op_tensor_bytes(v->t_in[0]) &&
+    s->view = v->n_in > 0 && v->in[0] >= 0 && op_tensor_bytes(&v->made[0].t) == op_tensor_bytes(v->t_in[0]) &&
               ((d->flags & OP_F_VIEW) || (d->is_view && !pl->m->options.reference && d->is_view(&v->ctx)));
     if (d->scratch && !s->view) s->scratch_bytes = d->scratch(&v->ctx);
     if (d->cost) d->cost(&v->ctx, &s->flops, &s->bytes);

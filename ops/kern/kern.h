@@ -106,7 +106,7 @@ struct k_vmath {
     void (*softmax)(int64_t n, const float *x, float *y);                   /* e^(x - max) / sum; a row of -inf gives NaN */
     void (*log_softmax)(int64_t n, const float *x, float *y);
     /* The two halves of a softmax over a row that comes in pieces: x = scale x + add (add may be NULL), and the largest, as `max`; then
-     * x = e^(x - shift) for shift not below any x, 0 where that is below e^-87, and the sum. */
+     * x = e^(x - shift), or e^-87 where that is less, for a shift that is not below any x, and the sum. */
     float (*scale_max)(int64_t n, float scale, const float *add, float *x);
     float (*exp_sum)(int64_t n, float shift, float *x);
     /* y = (x - mean) / sqrt(var + epsilon) * scale + bias over one row, var with 1/n; scale and bias may be NULL. The mean and

@@ -40,11 +40,11 @@ K_INLINE vf v_exp(vf x) {
     return v__scale(v_set(1.0f) + p, n);
 }
 
-/* e^x for x <= 0; 0 below -87, so that one factor does */
+/* e^x for -87 <= x <= 0, e^-87 below, so that one factor does */
 K_INLINE vf v_exp_negative(vf x) {
     vi n;
-    const vf p = v__exp_reduced(v_max(v_set(-88.0f), x), &n); /* NaN stays: below in v_sel too */
-    return v_sel(v_lt(x, v_set(-87.0f)), v_set(0.0f), (v_set(1.0f) + p) * (vf)((vu)(n + 127) << 23));
+    const vf p = v__exp_reduced(v_max(v_set(-87.0f), x), &n), scale = (vf)((vu)(n + 127) << 23); /* NaN stays */
+    return v_fma(p, scale, scale);
 }
 
 /* e^x - 1 for x <= 0 with an absolute error of 2^-24, and a small relative one near 0 */
@@ -123,9 +123,27 @@ K_INLINE vf v_erf(vf x) {
     return v_sel(v_lt(a, v_set(0.94f)), small, v_copysign(v_set(1.0f) - v_exp(-r), x));
 }
 
+/* With z = x / sqrt 2: erf(z) = z P(z^2) on |z| < 3.9, where it reaches 1, P in powers of s = z^2 / 7.605 - 1, which runs from -1 to 1 so that
+ * 15 terms lose nothing; absolute error 2.3e-7. That is not erf near 0 to the last bit, as v_erf is, and a third of its time. */
 K_INLINE vf v_gelu(vf x) {
-    const vf half = v_set(0.5f) * x;
-    return v_fma(half, v_erf(x * v_set(0.70710678118654752f)), half);
+    const vf half = v_set(0.5f) * x, z = v_min(v_set(3.9f), v_max(v_set(-3.9f), x * v_set(0.70710678118654752f)));
+    const vf s = v_fma(z * z, v_set(0x1.0d4be8p-3f), v_set(-1.0f));
+    vf p = v_set(0x1.a266eep-10f);
+    p = v_fma(p, s, v_set(-0x1.08f10cp-8f));
+    p = v_fma(p, s, v_set(0x1.8418f8p-9f));
+    p = v_fma(p, s, v_set(-0x1.c81096p-9f));
+    p = v_fma(p, s, v_set(0x1.915a36p-7f));
+    p = v_fma(p, s, v_set(-0x1.6aefa4p-6f));
+    p = v_fma(p, s, v_set(0x1.eaea7ep-6f));
+    p = v_fma(p, s, v_set(-0x1.564e78p-5f));
+    p = v_fma(p, s, v_set(0x1.d83828p-5f));
+    p = v_fma(p, s, v_set(-0x1.2f17d4p-4f));
+    p = v_fma(p, s, v_set(0x1.738b50p-4f));
+    p = v_fma(p, s, v_set(-0x1.c0939ap-4f));
+    p = v_fma(p, s, v_set(0x1.13d7cap-3f));
+    p = v_fma(p, s, v_set(-0x1.72b628p-3f));
+    p = v_fma(p, s, v_set(0x1.734938p-2f));
+    return v_fma(half, v_min(v_set(1.0f), v_max(v_set(-1.0f), p * z)), half);
 }
 
 K_INLINE vf v_gelu_tanh(vf x) {

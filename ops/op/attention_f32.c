@@ -136,7 +136,33 @@ struct head {
     int64_t b, h, kv;
     float *k, *v, *q, *scores, *y, *mask;
     bool mask_is_written; /* for all queries */
+    struct { /* the next head's keys, values and queries, by rows; at NULL: not there */
+        const char *at;
+        int64_t step, bytes, rows;
+    } ahead[3];
 };
+
+/* A row of each of the next head's: in a batch of several they are spread over megabytes, a line or two every few kilobytes, and no hardware sees
+ * that coming. Row by row, between the softmax of this head's, as bursts would fill the core's buffers. */
+static void fetch_ahead(const struct head *w, int64_t row) {
+    for (int k = 0; k < 3; k++)
+        for (int64_t i = 0; w->ahead[k].at && row < w->ahead[k].rows && i < w->ahead[k].bytes; i += 64)
+            __builtin_prefetch(w->ahead[k].at + row * w->ahead[k].step + i, 0, 2);
+}
+
+static void look_ahead(struct head *w, int64_t pair) {
+    const struct attention *a = w->job->a;
+    const struct attention_rows *rows[] = {&a->k, &a->v, &a->q};
+    const int64_t n[] = {a->keys, a->keys, a->queries}, size[] = {a->size, a->v_size, a->size};
+    for (int k = 0; k < 3; k++) {
+        const bool good = pair < a->batch * a->kv_heads && a->batch > 1 && lies_well(rows[k]) && attention_step(rows[k]) == 1;
+        const int64_t h = k == 2 ? pair % a->kv_heads * (a->heads / a->kv_heads) : pair % a->kv_heads;
+        w->ahead[k].at = good ? (const char *)((const float *)rows[k]->t->data + attention_row(rows[k], pair / a->kv_heads, h, 0)) : NULL;
+        w->ahead[k].step = rows[k]->by_row * (int64_t)sizeof(float);
+        w->ahead[k].bytes = size[k] * (int64_t)sizeof(float);
+        w->ahead[k].rows = n[k];
+    }
+}
 
 static void product(const struct head *w, int64_t m, int64_t n, int64_t k, struct placed x, const float *b, bool add, float *c, int64_t c_row) {
     struct k_product p = {.m = m, .n = n, .k = k, .a = x.at, .a_row = x.step, .a_k = 1, .b = b, .b_packed = true, .c = c, .c_row = c_row};
@@ -199,6 +225,7 @@ static void weigh(struct head *w, int64_t i, int64_t r, int64_t t, int64_t n, fl
         *sum *= down;
         math->unary[K_LINEAR](a->v_size, w->y + r * a->v_size, w->y + r * a->v_size, down, 0);
     }
+    if (shift == -INFINITY) seen = 0; /* all are hidden so far: the sum stays 0, and at the end the quotient by it is NaN */
     *sum = (t > 0 ? *sum : 0) + math->exp_sum(seen, by, row);
     *top = shift;
     if (seen < n) memset(row + seen, 0, (size_t)(n - seen) * sizeof *row);
@@ -223,7 +250,10 @@ static void attend(struct head *w, int64_t i, int64_t n) {
         const int64_t keys = job->total - t < job->block ? job->total - t : job->block, used = seen - t < keys ? seen - t : keys;
         const int64_t at = t / job->block;
         product(w, n, keys, a->size, q, w->k + at * (int64_t)k_step, false, w->scores, keys);
-        for (int64_t r = 0; r < n; r++) weigh(w, i + r, r, t, keys, w->scores + r * keys, &top[r], &sum[r]);
+        for (int64_t r = 0; r < n; r++) {
+            fetch_ahead(w, i + r);
+            weigh(w, i + r, r, t, keys, w->scores + r * keys, &top[r], &sum[r]);
+        }
         product(w, n, a->v_size, used > 0 ? used : 0, (struct placed){w->scores, keys, 1}, w->v + at * (int64_t)v_step, t > 0, w->y, a->v_size);
         t += job->block;
     } while (t < seen);
@@ -272,6 +302,7 @@ static void task(void *arg, int64_t i) {
         struct placed v = place(&a->past_v, &a->v, &a->present_v, a->past, a->keys, a->v_size, w.b, w.kv, rows);
         if (nothing) continue;
         pack(&w, v, true);
+        look_ahead(&w, pair + job->n_tasks);
         for (w.h = w.kv * group; w.h < (w.kv + 1) * group; w.h++) {
             w.mask_is_written = false;
             for (int64_t q = 0; q < a->queries; q += QUERIES) attend(&w, q, a->queries - q < QUERIES ? a->queries - q : QUERIES);
