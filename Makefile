@@ -105,6 +105,28 @@ $(O)/tests/fuzz/replay_%: $(O)/tests/fuzz/fuzz_%.o $(O)/tests/fuzz/replay.o $(OB
 build/fuzz/tests/fuzz/fuzz_%: $(O)/tests/fuzz/fuzz_%.o $(OBJ_LIB)
 	$(CC) $(ALL_CFLAGS) -fsanitize=fuzzer $(LDFLAGS) -rdynamic -o $@ $^ $(LDLIBS)
 
+# The engine for aarch64, static, with the unit tests that need nothing else, run under qemu (tests/zoo/test_arm.py). What it would take from
+# libraries of that architecture, SHA-256 and cmocka, stands in tests/arm.
+ARM_CC     := aarch64-linux-gnu-gcc
+ARM_TESTS  := builder kern_gemm kern_quant kern_vmath kern_winograd op_control op_conv op_math op_ml op_nn op_rnn op_shape pass_channels plan session tensor
+ARM_BIN    := $(patsubst %,build/arm/test_%,$(ARM_TESTS)) build/arm/outputs build/arm/outputs-native
+
+.PHONY: check-arm arm-bin
+arm-bin: $(ARM_BIN)
+check-arm: all ## check-arm: build the engine for aarch64 and run it under qemu: the bits are those of this machine
+	@QUERN_BUILD=$(O) $(PYTHON) tests/zoo/test_arm.py
+
+build/arm/%.o: %.c
+	@mkdir -p $(@D)
+	$(ARM_CC) -D_GNU_SOURCE -DQUERN_VERSION='"$(VERSION)"' -Itests/arm -I. $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+build/arm/outputs: build/arm/tests/arm/outputs.o $(patsubst %.c,build/arm/%.o,$(SRC_OPS))
+	$(ARM_CC) -static -pthread -o $@ $^ -lm
+build/arm/test_%: build/arm/tests/unit/test_%.o $(patsubst %.c,build/arm/%.o,$(SRC_OPS))
+	$(ARM_CC) -static -pthread -o $@ $^ -lm
+build/arm/outputs-native: $(O)/tests/arm/outputs.o $(call obj,$(SRC_OPS))
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(OPS_LIBS)
+
 .PHONY: fuzz fuzz-bin
 fuzz-bin: $(FUZZ_BIN)
 fuzz: ## fuzz: run each libFuzzer target for FUZZ_SECONDS (300) with the address and undefined sanitizers
@@ -206,4 +228,5 @@ demo: deps ## demo: install what is missing, build, do the main job on real data
 
 .PHONY: clean demo
 .SECONDARY:
+-include $(wildcard build/arm/*/*.d build/arm/*/*/*.d)
 -include $(OBJ_ALL:.o=.d) $(patsubst %.c,$(O)/%.d,$(UNIT) $(FUZZ))

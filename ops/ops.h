@@ -136,7 +136,7 @@ OP_API void op_tensor_free(struct op_tensor *t); /* of a tensor that a function 
 /* --- models ------------------------------------------------------------------------------------ */
 
 struct op_load_options {
-    const char *cpu;           /* ISA level "generic", "avx2", "avx512", "vnni"; NULL: QUERN_CPU, else what the machine has */
+    const char *cpu;           /* ISA level "generic", "avx2", "avx512", "vnni", "neon"; NULL: QUERN_CPU, else what the machine has */
     bool reference;            /* every operator's plain-C reference and no passes: the oracle of the tests */
     uint64_t memory_bytes_max; /* cap on the memory of one plan or one run; 0: 8 GiB */
     uint64_t model_bytes_max;  /* cap on the file; 0: 16 GiB */

@@ -42,6 +42,15 @@ static const struct k_kernels tables[K_N_LEVELS] = {
     [K_AVX512] = {K_AVX512, "avx512", F32_KERNELS(avx512), .quant = &k__quant_avx512},
     [K_VNNI] = {K_VNNI, "vnni", F32_KERNELS(avx512), .quant = &k__quant_vnni},
 };
+#elif defined(__aarch64__)
+static enum k_level detect(void) { /* the architecture has it */
+    return K_NEON;
+}
+
+static const struct k_kernels tables[K_N_LEVELS] = {
+    [K_GENERIC] = {K_GENERIC, "generic", F32_KERNELS(generic), .quant = &k__quant_generic},
+    [K_NEON] = {K_NEON, "neon", F32_KERNELS(neon), .quant = &k__quant_neon},
+};
 #else
 static enum k_level detect(void) {
     return K_GENERIC;

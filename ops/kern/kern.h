@@ -22,11 +22,17 @@
 #include <stdint.h>
 
 /* X(NAME, level's name) in rising order */
+#if defined(__aarch64__)
+#define K_LEVEL_MAP(X)                                                                             \
+    X(GENERIC, "generic")                                                                          \
+    X(NEON, "neon")
+#else
 #define K_LEVEL_MAP(X)                                                                             \
     X(GENERIC, "generic")                                                                          \
     X(AVX2, "avx2")                                                                                \
     X(AVX512, "avx512")                                                                            \
     X(VNNI, "vnni")
+#endif
 
 enum k_level {
 #define X(NAME, text) K_##NAME,
@@ -335,10 +341,10 @@ const struct k_kernels *k_default(void);
 /* The best level of this machine, from cpuid and the register state that the system saves. */
 enum k_level k_level_best(void);
 
-extern const struct k_vmath k__vmath_generic, k__vmath_avx2, k__vmath_avx512;
-extern const struct k_gemm k__gemm_generic, k__gemm_avx2, k__gemm_avx512;
-extern const struct k_conv k__conv_generic, k__conv_avx2, k__conv_avx512;
-extern const struct k_winograd k__winograd_generic, k__winograd_avx2, k__winograd_avx512;
-extern const struct k_winograd_last k__winograd_last_generic, k__winograd_last_avx2, k__winograd_last_avx512;
+extern const struct k_vmath k__vmath_generic, k__vmath_avx2, k__vmath_avx512, k__vmath_neon;
+extern const struct k_gemm k__gemm_generic, k__gemm_avx2, k__gemm_avx512, k__gemm_neon;
+extern const struct k_conv k__conv_generic, k__conv_avx2, k__conv_avx512, k__conv_neon;
+extern const struct k_winograd k__winograd_generic, k__winograd_avx2, k__winograd_avx512, k__winograd_neon;
+extern const struct k_winograd_last k__winograd_last_generic, k__winograd_last_avx2, k__winograd_last_avx512, k__winograd_last_neon;
 
 #endif

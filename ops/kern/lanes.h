@@ -1,5 +1,5 @@
 /* lanes.h: the vector operations that the kernel bodies are written in, for the level that the including file names by
- * K_LANES (K_LANES_GENERIC, K_LANES_AVX2 or K_LANES_AVX512). Plain arithmetic, shifts and bit operations are GCC's vector
+ * K_LANES (K_LANES_GENERIC, K_LANES_NEON, K_LANES_AVX2 or K_LANES_AVX512). Plain arithmetic, shifts and bit operations are GCC's vector
  * extensions (a + b, a * b, i << 23); here is only what the language cannot say: fused multiply-add, loads and stores of a
  * part of a vector, minimum and maximum, comparison and selection.
  *
@@ -19,6 +19,7 @@
 #define K_LANES_GENERIC 1
 #define K_LANES_AVX2 2
 #define K_LANES_AVX512 3
+#define K_LANES_NEON 4 /* vectors of four as in plain C, the operations that its language lacks by instruction */
 
 #define K_INLINE static inline __attribute__((always_inline, unused))
 
@@ -118,7 +119,12 @@ K_INLINE vf v_sel(vm m, vf a, vf b) { return _mm256_blendv_ps(b, a, m); }
 
 #else
 #define VW 4
+#if K_LANES == K_LANES_NEON
+#include <arm_neon.h>
+typedef float32x4_t vf;
+#else
 typedef float vf __attribute__((vector_size(16)));
+#endif
 typedef int32_t vi __attribute__((vector_size(16)));
 typedef uint32_t vu __attribute__((vector_size(16)));
 typedef vi vm;
@@ -159,6 +165,17 @@ K_INLINE vf v_loadr(const float *p, vr r) {
     for (int64_t i = r.lo; i < r.hi; i++) x[i] = p[i];
     return x;
 }
+#if K_LANES == K_LANES_NEON
+K_INLINE vf v_next(vf a) { return vextq_f32(a, a, 1); }
+K_INLINE vf v_zip_low(vf a, vf b) { return vzip1q_f32(a, b); }
+K_INLINE vf v_zip_high(vf a, vf b) { return vzip2q_f32(a, b); }
+K_INLINE vf v_even(vf a, vf b) { return vuzp1q_f32(a, b); }
+K_INLINE vf v_odd(vf a, vf b) { return vuzp2q_f32(a, b); }
+K_INLINE vf v_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
+K_INLINE vf v_fnma(vf a, vf b, vf c) { return vfmsq_f32(c, a, b); }
+K_INLINE vf v_sqrt(vf a) { return vsqrtq_f32(a); }
+K_INLINE vf v_sel(vm m, vf a, vf b) { return vbslq_f32((uint32x4_t)m, a, b); }
+#else
 K_INLINE vf v_next(vf a) { return (vf){a[1], a[2], a[3], a[0]}; }
 K_INLINE vf v_zip_low(vf a, vf b) { return (vf){a[0], b[0], a[1], b[1]}; }
 K_INLINE vf v_zip_high(vf a, vf b) { return (vf){a[2], b[2], a[3], b[3]}; }
@@ -168,13 +185,14 @@ K_INLINE vf v_fma(vf a, vf b, vf c) {
     return (vf){fmaf(a[0], b[0], c[0]), fmaf(a[1], b[1], c[1]), fmaf(a[2], b[2], c[2]), fmaf(a[3], b[3], c[3])};
 }
 K_INLINE vf v_fnma(vf a, vf b, vf c) { return v_fma(-a, b, c); }
+K_INLINE vf v_sel(vm m, vf a, vf b) { return (vf)((m & (vi)a) | (~m & (vi)b)); }
+K_INLINE vf v_sqrt(vf a) { return (vf){sqrtf(a[0]), sqrtf(a[1]), sqrtf(a[2]), sqrtf(a[3])}; }
+#endif
 K_INLINE vm v_lt(vf a, vf b) { return a < b; }
 K_INLINE vm v_eq(vf a, vf b) { return a == b; }
 K_INLINE vm v_isnan(vf a) { return a != a; }
-K_INLINE vf v_sel(vm m, vf a, vf b) { return (vf)((m & (vi)a) | (~m & (vi)b)); }
 K_INLINE vf v_max(vf a, vf b) { return v_sel(a > b, a, b); }
 K_INLINE vf v_min(vf a, vf b) { return v_sel(a < b, a, b); }
-K_INLINE vf v_sqrt(vf a) { return (vf){sqrtf(a[0]), sqrtf(a[1]), sqrtf(a[2]), sqrtf(a[3])}; }
 #endif
 
 #ifdef __clang__

@@ -109,6 +109,6 @@ struct k_quant_product {
 void k_quant_rows(const struct k_kernels *k, const struct k_quant_product *p, const uint8_t *const *a, int64_t i0, int64_t m, int64_t n0, int64_t n1,
                   void *c);
 
-extern const struct k_quant k__quant_generic, k__quant_avx2, k__quant_avx512, k__quant_vnni;
+extern const struct k_quant k__quant_generic, k__quant_avx2, k__quant_avx512, k__quant_vnni, k__quant_neon;
 
 #endif

@@ -37,7 +37,7 @@ static struct w_option options[] = {
     {"models", W_OPT_STRING, &models, "DIR", "the model store (the configured one)", 0, 0},
     {"cache", W_OPT_STRING, &cache, "DIR",
      "a folder for packed weights: the model loads without packing the next time", 0, 0},
-    {"cpu", W_OPT_STRING, &cpu, "LEVEL", "generic, avx2, avx512 or vnni", 0, 0},
+    {"cpu", W_OPT_STRING, &cpu, "LEVEL", "generic, avx2, avx512, vnni, neon", 0, 0},
     {"train", W_OPT_STRING, &train_spec, "SPEC.json",
      "measure training steps of a spec instead of a model", 0, 0},
     {"profile", W_OPT_FLAG, &want_profile, NULL, "a table of the nodes: time, GFLOP/s, share", 0,

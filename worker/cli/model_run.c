@@ -24,7 +24,7 @@ static struct w_option options[] = {
     {"models", W_OPT_STRING, &models, "DIR", "the model store (the configured one)", 0, 0},
     {"cache", W_OPT_STRING, &cache, "DIR",
      "a folder for packed weights: the model loads without packing the next time", 0, 0},
-    {"cpu", W_OPT_STRING, &cpu, "LEVEL", "generic, avx2, avx512 or vnni", 0, 0},
+    {"cpu", W_OPT_STRING, &cpu, "LEVEL", "generic, avx2, avx512, vnni, neon", 0, 0},
     {"passes", W_OPT_STRING, &passes, "A,B,…", "only these rewriting passes; an empty list: none",
      0, 0},
     {"reference", W_OPT_FLAG, &reference, NULL, "every operator's plain form, without passes", 0,
