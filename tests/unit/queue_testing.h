@@ -280,4 +280,47 @@ MAYBE_UNUSED static bool have_redis(void) {
     return system("command -v redis-server >/dev/null 2>&1") == 0;
 }
 
+/* --- one server for a program's tests, emptied before each of them:
+ *
+ *     const struct CMUnitTest tests[] = {ON_SERVER(test_a), ON_SERVER(test_b)};
+ *     return on_server_run("queue_flow", tests); */
+
+MAYBE_UNUSED static struct server server;
+MAYBE_UNUSED static struct q_ctl *ctl;
+
+MAYBE_UNUSED static int server_flush(void **state) {
+    (void)state;
+    free(command(ctl, "CONFIG", "SET", "maxmemory", "0"));
+    free(command(ctl, "FLUSHALL"));
+    return 0;
+}
+
+MAYBE_UNUSED static int server_setup(void **state) {
+    (void)state;
+    server_init(&server);
+    server_start(&server);
+    ctl = ctl_open(server.url);
+    return 0;
+}
+
+MAYBE_UNUSED static int server_teardown(void **state) {
+    (void)state;
+    q_ctl_close(ctl);
+    server_finish(&server);
+    return 0;
+}
+
+/* Without its data, as after a crash without persistence. */
+MAYBE_UNUSED static void server_restart(void) {
+    q_ctl_close(ctl);
+    server_stop(&server);
+    server_start(&server);
+    ctl = ctl_open(server.url);
+}
+
+#define ON_SERVER(name) cmocka_unit_test_setup(name, server_flush)
+#define on_server_run(name, tests)                                                                 \
+    (have_redis() ? cmocka_run_group_tests_name(name, tests, server_setup, server_teardown)        \
+                  : (printf("ok 1 - " name " # SKIP redis-server is not installed\n"), 0))
+
 #endif

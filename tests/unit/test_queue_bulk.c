@@ -1,30 +1,6 @@
 /* Bulk jobs: tickets, ranges, crashes, the one finaliser, on a real redis-server. */
 #include "queue_testing.h"
 
-static struct server server;
-static struct q_ctl *ctl;
-
-static int setup(void **state) {
-    (void)state;
-    server_init(&server);
-    server_start(&server);
-    ctl = ctl_open(server.url);
-    return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    q_ctl_close(ctl);
-    server_finish(&server);
-    return 0;
-}
-
-static int flush(void **state) {
-    (void)state;
-    free(command(ctl, "FLUSHALL"));
-    return 0;
-}
-
 /* What happened, over all rigs of a test. */
 enum { GRAINS_MAX = 4000 };
 static unsigned scored[GRAINS_MAX]; /* commits a grain */
@@ -361,17 +337,16 @@ static void test_notes_are_fenced_and_bounded(void **state) {
 }
 
 int main(void) {
-    if (!have_redis()) {
-        printf("ok 1 - queue bulk # SKIP redis-server is not installed\n");
-        return 0;
-    }
-#define T(name) cmocka_unit_test_setup(name, flush)
     const struct CMUnitTest tests[] = {
-        T(test_one_worker_many_tickets),        T(test_ranges_shrink_towards_the_end),
-        T(test_empty_bulk_is_finalised),        T(test_bad_plans_are_errors),
-        T(test_crash_resumes_what_is_not_done), T(test_cancel_ends_all_tickets),
-        T(test_same_id_again_leaves),           T(test_notes_are_seen_by_all_and_go_with_the_job),
-        T(test_notes_are_fenced_and_bounded),
+        ON_SERVER(test_one_worker_many_tickets),
+        ON_SERVER(test_ranges_shrink_towards_the_end),
+        ON_SERVER(test_empty_bulk_is_finalised),
+        ON_SERVER(test_bad_plans_are_errors),
+        ON_SERVER(test_crash_resumes_what_is_not_done),
+        ON_SERVER(test_cancel_ends_all_tickets),
+        ON_SERVER(test_same_id_again_leaves),
+        ON_SERVER(test_notes_are_seen_by_all_and_go_with_the_job),
+        ON_SERVER(test_notes_are_fenced_and_bounded),
     };
-    return cmocka_run_group_tests_name("queue_bulk", tests, setup, teardown);
+    return on_server_run("queue_bulk", tests);
 }

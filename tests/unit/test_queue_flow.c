@@ -1,30 +1,6 @@
 /* The life of jobs on a real redis-server: producers are plain commands, the worker is queue/'s. */
 #include "queue_testing.h"
 
-static struct server server;
-static struct q_ctl *ctl;
-
-static int setup(void **state) {
-    (void)state;
-    server_init(&server);
-    server_start(&server);
-    ctl = ctl_open(server.url);
-    return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    q_ctl_close(ctl);
-    server_finish(&server);
-    return 0;
-}
-
-static int flush(void **state) {
-    (void)state;
-    free(command(ctl, "FLUSHALL"));
-    return 0;
-}
-
 static void start(struct rig *r, uint32_t want) {
     rig_init(r, server.url);
     r->ctl = ctl;
@@ -724,36 +700,31 @@ static void test_huge_results(void **state) {
 }
 
 int main(void) {
-    if (!have_redis()) {
-        printf("ok 1 - queue flow # SKIP redis-server is not installed\n");
-        return 0;
-    }
-#define T(name) cmocka_unit_test_setup(name, flush)
     const struct CMUnitTest tests[] = {
-        T(test_done_job_has_envelope_reply_and_wakeup),
-        T(test_an_id_seen_again_is_not_run_again),
-        T(test_bad_entries_become_dead_letters),
-        T(test_delay_and_expiry),
-        T(test_failures_retry_then_die_and_can_be_requeued),
-        T(test_a_refusal_fails_at_once),
-        T(test_inboxes_share_by_weight),
-        T(test_never_more_than_wanted),
-        T(test_drain_hands_back_without_counting),
-        T(test_pause_and_resume),
-        T(test_unique_key),
-        T(test_after_waits_for_others),
-        T(test_cancel_waiting_delayed_and_running),
-        T(test_progress_is_live),
-        T(test_progress_hears_of_a_cancellation),
-        T(test_points_of_a_curve),
-        T(test_points_are_fenced),
-        T(test_turns_that_follow_are_full),
-        T(test_submit_and_wait),
-        T(test_several_queues_by_weight),
-        T(test_fetch_of_references),
-        T(test_long_replies_between_short_ones),
-        T(test_large_entry_goes_through),
-        T(test_huge_results),
+        ON_SERVER(test_done_job_has_envelope_reply_and_wakeup),
+        ON_SERVER(test_an_id_seen_again_is_not_run_again),
+        ON_SERVER(test_bad_entries_become_dead_letters),
+        ON_SERVER(test_delay_and_expiry),
+        ON_SERVER(test_failures_retry_then_die_and_can_be_requeued),
+        ON_SERVER(test_a_refusal_fails_at_once),
+        ON_SERVER(test_inboxes_share_by_weight),
+        ON_SERVER(test_never_more_than_wanted),
+        ON_SERVER(test_drain_hands_back_without_counting),
+        ON_SERVER(test_pause_and_resume),
+        ON_SERVER(test_unique_key),
+        ON_SERVER(test_after_waits_for_others),
+        ON_SERVER(test_cancel_waiting_delayed_and_running),
+        ON_SERVER(test_progress_is_live),
+        ON_SERVER(test_progress_hears_of_a_cancellation),
+        ON_SERVER(test_points_of_a_curve),
+        ON_SERVER(test_points_are_fenced),
+        ON_SERVER(test_turns_that_follow_are_full),
+        ON_SERVER(test_submit_and_wait),
+        ON_SERVER(test_several_queues_by_weight),
+        ON_SERVER(test_fetch_of_references),
+        ON_SERVER(test_long_replies_between_short_ones),
+        ON_SERVER(test_large_entry_goes_through),
+        ON_SERVER(test_huge_results),
     };
-    return cmocka_run_group_tests_name("queue_flow", tests, setup, teardown);
+    return on_server_run("queue_flow", tests);
 }

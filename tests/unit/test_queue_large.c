@@ -4,31 +4,6 @@
 
 #include "queue/lease.h"
 
-static struct server server;
-static struct q_ctl *ctl;
-
-static int setup(void **state) {
-    (void)state;
-    server_init(&server);
-    server_start(&server);
-    ctl = ctl_open(server.url);
-    return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    q_ctl_close(ctl);
-    server_finish(&server);
-    return 0;
-}
-
-static int flush(void **state) {
-    (void)state;
-    free(command(ctl, "CONFIG", "SET", "maxmemory", "0"));
-    free(command(ctl, "FLUSHALL"));
-    return 0;
-}
-
 enum { LARGE = 100000 };
 
 /* {"id":…,"op":…,…,"input":"xxx…"} of about `bytes`; the last byte of the input names the job. */
@@ -568,28 +543,23 @@ static void test_a_bulk_job_opens(void **state) {
 }
 
 int main(void) {
-    if (!have_redis()) {
-        printf("ok 1 - large entries # SKIP redis-server is not installed\n");
-        return 0;
-    }
-#define T(name) cmocka_unit_test_setup(name, flush)
     const struct CMUnitTest tests[] = {
-        T(test_committed_once_and_slots_emptied),
-        T(test_killed_workers_jobs_run_elsewhere),
-        T(test_third_crash_is_a_dead_letter),
-        T(test_drain_hands_back),
-        T(test_retries_with_backoff),
-        T(test_bad_json_is_buried),
-        T(test_the_limit_of_64_mib),
-        T(test_a_small_one_after_large_ones),
-        T(test_late_moves_lose_nothing),
-        T(test_a_leaving_worker_puts_back_what_landed),
-        T(test_landed_entries_of_the_dead_come_back),
-        T(test_reconciliation_adopts_a_slot),
-        T(test_connections_killed_under_load),
-        T(test_a_full_redis_drains),
-        T(test_a_fenced_worker_goes_on_with_new_slots),
-        T(test_a_bulk_job_opens),
+        ON_SERVER(test_committed_once_and_slots_emptied),
+        ON_SERVER(test_killed_workers_jobs_run_elsewhere),
+        ON_SERVER(test_third_crash_is_a_dead_letter),
+        ON_SERVER(test_drain_hands_back),
+        ON_SERVER(test_retries_with_backoff),
+        ON_SERVER(test_bad_json_is_buried),
+        ON_SERVER(test_the_limit_of_64_mib),
+        ON_SERVER(test_a_small_one_after_large_ones),
+        ON_SERVER(test_late_moves_lose_nothing),
+        ON_SERVER(test_a_leaving_worker_puts_back_what_landed),
+        ON_SERVER(test_landed_entries_of_the_dead_come_back),
+        ON_SERVER(test_reconciliation_adopts_a_slot),
+        ON_SERVER(test_connections_killed_under_load),
+        ON_SERVER(test_a_full_redis_drains),
+        ON_SERVER(test_a_fenced_worker_goes_on_with_new_slots),
+        ON_SERVER(test_a_bulk_job_opens),
     };
-    return cmocka_run_group_tests_name("queue_large", tests, setup, teardown);
+    return on_server_run("queue_large", tests);
 }

@@ -7,30 +7,6 @@
 
 #include <stdatomic.h>
 
-static struct server server;
-static struct q_ctl *ctl;
-
-static int setup(void **state) {
-    (void)state;
-    server_init(&server);
-    server_start(&server);
-    ctl = ctl_open(server.url);
-    return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    q_ctl_close(ctl);
-    server_finish(&server);
-    return 0;
-}
-
-static int flush(void **state) {
-    (void)state;
-    free(command(ctl, "FLUSHALL"));
-    return 0;
-}
-
 static void quick(struct rig *r) {
     rig_init(r, server.url);
     r->ctl = ctl;
@@ -148,25 +124,20 @@ static void test_killed_workers_jobs_run_elsewhere(void **state) {
     rig_finish(&r);
 }
 
-static void restart(void) {
-    q_ctl_close(ctl);
-    server_stop(&server);
-    server_start(&server);
-    ctl = ctl_open(server.url);
-}
-
-/* A tenth of the speed: that the server has been up for ten seconds comes after the end of the test. */
+/* A tenth of the speed: that the server has been up for ten seconds comes after the end of the
+ * test. */
 static uint64_t slow_clock(void *ctx) {
     (void)ctx;
     return uv_hrtime() / 10000000;
 }
 
-/* Killed before it ever beat, on a server that just started: the card of its enrolment is enough. */
+/* Killed before it ever beat, on a server that just started: the card of its enrolment is enough.
+ */
 static void test_killed_before_its_first_beat(void **state) {
     struct rig r;
     int said;
     (void)state;
-    restart(); /* a young server: nothing is trusted for its age */
+    server_restart(); /* a young server: nothing is trusted for its age */
     push_named(5);
     pid_t child = child_holding(5, &said);
     end_child(child, said);
@@ -182,7 +153,8 @@ static void test_killed_before_its_first_beat(void **state) {
     free(id);
     quick(&r);
     r.opt.clock = slow_clock;
-    r.opt.hold_ms = 6000, r.opt.lease_ms = 10000; /* by that clock: longer than this test may take */
+    r.opt.hold_ms = 6000,
+    r.opt.lease_ms = 10000; /* by that clock: longer than this test may take */
     rig_start(&r, 10);
     n_wanted = 5;
     rig_until(&r, has_wanted);
@@ -195,7 +167,7 @@ static void test_killed_before_its_first_beat(void **state) {
 static void test_cards_of_another_run_wait_for_the_lease(void **state) {
     struct rig r;
     (void)state;
-    restart();
+    server_restart();
     free(command(ctl, "HSET", "quern:{t}:hb", "old.1", "7"));
     free(command(ctl, "HSET", "quern:{t}:w:old.1", "clients", "99999", "run_id", "before"));
     quick(&r);
@@ -470,26 +442,21 @@ static void test_connections_killed_under_load(void **state) {
 }
 
 int main(void) {
-    if (!have_redis()) {
-        printf("ok 1 - queue recovery # SKIP redis-server is not installed\n");
-        return 0;
-    }
-#define T(name) cmocka_unit_test_setup(name, flush)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_judging_peers),
-        T(test_killed_workers_jobs_run_elsewhere),
-        T(test_killed_before_its_first_beat),
-        T(test_cards_of_another_run_wait_for_the_lease),
-        T(test_stale_commit_is_refused),
-        T(test_fenced_worker_takes_a_new_id_and_goes_on),
-        T(test_third_crash_is_a_dead_letter),
-        T(test_landed_jobs_of_the_dead_come_back),
-        T(test_reconciliation_adopts_what_redis_says_is_mine),
-        T(test_side_effects_stop_while_redis_is_away),
-        T(test_tokens_jump_after_a_change_of_primary),
-        T(test_script_flush_is_healed),
-        T(test_connections_killed_under_load),
-        T(test_a_restarted_server_is_found_again),
+        ON_SERVER(test_killed_workers_jobs_run_elsewhere),
+        ON_SERVER(test_killed_before_its_first_beat),
+        ON_SERVER(test_cards_of_another_run_wait_for_the_lease),
+        ON_SERVER(test_stale_commit_is_refused),
+        ON_SERVER(test_fenced_worker_takes_a_new_id_and_goes_on),
+        ON_SERVER(test_third_crash_is_a_dead_letter),
+        ON_SERVER(test_landed_jobs_of_the_dead_come_back),
+        ON_SERVER(test_reconciliation_adopts_what_redis_says_is_mine),
+        ON_SERVER(test_side_effects_stop_while_redis_is_away),
+        ON_SERVER(test_tokens_jump_after_a_change_of_primary),
+        ON_SERVER(test_script_flush_is_healed),
+        ON_SERVER(test_connections_killed_under_load),
+        ON_SERVER(test_a_restarted_server_is_found_again),
     };
-    return cmocka_run_group_tests_name("queue_recovery", tests, setup, teardown);
+    return on_server_run("queue_recovery", tests);
 }

@@ -4,9 +4,6 @@
 
 #include <arpa/inet.h>
 
-static struct server server;
-static struct q_ctl *ctl;
-
 static int setup(void **state) {
     (void)state;
     memset(&server, 0, sizeof server);
