@@ -79,15 +79,24 @@ void q_job_done(struct q_worker *w, struct q_job *job, char *result, size_t resu
     free(result);
 }
 
+static bool wants_again(enum q_code code, int retryable) {
+    return retryable < 0 ? q_code_retryable(code) : retryable > 0;
+}
+
+bool q_job_fail_ends(const struct q_job *job, enum q_code code, int retryable) {
+    return code == Q_CODE_cancelled || code == Q_CODE_expired || !wants_again(code, retryable) ||
+           job->priv->header.attempt >= job->retry_max || job->cancel_wanted;
+}
+
 void q_job_fail(struct q_worker *w, struct q_job *job, enum q_code code, const char *message,
                 int retryable) {
     if (!take_back(job)) return;
     message = message ? message : q_code_meaning(code);
     struct q_job_priv *p = job->priv;
-    bool again = retryable < 0 ? q_code_retryable(code) : retryable > 0;
+    bool again = wants_again(code, retryable);
     if (code == Q_CODE_cancelled || code == Q_CODE_expired) {
         q__finish_end(job, q_code_name(code), code, message, false, false, true, NULL, 0, NULL);
-    } else if (again && p->header.attempt < job->retry_max && !job->cancel_wanted) {
+    } else if (!q_job_fail_ends(job, code, retryable)) {
         p->header.attempt++;
         p->header.delayed = true;
         p->header.queued_ms = job->queued_ms;

@@ -318,6 +318,8 @@ void q_job_done(struct q_worker *w, struct q_job *job, char *result, size_t resu
  * failure whose attempts are used up; a refusal such as bad_shape only fails). */
 void q_job_fail(struct q_worker *w, struct q_job *job, enum q_code code, const char *message,
                 int retryable);
+/* Would that be the end of the job, not another attempt? */
+bool q_job_fail_ends(const struct q_job *job, enum q_code code, int retryable);
 /* Gives it back unharmed: another worker takes it at once, no attempt counted. */
 void q_job_handback(struct q_worker *w, struct q_job *job);
 /* Live progress for T:s:<id>; JSON object text, borrowed, at most 4 KiB. Coalesced: the newest goes

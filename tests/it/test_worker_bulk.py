@@ -187,6 +187,19 @@ def test_cancelling_a_bulk_job():
         assert jobs.run(s, {"op": "ping"})["state"] == "done"
 
 
+def test_a_bulk_job_that_fails_leaves_no_parts():
+    with Server() as s:
+        write_rows(s.folder, 4000)
+        s.worker("--models", models(s.folder), "--files", s.folder, "--lanes", "2")
+        e = jobs.run(s, dict(bulk("slow", "x.npy", "out.npy"), timeout_ms=700))
+        assert e["state"] == "failed" and e["error"]["code"] == "timeout", e
+        jobs.until(lambda: not s.client.keys("quern:{default}:a:*"), "all tickets gone")
+        assert not [n for n in os.listdir(s.folder) if n.startswith("out.npy")], os.listdir(s.folder)
+        e = jobs.run(s, bulk("slow", "x.npy", "out.npy", shards=0))
+        assert e["state"] == "failed" and "params.shards" in e["error"]["message"], e
+        assert not [n for n in os.listdir(s.folder) if n.startswith("out.npy")], os.listdir(s.folder)
+
+
 def score(folder, *args, env=None):
     return subprocess.run([tap.QUERN, "score", *args], capture_output=True, text=True, timeout=120, cwd=folder, env=dict(CLEAN, HOME="/nonexistent", TMPDIR=folder, **(env or {})))
 

@@ -8,6 +8,7 @@
  *   turned: RANGE ─▶ lane: score, write part ─▶ q_bulk_commit ─▶ turned
  *           FINAL ─▶ q_bulk_ranges ─▶ lane: assemble ─▶ done
  *           LEAVE, LOST ─▶ leave      CANCEL ─▶ fail      ERROR ─▶ hand back after a while
+ *   an error that ends the job ─▶ q_bulk_next: still ours? ─▶ lane: remove the parts ─▶ fail
  *
  * A worker keeps no more tickets of a job at work than it has lanes. A surplus one is set aside
  * without a range, then handed back, for a lane elsewhere may have nothing to do; each time a
@@ -86,11 +87,47 @@ static bool is_cancelled(struct w_task *t) {
     return atomic_load(&t->stop) == W_STOP_CANCELLED;
 }
 
+/* --- failing: a job that is over leaves no parts behind. Who was fenced must not remove those of
+ * the run that goes on elsewhere, so the queue is asked right before. */
+
+static void fail_now(struct w_task *t) {
+    w_task_fail(t, t->err.code, "%s", t->err.text);
+}
+
+/* Its time is over, and it is at a place where this file is called back. */
+static bool timed_out(struct w_task *t) {
+    if (atomic_load(&t->stop) != W_STOP_TIMEOUT || t->job->ticket < 0) return false;
+    w_fail(&t->err, "timeout", "ran longer than the allowed %u ms", t->job->timeout_ms);
+    return true;
+}
+
+static void fail(struct w_task *t) {
+    struct w_bulk *b = bulk_of(t);
+    if (!timed_out(t) && w_task_stopped(t)) return;
+    if (!t->err.code || q_code_from_name(t->err.code) == Q_CODE_N) t->err.code = W_INTERNAL;
+    if (t->job->ticket < 0 || !q_job_fail_ends(t->job, q_code_from_name(t->err.code), -1)) {
+        fail_now(t);
+        return;
+    }
+    b->failing = true;
+    w_task_at_queue(t);
+    q_bulk_next(w_daemon_queue(t->daemon), t->job, turned, t);
+}
+
+static void assembled(struct w_task *t) {
+    if (t->failed)
+        fail(t);
+    else
+        w_task_finish(t);
+}
+
 static void range_done(struct w_task *t) {
     struct w_bulk *b = bulk_of(t);
     if (!b->part_done) { /* what is in place may be committed, whatever was asked meanwhile */
         if (is_cancelled(t))
             clean(t);
+        else if (t->failed || timed_out(t))
+            fail(t);
         else if (!w_task_stopped(t))
             w_task_finish(t);
         return;
@@ -118,7 +155,7 @@ static void got_ranges(void *ctx, struct q_job *job, const struct q_bulk_range *
     }
     for (size_t i = 0; i < n; i++) b->firsts[i] = (uint64_t)ranges[i].first * b->plan.grain_rows;
     b->n_firsts = n;
-    w_task_on_lane(t, w__bulk_lane_assemble, w_task_finish, 0, false);
+    w_task_on_lane(t, w__bulk_lane_assemble, assembled, 0, false);
 }
 
 static bool overdue(const struct w_task *t) {
@@ -150,27 +187,33 @@ static void take_range(struct w_task *t, const struct q_bulk_turn *turn) {
     t->item.alone = turn->crashes > 0;
     if (w_daemon_draining(t->daemon))
         w_task_handback(t);
-    else if (overdue(t))
-        w_task_fail(t, "timeout", "the bulk job ran longer than the allowed %u ms",
-                    t->job->timeout_ms);
-    else
+    else if (overdue(t)) {
+        w_fail(&t->err, "timeout", "the bulk job ran longer than the allowed %u ms",
+               t->job->timeout_ms);
+        fail(t);
+    } else
         w_task_on_lane(t, w__bulk_lane_range, range_done, 0, false);
 }
 
 static void turned(void *ctx, struct q_job *job, const struct q_bulk_turn *turn) {
     struct w_task *t = ctx;
     struct w_bulk *b = bulk_of(t);
-    (void)job;
     w_task_back(t);
     if (turn->step == Q_BULK_LEAVE || turn->step == Q_BULK_LOST) {
         b->over = true; /* whatever else was asked: nothing is left here */
-        if (is_cancelled(t) && turn->step == Q_BULK_LEAVE)
+        bool ended = job->ticket >= 0 && turn->grains == 0; /* a last part may have come after it */
+        if (turn->step == Q_BULK_LEAVE && (is_cancelled(t) || ended))
             clean(t);
         else
             w_task_leave(t);
         return;
     }
-    if (!is_cancelled(t) && w_task_stopped(t)) return;
+    b->failing |= timed_out(t);
+    if (!b->failing && !is_cancelled(t) && w_task_stopped(t)) return;
+    if (b->failing && turn->step != Q_BULK_ERROR) {
+        w_task_on_lane(t, w__bulk_lane_clean, fail_now, 0, false);
+        return;
+    }
     if (turn->step != Q_BULK_ERROR) {
         b->plan = turn->plan;
         b->total_ok = turn->rows_ok;
@@ -211,7 +254,8 @@ static void turned(void *ctx, struct q_job *job, const struct q_bulk_turn *turn)
 
 static void sized(struct w_task *t) {
     struct w_bulk *b = bulk_of(t);
-    uint64_t shards = 2 * (uint64_t)w_daemon_n_lanes(t->daemon), grain = 0, n_rows = b->plan.n_rows;
+    uint64_t shards = 2 * (uint64_t)w_daemon_n_lanes(t->daemon), grain = b->grain,
+             n_rows = b->plan.n_rows;
     if (t->failed || t->result) { /* an empty data set is finished on the spot */
         w_task_finish(t);
         return;
@@ -219,9 +263,7 @@ static void sized(struct w_task *t) {
     if (w_task_stopped(t)) return;
     if (shards < 4) shards = 4;
     if (shards > TICKETS_MAX) shards = TICKETS_MAX;
-    if (!param(t, "shards", 1, Q_BULK_TICKETS_MAX, &shards) ||
-        !param(t, "grain_rows", 1, 1 << 20, &grain))
-        return;
+    if (b->shards) shards = b->shards;
     uint64_t least = (n_rows + Q_BULK_GRAINS_MAX - 1) / Q_BULK_GRAINS_MAX;
     if (grain == 0) grain = (n_rows + GRAINS_WANTED - 1) / GRAINS_WANTED;
     if (grain < least) grain = least;
@@ -287,6 +329,9 @@ static void start(struct w_task *t) {
                     (w_json_is(job->input_ref, '"') ? job->output_ref.ptr : job->input_ref.ptr)
                         ? "no string"
                         : "missing");
+    } else if (!param(t, "shards", 1, Q_BULK_TICKETS_MAX, &b->shards) ||
+               !param(t, "grain_rows", 1, 1 << 20, &b->grain)) {
+        return;
     } else if (job->ticket < 0) {
         set_active(b, true);
         w_task_with_model(t, job->model, size);

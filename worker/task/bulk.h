@@ -35,7 +35,9 @@ struct w_bulk {
     int64_t opened_ms;
     bool active;
     bool over;        /* the job has ended: this ticket leaves without a word */
+    bool failing;     /* of the task's error, once the queue has said that the job is still ours */
     bool part_done;   /* the range's part is in place */
+    uint64_t shards, grain; /* as the job asks; 0: it does not */
     uint64_t *firsts; /* rows that parts begin with, for the finaliser */
     size_t n_firsts;
 };
@@ -47,7 +49,7 @@ void w__dataset_put(struct w_dataset *set);                /* loop */
 w_lane_fn w__bulk_lane_size;     /* opens the data, pins the model; then plan.n_rows is known */
 w_lane_fn w__bulk_lane_prepare;  /* opens the data */
 w_lane_fn w__bulk_lane_range;    /* scores first … first+count-1 and writes their part */
-w_lane_fn w__bulk_lane_clean;    /* removes the parts of a job that was cancelled */
+w_lane_fn w__bulk_lane_clean;    /* removes the parts of a job that is over */
 w_lane_fn w__bulk_lane_assemble; /* joins the parts; makes the result */
 
 #endif
