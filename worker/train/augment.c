@@ -26,6 +26,7 @@ static double uniform(struct random *r) { /* [0, 1) */
 
 struct params {
     int32_t mode, fill_mode, size;
+    double alpha;
     double factor, height_factor, width_factor, stddev, probability, fill_value;
 };
 
@@ -44,6 +45,8 @@ struct augment_desc {
     const char *name;
     const struct w_param *params;
     void (*apply)(struct w_augment *a, const struct params *p, float *row, struct random *r);
+    double (*mix)(struct w_augment *a, const struct params *p, float *x, const float *other,
+                  struct random *r); /* of two rows, in the place of apply */
 };
 
 enum { FLIP_HORIZONTAL, FLIP_VERTICAL, FLIP_BOTH };
@@ -190,6 +193,50 @@ static void brightness(struct w_augment *a, const struct params *p, float *row, 
     for (int64_t i = 0; i < a->h * a->w * a->c; i++) row[i] += by;
 }
 
+/* --- mixing rows ---------------------------------------------------------------------------------
+ */
+
+static double normal(struct random *r) {
+    double u = uniform(r), v = uniform(r);
+    return sqrt(-2 * log(u > 0 ? u : 0x1p-54)) * cos(2 * M_PI * v);
+}
+
+/* Marsaglia and Tsang 2000; shapes below 1 by the power of a uniform number. */
+static double gamma_of(struct random *r, double shape) {
+    double boost = shape < 1 ? pow(uniform(r) + 0x1p-54, 1 / shape) : 1, d = (shape < 1 ? shape + 1 : shape) - 1.0 / 3;
+    for (;;) {
+        double x = normal(r), v = 1 + x / sqrt(9 * d), u = uniform(r) + 0x1p-54;
+        v = v * v * v;
+        if (v > 0 && log(u) < x * x / 2 + d - d * v + d * log(v)) return boost * d * v;
+    }
+}
+static double beta_of(struct random *r, double alpha) {
+    double a = gamma_of(r, alpha), b = gamma_of(r, alpha);
+    return a + b > 0 ? a / (a + b) : 0.5;
+}
+
+/* λ x + (1 − λ) other (Zhang et al. 2018); what share of x is left. */
+static double mix_up(struct w_augment *a, const struct params *p, float *x, const float *other,
+                     struct random *r) {
+    double keep = beta_of(r, p->alpha);
+    for (int64_t i = 0; i < a->h * a->w * a->c; i++)
+        x[i] = (float)(keep * (double)x[i] + (1 - keep) * (double)other[i]);
+    return keep;
+}
+
+/* A rectangle of the other row (Yun et al. 2019). */
+static double cut_mix(struct w_augment *a, const struct params *p, float *x, const float *other,
+                      struct random *r) {
+    double side = sqrt(1 - beta_of(r, p->alpha));
+    int64_t h = (int64_t)(side * (double)a->h), w = (int64_t)(side * (double)a->w),
+            y0 = (int64_t)(uniform(r) * (double)(a->h - h + 1)),
+            x0 = (int64_t)(uniform(r) * (double)(a->w - w + 1));
+    for (int64_t y = y0; y < y0 + h; y++)
+        memcpy(x + (y * a->w + x0) * a->c, other + (y * a->w + x0) * a->c,
+               (size_t)(w * a->c) * sizeof *x);
+    return 1 - (double)(h * w) / (double)(a->h * a->w);
+}
+
 /* clang-format off */
 #define P(field) offsetof(struct params, field)
 #define FILL {.name = "fill_mode", .kind = W_PARAM_CHOICE, .offset = P(fill_mode), .choices = "constant nearest reflect wrap"}, {.name = "fill_value", .kind = W_PARAM_DOUBLE, .offset = P(fill_value)}
@@ -205,18 +252,23 @@ static const struct w_param erase_params[] = {{.name = "factor", .kind = W_PARAM
 static const struct w_param mask_params[] = {{.name = "factor", .kind = W_PARAM_DOUBLE, .offset = P(factor), .min = 0, .max = 1, .deflt = 0.2},
     {.name = "count", .kind = W_PARAM_INT, .offset = P(size), .min = 1, .max = 64, .deflt = 1}, {0}};
 
+static const struct w_param mix_params[] = {{.name = "alpha", .kind = W_PARAM_DOUBLE, .offset = P(alpha), .min = 0.01, .max = 100, .deflt = 0.2},
+    {.name = "probability", .kind = W_PARAM_DOUBLE, .offset = P(probability), .min = 0, .max = 1, .deflt = 1}, {0}};
+
 static const struct augment_desc descs[] = {
-    {"RandomFlip", flip_params, flip},
-    {"RandomTranslation", translation_params, translate},
-    {"RandomCrop", crop_params, padded_crop},
-    {"RandomRotation", factor_params, rotate},
-    {"RandomZoom", factor_params, zoom},
-    {"GaussianNoise", noise_params, noise},
-    {"RandomErasing", erase_params, erase},
-    {"RandomContrast", factor_params, contrast},
-    {"RandomBrightness", factor_params, brightness},
-    {"TimeMask", mask_params, time_mask},
-    {"FrequencyMask", mask_params, frequency_mask},
+    {"RandomFlip", flip_params, flip, NULL},
+    {"RandomTranslation", translation_params, translate, NULL},
+    {"RandomCrop", crop_params, padded_crop, NULL},
+    {"RandomRotation", factor_params, rotate, NULL},
+    {"RandomZoom", factor_params, zoom, NULL},
+    {"GaussianNoise", noise_params, noise, NULL},
+    {"RandomErasing", erase_params, erase, NULL},
+    {"RandomContrast", factor_params, contrast, NULL},
+    {"RandomBrightness", factor_params, brightness, NULL},
+    {"TimeMask", mask_params, time_mask, NULL},
+    {"FrequencyMask", mask_params, frequency_mask, NULL},
+    {"MixUp", mix_params, NULL, mix_up},
+    {"CutMix", mix_params, NULL, cut_mix},
 };
 /* clang-format on */
 
@@ -277,7 +329,34 @@ struct w_augment *w_augment_create(json_t *list, int rank, const int64_t *dims,
 void w_augment_apply(struct w_augment *a, float *row, uint64_t seed) {
     for (int i = 0; i < a->n; i++) {
         struct random r = {.seed = w__train_mix(seed + (uint64_t)i)};
-        a->steps[i].desc->apply(a, &a->steps[i].p, row, &r);
+        if (a->steps[i].desc->apply) a->steps[i].desc->apply(a, &a->steps[i].p, row, &r);
+    }
+}
+
+bool w_augment_mixes(const struct w_augment *a) {
+    for (int i = 0; i < a->n; i++)
+        if (a->steps[i].desc->mix) return true;
+    return false;
+}
+
+/* The first step in the list that mixes, and whose chance it is, does. */
+void w_augment_mix(struct w_augment *a, float *x, float *y, const float *was, int64_t n,
+                   int64_t n_targets, uint64_t seed) {
+    int64_t size = a->h * a->w * a->c;
+    const float *targets = was + n * size;
+    for (int64_t row = 0; row < n; row++) {
+        struct random r = {.seed = w__train_mix(seed + (uint64_t)row)};
+        for (int i = 0; i < a->n; i++) {
+            const struct step *s = &a->steps[i];
+            if (!s->desc->mix || uniform(&r) >= s->p.probability) continue;
+            int64_t other = (int64_t)(uniform(&r) * (double)n);
+            double keep = s->desc->mix(a, &s->p, x + row * size, was + other * size, &r);
+            for (int64_t k = 0; k < n_targets; k++)
+                y[row * n_targets + k] =
+                    (float)(keep * (double)targets[row * n_targets + k] +
+                            (1 - keep) * (double)targets[other * n_targets + k]);
+            break;
+        }
     }
 }
 

@@ -37,6 +37,10 @@ bool w__fit_batch_init(const struct w_fit *f, struct w_fit_batch *b, struct w_er
     b->y.data = aligned(rows, targets, 8);
     b->weight.data = aligned(rows, 1, 4);
     b->scratch = aligned(1, scratch, 8);
+    if (f->augment && w_augment_mixes(f->augment)) {
+        b->unmixed = aligned(rows, m->inputs[0].elements + targets, sizeof(float));
+        ok &= b->unmixed != NULL;
+    }
     return (ok && b->y.data && b->weight.data && b->scratch) ||
            w_fail(err, W_NO_MEMORY, "no memory for a batch of %lld rows", (long long)rows);
 }
@@ -46,6 +50,7 @@ void w__fit_batch_finish(struct w_fit_batch *b) {
     free(b->y.data);
     free(b->weight.data);
     free(b->scratch);
+    free(b->unmixed);
     *b = (struct w_fit_batch){0};
 }
 
@@ -111,7 +116,6 @@ static bool load_input(struct w_fit *f, struct w_fit_batch *b, int input, const 
         w_augment_apply(f->augment, dst,
                         w__train_mix(w__train_mix((uint64_t)f->spec->fit.seed + 0xa06) +
                                      (uint64_t)f->epoch * 0x100000001b3u + (uint64_t)row));
-    if (f->flip_images) channels_first(x, dst, b->scratch);
     return true;
 }
 
@@ -137,6 +141,16 @@ static void load_target(const struct w_fit *f, struct w_fit_batch *b, const stru
     dst[at * wanted + (int64_t)w__array_number(y, row, 0)] = 1;
 }
 
+static void mix(const struct w_fit *f, struct w_fit_batch *b, int64_t first, int64_t n) {
+    int64_t x = f->m.inputs[0].elements, y = 1;
+    for (int i = 1; i < b->y.rank; i++) y *= b->y.dims[i];
+    memcpy(b->unmixed, b->x[0].data, (size_t)(n * x) * sizeof(float));
+    memcpy(b->unmixed + n * x, b->y.data, (size_t)(n * y) * sizeof(float));
+    w_augment_mix(f->augment, b->x[0].data, b->y.data, b->unmixed, n, y,
+                  w__train_mix(w__train_mix((uint64_t)f->spec->fit.seed + 0x317) +
+                               (uint64_t)f->epoch * 0x100000001b3u + (uint64_t)first));
+}
+
 bool w__fit_batch(struct w_fit *f, struct w_fit_batch *b, const struct w_set *s,
                   const int64_t *rows, int64_t n, bool training, struct w_error *err) {
     for (int64_t i = 0; i < n; i++) {
@@ -152,6 +166,9 @@ bool w__fit_batch(struct w_fit *f, struct w_fit_batch *b, const struct w_set *s,
             weight = (double)((float)weight * f->class_weights[(int64_t)w__array_number(&s->y, y, 0)]);
         ((float *)b->weight.data)[i] = (float)weight;
     }
+    if (training && b->unmixed) mix(f, b, rows[0], n);
+    for (int64_t i = 0; f->flip_images && i < n; i++)
+        channels_first(&s->x[0], (float *)b->x[0].data + i * s->x[0].elements, b->scratch);
     for (int k = 0; k < f->m.n_inputs; k++) b->x[k].dims[0] = n;
     b->y.dims[0] = b->weight.dims[0] = b->n = n;
     return true;

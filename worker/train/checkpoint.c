@@ -60,6 +60,10 @@ static char *pack(const struct w_fit *f, size_t *len) {
                           f->seconds + (w__fit_now() - f->started_s), "over", f->over, "history",
                           f->history, "metrics", w_metrics_save(&f->metrics), "callbacks",
                           w_callbacks_save(&f->callbacks));
+    if (o) {
+        json_object_set_new(o, "fold", json_integer(f->fold));
+        json_object_set(o, "fold_results", f->fold_results);
+    }
     char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
     uint64_t n = text ? strlen(text) : 0;
     char *all = text ? malloc(sizeof n + n + f->best_bytes) : NULL;
@@ -156,7 +160,22 @@ bool w__fit_load(struct w_fit *f, bool *resumed, struct w_error *err) {
     }
     bool ok = op_trainer_load(f->trainer, bytes, len, &extra, &extra_len, &why) == OP_OK;
     json_t *o = ok && extra ? unpack(f, extra, extra_len) : NULL;
+    int fold = (int)json_integer_value(json_object_get(o, "fold"));
+    if (o && fold != f->fold) { /* its rows are others: the trainer is made for them, then filled */
+        f->fold = fold;
+        if (!w__fit_set_up(f, err) ||
+            (op_trainer_load(f->trainer, bytes, len, NULL, NULL, &why) != OP_OK &&
+             !w_train_fail(err, &why))) {
+            json_decref(o);
+            free(extra);
+            free(fresh);
+            free(bytes);
+            return false;
+        }
+    }
     if (o) {
+        json_decref(f->fold_results);
+        f->fold_results = json_incref(json_object_get(o, "fold_results"));
         f->epoch = (int)json_integer_value(json_object_get(o, "epoch"));
         f->step = json_integer_value(json_object_get(o, "step"));
         f->lr_scale = json_number_value(json_object_get(o, "lr_scale"));

@@ -47,13 +47,15 @@ struct w_fit *w_fit_create(const struct w_spec_train *spec, const struct w_fit_o
     f->lr_scale = 1;
     f->order_epoch = -1;
     f->history = json_array();
-    if (f->history && w__fit_prepare(f, err)) return f;
+    f->fold_results = json_array();
+    if (f->history && f->fold_results && w__fit_prepare(f, err)) return f;
     w_fit_destroy(f);
     return NULL;
 }
 
 void w_fit_destroy(struct w_fit *f) {
     if (!f) return;
+    w__loader_destroy(f->loader);
     op_trainer_destroy(f->trainer);
     w_train_model_finish(&f->m);
     w_train_set_finish(&f->whole);
@@ -69,6 +71,9 @@ void w_fit_destroy(struct w_fit *f) {
     w__fit_batch_finish(&f->batch);
     free(f->order);
     free(f->best);
+    free(f->fold_of);
+    free(f->fold_rows);
+    json_decref(f->fold_results);
     json_decref(f->history);
     json_decref(f->test_results);
     free(f);
@@ -99,14 +104,14 @@ static void outcome_of(const struct w_fit *f, const struct op_step_result *r, st
                             .output = output->data,
                             .loss = r->loss};
     if (f->target == OP_TARGET_CLASSES)
-        o->sparse = f->batch.y.data;
+        o->sparse = f->now->y.data;
     else if (f->target == OP_TARGET_DENSE)
-        o->dense = f->batch.y.data;
+        o->dense = f->now->y.data;
     else
-        o->rows = f->batch.n;
+        o->rows = f->now->n;
     if (f->target != OP_TARGET_LABELS) return;
-    o->labels = f->batch.y.data;
-    o->n_labels = f->batch.y.dims[1];
+    o->labels = f->now->y.data;
+    o->n_labels = f->now->y.dims[1];
     o->steps = f->m.output_dims[0];
 }
 
@@ -122,12 +127,14 @@ static int64_t batch_rows(const struct w_fit *f, int64_t i) {
 
 static bool step(struct w_fit *f, struct op_step_result *r, struct op_error *why,
                  struct w_error *err) {
-    int64_t first = f->step * f->spec->fit.batch_size;
     bool weighted = f->train.weight.data || f->class_weights;
-    struct w_fit_batch *b = &f->batch;
-    make_order(f);
-    if (!w__fit_batch(f, b, &f->train, f->order + first, batch_rows(f, f->step), true, err))
-        return false;
+    if (!w__loader_is_at(f->loader, f->step)) {
+        w__loader_end(f->loader);
+        make_order(f);
+        w__loader_begin(f->loader, &f->train, f->order, f->step, f->steps_per_epoch, true);
+    }
+    struct w_fit_batch *b = f->now = w__loader_next(f->loader, err);
+    if (!b) return false;
     return op_trainer_step(f->trainer, b->x, f->m.n_inputs, &b->y, 1, weighted ? &b->weight : NULL,
                            (float)learning_rate(f), r, why) == OP_OK ||
            w_train_fail(err, why);
@@ -142,27 +149,25 @@ bool w_fit_step(struct w_fit *f, int64_t i, int64_t *rows, struct w_error *err) 
 }
 
 static bool evaluate(struct w_fit *f, const struct w_set *s, struct w_error *err) {
-    int64_t batch = f->spec->fit.batch_size, *rows = malloc((size_t)batch * sizeof *rows);
-    struct w_fit_batch *b = &f->batch;
+    int64_t batch = f->spec->fit.batch_size, steps = (s->n + batch - 1) / batch;
     struct op_step_result r;
     struct op_error why;
     struct w_outcome o;
-    bool ok = rows != NULL || w_fail(err, W_NO_MEMORY, "out of memory");
+    bool ok = true;
     w_metrics_reset(&f->eval_metrics);
-    for (int64_t first = 0; ok && first < s->n; first += batch) {
-        int64_t n = s->n - first < batch ? s->n - first : batch;
-        for (int64_t i = 0; i < n; i++) rows[i] = first + i;
+    w__loader_begin(f->loader, s, NULL, 0, steps, false);
+    for (int64_t i = 0; ok && i < steps; i++) {
         tick(f);
         if (cancelled(f)) ok = w_fail(err, "cancelled", "cancelled");
-        ok = ok && w__fit_batch(f, b, s, rows, n, false, err) &&
-             (op_trainer_evaluate(f->trainer, b->x, f->m.n_inputs, &b->y, 1,
-                                  s->weight.data ? &b->weight : NULL, &r, &why) == OP_OK ||
-              w_train_fail(err, &why));
+        struct w_fit_batch *b = f->now = ok ? w__loader_next(f->loader, err) : NULL;
+        ok = b && (op_trainer_evaluate(f->trainer, b->x, f->m.n_inputs, &b->y, 1,
+                                       s->weight.data ? &b->weight : NULL, &r, &why) == OP_OK ||
+                   w_train_fail(err, &why));
         if (!ok) break;
         outcome_of(f, &r, &o);
         w_metrics_update(&f->eval_metrics, &o);
     }
-    free(rows);
+    w__loader_end(f->loader);
     return ok;
 }
 
@@ -231,7 +236,7 @@ static enum w_fit_end run_steps(struct w_fit *f, struct w_error *err) {
         }
         outcome_of(f, &r, &o);
         w_metrics_update(&f->metrics, &o);
-        f->rows_seen += f->batch.n;
+        f->rows_seen += f->now->n;
         f->step++;
         tell(f);
         double now = w__fit_now();
@@ -254,6 +259,7 @@ static bool finish_epoch(struct w_fit *f, double seconds, struct w_error *err) {
     struct w_verdict v;
     double lr = learning_rate(f);
     json_object_set_new(results, "epoch", json_integer(f->epoch + 1));
+    if (f->spec->fit.folds) json_object_set_new(results, "fold", json_integer(f->fold + 1));
     w_metrics_json(&f->metrics, "", results);
     if (f->validation.n) {
         if (!evaluate(f, &f->validation, err)) return json_decref(results), false;
@@ -278,6 +284,7 @@ static bool finish_epoch(struct w_fit *f, double seconds, struct w_error *err) {
 
 static bool conclude(struct w_fit *f, struct w_error *err) {
     struct op_error why;
+    w__loader_end(f->loader); /* it may be ahead of an epoch that was cut short */
     if (f->best && op_trainer_load(f->trainer, f->best, f->best_bytes, NULL, NULL, &why) != OP_OK)
         return w_train_fail(err, &why);
     if (!f->test.n) return true;
@@ -314,28 +321,62 @@ static bool begin(struct w_fit *f, struct w_error *err) {
     return true;
 }
 
-enum w_fit_end w_fit_run(struct w_fit *f, struct w_error *err) {
-    f->started_s = w__fit_now();
-    if (!begin(f, err)) return W_FIT_FAILED;
+static enum w_fit_end run_epochs(struct w_fit *f, struct w_error *err) {
     while (f->epoch < f->spec->fit.epochs && !f->over) {
         if (f->step == 0) {
             w_metrics_reset(&f->metrics);
             f->epoch_s = f->started_s - w__fit_now();
         }
         enum w_fit_end end = run_steps(f, err);
-        if (end != W_FIT_DONE) return leave(f, end, err);
+        if (end != W_FIT_DONE) return end;
         if (f->over && f->step < f->steps_per_epoch) break;
         f->step = f->steps_per_epoch - 1; /* the rate that the last step had */
         bool ok = finish_epoch(f, f->epoch_s + w__fit_now() - f->started_s, err);
         f->step = f->steps_per_epoch;
-        if (!ok) return leave(f, cancelled(f) ? W_FIT_CANCELLED : W_FIT_FAILED, err);
+        if (!ok) return cancelled(f) ? W_FIT_CANCELLED : W_FIT_FAILED;
         f->epoch++;
         f->step = 0;
         if (f->pause && f->epoch < f->spec->fit.epochs && !f->over) {
             f->pause = false;
-            return leave(f, W_FIT_PAUSED, err);
+            return W_FIT_PAUSED;
         }
     }
+    return W_FIT_DONE;
+}
+
+/* The fold's results are noted, and the next one begins from nothing. */
+static bool next_fold(struct w_fit *f, struct w_error *err) {
+    struct op_error why;
+    if (f->best && op_trainer_load(f->trainer, f->best, f->best_bytes, NULL, NULL, &why) != OP_OK)
+        return w_train_fail(err, &why);
+    if (!evaluate(f, &f->validation, err)) return false;
+    json_t *results = json_pack("{s:i, s:i}", "fold", f->fold + 1, "epochs", f->epoch);
+    w_metrics_json(&f->eval_metrics, "", results);
+    json_array_append_new(f->fold_results, results);
+    note(f, "fold %d of %d is done", f->fold + 1, f->spec->fit.folds);
+    if (f->fold + 1 == f->spec->fit.folds) return true;
+    f->fold++;
+    f->epoch = 0;
+    f->step = 0;
+    f->over = false;
+    f->lr_scale = 1;
+    free(f->best);
+    f->best = NULL;
+    f->best_bytes = 0;
+    w_callbacks_finish(&f->callbacks);
+    return w_callbacks_parse(f->spec->fit.callbacks, &f->callbacks, err) && w__fit_set_up(f, err);
+}
+
+enum w_fit_end w_fit_run(struct w_fit *f, struct w_error *err) {
+    int folds = f->spec->fit.folds;
+    f->started_s = w__fit_now();
+    if (!begin(f, err)) return W_FIT_FAILED;
+    do {
+        enum w_fit_end end = run_epochs(f, err);
+        if (end != W_FIT_DONE) return leave(f, end, err);
+        if (folds && (int)json_array_size(f->fold_results) < folds && !next_fold(f, err))
+            return leave(f, cancelled(f) ? W_FIT_CANCELLED : W_FIT_FAILED, err);
+    } while (folds && (int)json_array_size(f->fold_results) < folds);
     if (!conclude(f, err)) return leave(f, cancelled(f) ? W_FIT_CANCELLED : W_FIT_FAILED, err);
     return leave(f, W_FIT_DONE, err);
 }

@@ -13,44 +13,6 @@
 /* --- data --------------------------------------------------------------------------------------
  */
 
-/* A share of the rows, drawn by the seed. */
-static bool split_test(struct w_fit *f, struct w_error *err) {
-    int64_t n = f->whole.n, cut = (int64_t)llround((double)n * f->spec->data.test_split);
-    if (cut < 1 || cut >= n)
-        return w_fail(err, W_BAD_SPEC, "data.test_split of %lld rows leaves one side empty",
-                      (long long)n);
-    w_train_set_shuffle(&f->whole, w__train_mix((uint64_t)f->spec->fit.seed ^ 0x7e57));
-    w_train_set_part(&f->whole, n - cut, cut, &f->test);
-    return true;
-}
-
-/* Rows of s whose windows do not overlap: every so-manieth. */
-static void thin_out(struct w_set *s) {
-    const struct w_array *x = &s->x[0];
-    int64_t step = x->stride >= x->elements ? 1 : (x->elements + x->stride - 1) / x->stride, n = 0;
-    for (int64_t i = 0; i < s->n; i += step) s->rows[n++] = s->rows[i];
-    s->n = n;
-}
-
-/* Windows of one text overlap. Training takes them all, but those that reach into what is held out;
- * what is held out is looked at once, window by window. */
-static bool separate_windows(struct w_fit *f, struct w_error *err) {
-    const struct w_array *x = &f->whole.x[0];
-    int64_t reach = (x->elements + x->stride) / x->stride;
-    if (f->spec->data.test_split > 0)
-        return w_fail(err, W_BAD_SPEC,
-                      "data.test_split draws rows, and windows of one text overlap: give data.test, or "
-                      "fit.validation_split");
-    if (f->validation.n && !f->extra.n) {
-        if (f->train.n <= reach)
-            return w_fail(err, W_BAD_SPEC, "fit.validation_split leaves no window to train on");
-        f->train.n -= reach;
-    }
-    thin_out(&f->validation);
-    if (f->test.n) thin_out(&f->test);
-    return true;
-}
-
 static bool load_sets(struct w_fit *f, struct w_error *err) {
     const struct w_spec_train *s = f->spec;
     struct w_set_wish wish = {.inputs = f->m.inputs,
@@ -65,7 +27,7 @@ static bool load_sets(struct w_fit *f, struct w_error *err) {
         return false;
     if (s->data.test && s->data.test_split > 0)
         return w_fail(err, W_BAD_SPEC, "data has both \"test\" and \"test_split\"");
-    if (s->data.test_split > 0 && !split_test(f, err)) return false;
+    if (s->data.test_split > 0 && !w__split_test(f, err)) return false;
     w_train_set_part(&f->whole, 0, f->whole.n - f->test.n, &f->train);
     wish.like = &f->whole;
     if (s->data.test) {
@@ -78,15 +40,11 @@ static bool load_sets(struct w_fit *f, struct w_error *err) {
                               err))
             return false;
         w_train_set_part(&f->extra, 0, f->extra.n, &f->validation);
-    } else if (s->fit.validation_split > 0) { /* the last part, as Keras takes it */
-        int64_t n = f->train.n, keep = (int64_t)floor((double)n * (1 - s->fit.validation_split));
-        if (keep < 1 || keep == n)
-            return w_fail(err, W_BAD_SPEC,
-                          "fit.validation_split of %lld rows leaves one side empty", (long long)n);
-        w_train_set_part(&f->train, keep, n - keep, &f->validation);
-        w_train_set_part(&f->train, 0, keep, &f->train);
+    } else if (s->fit.validation_split > 0 && !w__split_validation(f, err)) {
+        return false;
     }
-    return !f->whole.x[0].windows || separate_windows(f, err);
+    if (f->whole.x[0].windows) return w__split_windows(f, err);
+    return !s->fit.folds || w__split_deal(f, err);
 }
 
 /* A row's targets are whole numbers from 0 below n_classes (or, where padded, anything below). */
@@ -172,16 +130,38 @@ static bool check_set(const struct w_fit *f, const struct w_set *s, const char *
     return check_targets(f, s, where, err) && check_ids(f, s, where, err);
 }
 
+/* Rows / (classes · rows of the class), so that every class weighs the same. */
+static bool balance(struct w_fit *f, int64_t n, struct w_error *err) {
+    int64_t *count = calloc((size_t)n, sizeof *count), found = 0;
+    if (!count) return w_fail(err, W_NO_MEMORY, "out of memory");
+    bool ok = f->train.y.elements == 1 ||
+              w_fail(err, W_BAD_SPEC, "fit.class_weight: \"balanced\" wants one class a row");
+    for (int64_t i = 0; ok && i < f->train.n; i++) {
+        double v = w__array_number(&f->train.y, w__array_row(&f->train.y, f->train.rows[i], NULL, err), 0);
+        if (v == floor(v) && v >= 0 && v < (double)n) count[(int64_t)v]++;
+    }
+    for (int64_t c = 0; c < n; c++) found += count[c] > 0;
+    for (int64_t c = 0; ok && c < n; c++)
+        if (count[c])
+            f->class_weights[c] = (float)((double)f->train.n / ((double)found * (double)count[c]));
+    free(count);
+    return ok;
+}
+
 static bool read_class_weights(struct w_fit *f, struct w_error *err) {
     json_t *json = f->spec->fit.class_weight, *value;
     const char *key;
     int64_t n = f->n_classes > 1 ? f->n_classes : 2;
     if (!json) return true;
+    free(f->class_weights);
     f->class_weights = malloc((size_t)n * sizeof *f->class_weights);
     if (!f->class_weights) return w_fail(err, W_NO_MEMORY, "out of memory");
     for (int64_t i = 0; i < n; i++) f->class_weights[i] = 1;
+    if (json_is_string(json) && strcmp(json_string_value(json), "balanced") == 0)
+        return balance(f, n, err);
     if (!json_is_object(json))
-        return w_fail(err, W_BAD_SPEC, "fit.class_weight must be {class: weight}");
+        return w_fail(err, W_BAD_SPEC,
+                      "fit.class_weight must be {class: weight}, or \"balanced\"");
     json_object_foreach(json, key, value) {
         char *end;
         long long c = strtoll(key, &end, 10);
@@ -371,10 +351,38 @@ static bool make_parts(struct w_fit *f, struct w_error *err) {
     if (s->data.augment && f->m.n_inputs > 1)
         return w_fail(err, W_UNSUPPORTED, "data.augment is for models with one input");
     f->augment = w_augment_create(s->data.augment, f->m.inputs[0].rank, f->m.inputs[0].dims, err);
+    if (f->augment && w_augment_mixes(f->augment) && f->target != OP_TARGET_DENSE)
+        return w_fail(err, W_BAD_SPEC,
+                      "data.augment: MixUp and CutMix mix targets, so the loss must take numbers: "
+                      "categorical_crossentropy in the place of \"%s\"",
+                      s->loss.name);
     return (f->augment || !s->data.augment) &&
            w_metrics_parse(s->compile.metrics, s, &f->m, &f->metrics, err) &&
            w_metrics_parse(s->compile.metrics, s, &f->m, &f->eval_metrics, err) &&
            w_callbacks_parse(s->fit.callbacks, &f->callbacks, err);
+}
+
+/* Vocabulary, scaling, weights: all of it is learned from the rows that train. */
+bool w__fit_set_up(struct w_fit *f, struct w_error *err) {
+    const struct w_spec_train *s = f->spec;
+    if (s->fit.folds) {
+        for (int i = 0; i < W_TRAIN_INPUTS_MAX; i++) w_front_finish(&f->fronts[i]);
+        w__split_fold(f);
+        if (!make_model(f, err) || !w_train_sources(s, &f->m, f->fronts, err)) return false;
+    }
+    if (!front(f, err)) return false;
+    f->steps_per_epoch = (f->train.n + s->fit.batch_size - 1) / s->fit.batch_size;
+    if (s->fit.steps_per_epoch && s->fit.steps_per_epoch < f->steps_per_epoch)
+        f->steps_per_epoch = s->fit.steps_per_epoch;
+    f->order_epoch = -1;
+    w_schedule_destroy(f->schedule);
+    f->schedule = w_schedule_create(s->schedule, s->learning_rate,
+                                    (uint64_t)f->steps_per_epoch * (uint64_t)s->fit.epochs, err);
+    op_trainer_destroy(f->trainer);
+    f->trainer = NULL;
+    return f->schedule && check_vocabularies(f, err) && check_set(f, &f->train, "data.train", err) &&
+           check_set(f, &f->validation, "validation", err) && check_set(f, &f->test, "test", err) &&
+           read_class_weights(f, err) && make_trainer(f, err) && plan(f, err);
 }
 
 bool w__fit_prepare(struct w_fit *f, struct w_error *err) {
@@ -383,17 +391,11 @@ bool w__fit_prepare(struct w_fit *f, struct w_error *err) {
     if (f->m.output_rank < 1)
         return w_fail(err, W_BAD_SPEC,
                       "the model gives a single number a row: end in a Dense layer");
-    if (!make_parts(f, err) || !w_train_sources(s, &f->m, f->fronts, err) || !load_sets(f, err) || !front(f, err)) return false;
-    f->flip_images = f->train.is_image && s->model.onnx;
-    f->order = malloc((size_t)(f->train.n + 1) * sizeof *f->order);
+    if (!make_parts(f, err) || !w_train_sources(s, &f->m, f->fronts, err) || !load_sets(f, err))
+        return false;
+    f->flip_images = f->whole.is_image && s->model.onnx;
+    f->order = malloc((size_t)(f->whole.n + 1) * sizeof *f->order);
     if (!f->order) return w_fail(err, W_NO_MEMORY, "out of memory");
-    f->steps_per_epoch = (f->train.n + s->fit.batch_size - 1) / s->fit.batch_size;
-    if (s->fit.steps_per_epoch && s->fit.steps_per_epoch < f->steps_per_epoch)
-        f->steps_per_epoch = s->fit.steps_per_epoch;
-    f->schedule = w_schedule_create(s->schedule, s->learning_rate,
-                                    (uint64_t)f->steps_per_epoch * (uint64_t)s->fit.epochs, err);
-    return f->schedule && check_vocabularies(f, err) && check_set(f, &f->train, "data.train", err) &&
-           check_set(f, &f->validation, "validation", err) && check_set(f, &f->test, "test", err) &&
-           read_class_weights(f, err) && w__fit_batch_init(f, &f->batch, err) &&
-           make_trainer(f, err) && plan(f, err) && hash(f, err);
+    return w__fit_batch_init(f, &f->batch, err) && (f->loader = w__loader_create(f, err)) &&
+           w__fit_set_up(f, err) && hash(f, err);
 }

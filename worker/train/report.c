@@ -235,6 +235,26 @@ static json_t *validation_results(const struct w_fit *f) {
     return f->validation.n ? without_prefix(w_fit_epoch(f)) : json_null();
 }
 
+/* Mean and standard deviation (of a sample) of each number of the folds. */
+static json_t *spread(const struct w_fit *f) {
+    json_t *all = json_object(), *value, *fold;
+    size_t i, n = json_array_size(f->fold_results);
+    const char *key;
+    json_object_foreach(json_array_get(f->fold_results, 0), key, value) {
+        double sum = 0, squares = 0;
+        if (strcmp(key, "fold") == 0) continue;
+        json_array_foreach(f->fold_results, i, fold) sum += json_number_value(json_object_get(fold, key));
+        json_array_foreach(f->fold_results, i, fold) {
+            double d = json_number_value(json_object_get(fold, key)) - sum / (double)n;
+            squares += d * d;
+        }
+        json_object_set_new(all, key,
+                            json_pack("{s:f, s:f}", "mean", sum / (double)n, "std",
+                                      n > 1 ? sqrt(squares / (double)(n - 1)) : 0.0));
+    }
+    return all;
+}
+
 static json_t *metrics(const struct w_fit *f) {
     int64_t n_weights = 0;
     for (int i = 0; i < op_trainer_n_weights(f->trainer); i++) {
@@ -243,13 +263,18 @@ static json_t *metrics(const struct w_fit *f) {
         op_trainer_weight(f->trainer, i, &trained, &t);
         n_weights += trained ? op_tensor_count(t) : 0;
     }
-    return json_pack("{s:O, s:o, s:O, s:f, s:I, s:I, s:I, s:I, s:I, s:s, s:s}", "test",
+    json_t *o = json_pack("{s:O, s:o, s:O, s:f, s:I, s:I, s:I, s:I, s:I, s:s, s:s}", "test",
                      f->test_results ? f->test_results : json_null(), "validation",
                      validation_results(f), "epochs", f->history, "seconds", f->seconds,
                      "train_rows", (json_int_t)f->train.n, "validation_rows",
                      (json_int_t)f->validation.n, "test_rows", (json_int_t)f->test.n, "weights",
                      (json_int_t)n_weights, "peak_bytes", (json_int_t)f->peak_bytes, "data_sha256",
                      f->data_hash, "isa", op_isa());
+    if (o && f->spec->fit.folds) {
+        json_object_set(o, "folds", f->fold_results);
+        json_object_set_new(o, "cross_validation", spread(f));
+    }
+    return o;
 }
 
 static bool put_model(struct w_fit *f, struct op_model *m, const char *folder,

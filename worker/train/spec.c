@@ -93,6 +93,8 @@ static const struct w_param fit_params[] = {
     {.name = "epochs", .kind = W_PARAM_INT, .offset = AT(fit.epochs), .min = 1, .max = 1e6, .deflt = 1},
     {.name = "batch_size", .kind = W_PARAM_INT, .offset = AT(fit.batch_size), .min = 1, .max = 1 << 20, .deflt = 32},
     {.name = "steps_per_epoch", .kind = W_PARAM_INT, .offset = AT(fit.steps_per_epoch), .min = 0, .max = 1e9},
+    {.name = "folds", .kind = W_PARAM_INT, .offset = AT(fit.folds), .min = 0, .max = 1000},
+    {.name = "stratify", .kind = W_PARAM_BOOL, .offset = AT(fit.stratify)},
     {.name = "validation_split", .kind = W_PARAM_DOUBLE, .offset = AT(fit.validation_split), .min = 0, .max = 0.99},
     {.name = "seed", .kind = W_PARAM_DOUBLE, .offset = AT(fit.seed), .min = 0, .max = 9007199254740992.0},
     {.name = "shuffle", .kind = W_PARAM_BOOL, .offset = AT(fit.shuffle), .deflt = 1},

@@ -57,10 +57,10 @@ struct w_spec_train {
     struct op_loss loss;
     char loss_name[64], optimizer_name[32];
     struct {
-        int32_t epochs, batch_size, steps_per_epoch, checkpoint_steps, max_steps;
+        int32_t epochs, batch_size, steps_per_epoch, folds, checkpoint_steps, max_steps;
         double validation_split, checkpoint_s, max_seconds; /* max_*: 0: none */
         double seed;
-        bool shuffle;
+        bool shuffle, stratify;
         json_t *callbacks, *class_weight;
     } fit;
     char *publish; /* name in the store; NULL: none */
@@ -225,6 +225,11 @@ w_augment_create(json_t *list, int rank, const int64_t *dims,
                  struct w_error *err); /* NULL also where there is nothing to do */
 /* Changes one row in place: the same bits for the same seed. */
 void w_augment_apply(struct w_augment *a, float *row, uint64_t seed);
+/* Mixes the rows of a batch: x[n, …] with y[n, n_targets]; was: what they are, x then y. Nothing
+ * where no MixUp or CutMix is in the list. */
+bool w_augment_mixes(const struct w_augment *a);
+void w_augment_mix(struct w_augment *a, float *x, float *y, const float *was, int64_t n,
+                   int64_t n_targets, uint64_t seed);
 void w_augment_destroy(struct w_augment *a);
 uint64_t w__train_mix(uint64_t z);
 
@@ -347,7 +352,8 @@ enum w_fit_end { W_FIT_DONE, W_FIT_PAUSED, W_FIT_CANCELLED, W_FIT_FAILED };
 struct w_fit_batch {
     struct op_tensor x[W_TRAIN_INPUTS_MAX], y, weight;
     int64_t n;
-    void *scratch; /* a row */
+    void *scratch;   /* a row */
+    float *unmixed;  /* x, then y, before MixUp; NULL: there is none */
 };
 
 struct w_fit {
@@ -367,7 +373,14 @@ struct w_fit {
     enum op_target target;
     bool sparse; /* targets are classes */
     float *class_weights;
-    struct w_fit_batch batch;
+    struct w_fit_batch batch, *now; /* one of its own; that of the step */
+    struct w_loader *loader;
+    /* fit.folds */
+    int fold;              /* from 0 */
+    struct w_set pool;     /* the rows of all folds */
+    int32_t *fold_of;      /* of each row of the pool */
+    int64_t *fold_rows;    /* rows that train, then those of the fold */
+    json_t *fold_results;
     int64_t *order;
     int order_epoch; /* of order; -1: none */
     /* where it stands: what a checkpoint holds */
@@ -418,6 +431,22 @@ bool w_publish(const struct w_publication *p, int64_t *version, struct w_error *
 
 /* For fit.c. */
 bool w__fit_prepare(struct w_fit *f, struct w_error *err);
+/* Everything that depends on which rows train: fold f->fold, or all. */
+bool w__fit_set_up(struct w_fit *f, struct w_error *err);
+/* splits.c */
+bool w__split_test(struct w_fit *f, struct w_error *err);
+bool w__split_validation(struct w_fit *f, struct w_error *err);
+bool w__split_windows(struct w_fit *f, struct w_error *err);
+bool w__split_deal(struct w_fit *f, struct w_error *err);
+void w__split_fold(struct w_fit *f);
+/* loader.c: batches of a set, one after the other. */
+struct w_loader *w__loader_create(struct w_fit *f, struct w_error *err);
+void w__loader_begin(struct w_loader *l, const struct w_set *set, const int64_t *order,
+                     int64_t first, int64_t n_steps, bool training);
+bool w__loader_is_at(const struct w_loader *l, int64_t step); /* the next is that of training */
+struct w_fit_batch *w__loader_next(struct w_loader *l, struct w_error *err); /* until the next call */
+void w__loader_end(struct w_loader *l);
+void w__loader_destroy(struct w_loader *l); /* accepts NULL */
 bool w__fit_batch_init(const struct w_fit *f, struct w_fit_batch *b, struct w_error *err);
 void w__fit_batch_finish(struct w_fit_batch *b);
 /* rows: of the set. */
