@@ -2,6 +2,7 @@
 #include "ops/op/product.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -132,9 +133,16 @@ enum k_unary op__activation_find(const char *name) {
     return K_COPY;
 }
 
-enum op_status op__activation_parse(const struct op_node *n, struct op_error *err, struct op__activation *dst) {
-    const char *name = op__attr_string(n, "activation", "");
-    *dst = (struct op__activation){.fn = op__activation_find(name), .a = op__attr_float(n, "activation_a", 0), .b = op__attr_float(n, "activation_b", 0)};
-    if (*name && dst->fn == K_COPY) return op__node_fail(err, n, OP_UNSUPPORTED, "attribute activation is \"%.40s\", which has no kernel", name);
+enum op_status op__activation_parse_as(const struct op_node *n, struct op_error *err, const char *prefix, struct op__activation *dst) {
+    char name[3][48];
+    static const char *const ends[] = {"", "_a", "_b"};
+    for (int i = 0; i < 3; i++) snprintf(name[i], sizeof name[i], "%sactivation%s", prefix, ends[i]);
+    const char *fn = op__attr_string(n, name[0], "");
+    *dst = (struct op__activation){.fn = op__activation_find(fn), .a = op__attr_float(n, name[1], 0), .b = op__attr_float(n, name[2], 0)};
+    if (*fn && dst->fn == K_COPY) return op__node_fail(err, n, OP_UNSUPPORTED, "attribute %s is \"%.40s\", which has no kernel", name[0], fn);
     return OP_OK;
+}
+
+enum op_status op__activation_parse(const struct op_node *n, struct op_error *err, struct op__activation *dst) {
+    return op__activation_parse_as(n, err, "", dst);
 }

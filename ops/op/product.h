@@ -47,6 +47,8 @@ struct op__activation {
     float a, b;
 };
 enum op_status op__activation_parse(const struct op_node *n, struct op_error *err, struct op__activation *dst);
+/* The same of attributes whose names begin with `prefix`, for nodes that have several. */
+enum op_status op__activation_parse_as(const struct op_node *n, struct op_error *err, const char *prefix, struct op__activation *dst);
 /* The kernel of an operator's name; K_COPY if there is none. */
 enum k_unary op__activation_find(const char *name);
 
