@@ -205,11 +205,13 @@ static void depthwise(const struct k_geometry *g, const float *x, const float *w
  * neighbouring output rows share are still in L1. Away from the left and right border a few outputs of a row go together: an
  * input pixel is read once for all of them. Taps in the padding are left out, which adds the same zeros. */
 
-/* One kernel row for `cols` neighbouring outputs. */
-K_INLINE void last_line(const int cols, const int kw, const int sw, const float *x, int64_t pixel, const float *w, vp part, vf *acc) {
+/* One kernel row for `cols` neighbouring outputs; the first `left` and the last `right` of the input pixels they span are padding. */
+K_INLINE void last_line(const int cols, const int kw, const int sw, const int left, const int right, const float *x, int64_t pixel, const float *w, vp part,
+                        vf *acc) {
     vf taps[5];
     K_UNROLL for (int j = 0; j < kw; j++) taps[j] = v_loadp(w + j * pixel, part);
-    K_UNROLL for (int i = 0; i < (cols - 1) * sw + kw; i++, x += pixel) {
+    x += left * pixel;
+    K_UNROLL for (int i = left; i < (cols - 1) * sw + kw - right; i++, x += pixel) {
         const vf v = v_loadp(x, part);
         K_UNROLL for (int c = 0; c < cols; c++) {
             if (i - c * sw >= 0 && i - c * sw < kw) acc[c] = v_fma(taps[i - c * sw], v, acc[c]);
@@ -225,10 +227,12 @@ struct last_row { /* of one output row and block of channels */
     float *y;
 };
 
-K_INLINE void last_block(const int cols, const int kw, const int sw, const struct last_row *r, int64_t pixel, int64_t column, int64_t ow) {
+K_INLINE void last_block(const int cols, const int kw, const int sw, const int left, const int right, const struct last_row *r, int64_t pixel,
+                         int64_t column, int64_t ow) {
     vf acc[8];
     K_UNROLL for (int c = 0; c < cols; c++) acc[c] = v_set(0.0f);
-    for (int64_t i = 0; i < r->lines; i++) last_line(cols, kw, sw, r->x + i * r->x_line + column * pixel, pixel, r->w + i * r->w_line, r->part, acc);
+    for (int64_t i = 0; i < r->lines; i++)
+        last_line(cols, kw, sw, left, right, r->x + i * r->x_line + column * pixel, pixel, r->w + i * r->w_line, r->part, acc);
     K_UNROLL for (int c = 0; c < cols; c++) v_storep(r->y + (ow + c) * pixel, v_min(r->hi, v_max(r->lo, acc[c] + r->bias)), r->part);
 }
 
@@ -243,14 +247,38 @@ K_INLINE void last_one(const struct k_geometry *g, const struct last_row *r, int
     v_storep(r->y + ow * pixel, v_min(r->hi, v_max(r->lo, acc + r->bias)), r->part);
 }
 
+/* A row in blocks of `cols` that divide it, padded by half a kernel on the left and `over` pixels on the right. */
+K_INLINE void last_even(const int cols, const int kw, const int sw, const int over, const struct k_geometry *g, const struct last_row *r, int64_t pixel) {
+    const int pad = kw / 2;
+    const int64_t end = g->out[2] - cols;
+    if (end == 0) {
+        last_block(cols, kw, sw, pad, over, r, pixel, -pad, 0);
+        return;
+    }
+    last_block(cols, kw, sw, pad, 0, r, pixel, -pad, 0);
+    for (int64_t ow = cols; ow < end; ow += cols) last_block(cols, kw, sw, 0, 0, r, pixel, ow * sw - pad, ow);
+    last_block(cols, kw, sw, 0, over, r, pixel, end * sw - pad, end);
+}
+
 K_INLINE void last_columns(const int kw, const int sw, const struct k_geometry *g, const struct last_row *r, int64_t pixel) {
+    const int over = sw == 1 ? kw / 2 : kw / 2 - 1; /* what networks have: images of even width where the stride is 2 */
+    if (g->begin[2] == kw / 2 && g->out[2] > 0 && (g->out[2] - 1) * sw - kw / 2 + kw - g->in[2] == over) {
+        if (g->out[2] % 8 == 0) {
+            last_even(8, kw, sw, over, g, r, pixel);
+            return;
+        }
+        if (g->out[2] % 7 == 0) {
+            last_even(7, kw, sw, over, g, r, pixel);
+            return;
+        }
+    }
     const int64_t left = (g->begin[2] + sw - 1) / sw, span = g->in[2] + g->begin[2] - kw;
     int64_t ow = 0, right = span < 0 ? 0 : span / sw + 1;
     if (right > g->out[2]) right = g->out[2];
     for (; ow < left && ow < g->out[2]; ow++) last_one(g, r, pixel, ow);
-    for (; ow + 8 <= right; ow += 8) last_block(8, kw, sw, r, pixel, ow * sw - g->begin[2], ow);
-    for (; ow + 4 <= right; ow += 4) last_block(4, kw, sw, r, pixel, ow * sw - g->begin[2], ow);
-    for (; ow < right; ow++) last_block(1, kw, sw, r, pixel, ow * sw - g->begin[2], ow);
+    for (; ow + 8 <= right; ow += 8) last_block(8, kw, sw, 0, 0, r, pixel, ow * sw - g->begin[2], ow);
+    for (; ow + 4 <= right; ow += 4) last_block(4, kw, sw, 0, 0, r, pixel, ow * sw - g->begin[2], ow);
+    for (; ow < right; ow++) last_block(1, kw, sw, 0, 0, r, pixel, ow * sw - g->begin[2], ow);
     for (; ow < g->out[2]; ow++) last_one(g, r, pixel, ow);
 }
 

@@ -83,17 +83,20 @@ static void point(const struct k_last_job *job, int64_t row, const float **to) {
         }
 }
 
-/* Row r of n in `tiles` tiles: tile i has [n * i / tiles, n * (i + 1) / tiles). */
+/* n rows in `tiles` tiles: the first n % tiles of them have one more than the others. */
 static void point_tiles(const struct k_last_job *job, int64_t first, int64_t n, int64_t tiles, const float **pointers) {
     const bool flat = pointwise(job->g);
     const int64_t taps = taps_of(job->g);
-    for (int64_t i = 0; i < tiles; i++, pointers += taps * K_ROWS_MAX)
-        for (int64_t r = n * i / tiles, r0 = r; r < n * (i + 1) / tiles; r++) {
+    const int64_t each = n / tiles, more = n % tiles;
+    for (int64_t i = 0, row = first; i < tiles; i++, pointers += taps * K_ROWS_MAX) {
+        const int64_t rows = each + (i < more);
+        for (int64_t r = 0; r < rows; r++, row++) {
             if (flat)
-                pointers[r - r0] = job->x + (first + r) * job->x_pixel;
+                pointers[r] = job->x + row * job->x_pixel;
             else
-                point(job, first + r, pointers + r - r0);
+                point(job, row, pointers + r);
         }
+    }
 }
 
 /* Sets the tile's clip for the activations that are one, and says whether it did. */
@@ -134,9 +137,9 @@ static void run_block(const struct k_kernels *k, const struct k_last_job *job, s
     const bool act_in_tile = act_as_clip(job, t);
     const int64_t taps = taps_of(job->g), steps = t->k * t->taps, step = min64(LINE, (next_bytes + tiles * steps - 1) / (tiles * steps));
     const char *next = (const char *)(t->b + steps * width);
-    for (int64_t i = 0; i < tiles; i++) {
-        const int64_t r = n * i / tiles;
-        const int m = (int)(n * (i + 1) / tiles - r);
+    const int64_t each = n / tiles, more = n % tiles;
+    for (int64_t i = 0, r = 0; i < tiles; i++) {
+        const int m = (int)(each + (i < more));
         t->ahead = next_bytes ? next + i * steps * step : (const char *)t->b;
         t->ahead_step = step;
         t->rows = pointers + i * taps * K_ROWS_MAX;
@@ -145,6 +148,7 @@ static void run_block(const struct k_kernels *k, const struct k_last_job *job, s
         k->gemm->rows(m, t);
         if (t->last && !act_in_tile)
             for (int q = 0; q < m; q++) k->math->unary[job->act](t->n, t->c + q * t->c_row, t->c + q * t->c_row, job->act_a, job->act_b);
+        r += m;
     }
 }
 

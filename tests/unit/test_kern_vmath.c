@@ -67,7 +67,7 @@ static double exact(enum k_unary f, double x, double a, double b) {
 
 static double absolute_bound(enum k_unary f, double x, double a) { /* 0: the relative bound counts */
     switch (f) {
-    case K_SILU: return 0x1p-22 * fabs(exact(f, x, 0, 0)) + 1e-36;
+    case K_SILU: return 0x1.4p-22 * fabs(exact(f, x, 0, 0)) + 1e-36;
     case K_GELU: return 0x1p-22 * fabs(x) + 1e-37;
     case K_GELU_TANH: return 0x1p-21 * fabs(x) + 1e-37;
     case K_SOFTPLUS: return 0x1p-22 * fmax(1, fabs(x));
