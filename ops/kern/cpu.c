@@ -8,7 +8,7 @@
 
 #define F32_KERNELS(level)                                                                         \
     .math = &k__vmath_##level, .gemm = &k__gemm_##level, .conv = &k__conv_##level, .winograd = &k__winograd_##level, \
-    .winograd_last = &k__winograd_last_##level
+    .winograd_last = &k__winograd_last_##level, .outer = &k__outer_##level, .columns = &k__columns_##level
 
 #if defined(__x86_64__)
 #include <cpuid.h>

@@ -253,6 +253,13 @@ int64_t k_last_panels(const struct k_gemm *g, int64_t oc);
 int64_t k_last_panel_start(const struct k_gemm *g, int64_t oc, int64_t panel); /* its first output channel; oc rounded up for the end */
 size_t k_last_scratch_bytes(const struct k_geometry *g);
 /* Rows [row0, row1) of all output pixels and panels [p0, p1) of output channels. Any division gives the same bits. */
+/* The same for weights that lie otherwise: of output j, channel c and tap q at w[j * w_out + c * w_channel + q], or with the kernel
+ * turned round at [… + taps - 1 - q]; panels [p0, p1) only. */
+struct k_last_weights {
+    int64_t oc, channels, taps, w_out, w_channel;
+    bool turned;
+};
+void k_last_pack_panels(const struct k_gemm *g, const struct k_last_weights *s, const float *w, int64_t p0, int64_t p1, float *dst);
 void k_last_run(const struct k_kernels *k, const struct k_last_job *job, int64_t row0, int64_t row1, int64_t p0, int64_t p1, void *scratch);
 
 /* --- 3 x 3 convolution by Winograd's F(2, 3) and F(4, 3) -------------------------------------------------------
@@ -322,6 +329,51 @@ size_t k_winograd_last_scratch_floats(const struct k_kernels *k, const struct k_
 /* Tiles [t0, t1) and panels [p0, p1) of output channels. Any division gives the same bits. */
 void k_winograd_last_run(const struct k_kernels *k, const struct k_last_job *job, int64_t t0, int64_t t1, int64_t p0, int64_t p1, float *scratch);
 
+/* --- sums of outer products: the gradient of a convolution's weights, channels last ------------------------------ */
+
+struct k_outer_tile {
+    int64_t k;
+    const float *const *rows; /* a_p is at rows[p] + at */
+    int64_t at;
+    const float *b; /* b_p is at b + p * b_p */
+    int64_t b_p;
+    float *c;
+    int64_t c_row;
+    int n;      /* columns, 1 to nr */
+    bool first; /* starts at 0 and not at C */
+};
+
+struct k_outer {
+    int nr, vw, rows_max[K_TILE_VECTORS_MAX + 1]; /* rows of a tile of so many vectors */
+    void (*tile)(int m, const struct k_outer_tile *t);
+};
+
+struct k_outer_job { /* one group; g is the forward convolution's geometry */
+    const struct k_geometry *g;
+    int64_t images, oc;
+    const float *x, *dy; /* (images, in, channels), (images, out, oc) */
+    float *dw;           /* (taps, channels, oc) */
+    const float *zeros;  /* as many as channels */
+};
+
+int64_t k_outer_units(const struct k_kernels *k, const struct k_outer_job *job);
+size_t k_outer_scratch_bytes(const struct k_geometry *g);
+/* Units [unit0, unit1). Any division gives the same bits. */
+void k_outer_run(const struct k_kernels *k, const struct k_outer_job *job, int64_t unit0, int64_t unit1, void *scratch);
+
+/* --- columns of an array (rows x c): channels last ---------------------------------------------------------------- */
+
+struct k_columns {
+    void (*sum)(int64_t rows, int64_t c, const float *x, float *sums);                                   /* sums[j] = sum of x[r][j] */
+    void (*sum_square)(int64_t rows, int64_t c, const float *x, const float *mean, float *sums);         /* of (x[r][j] - mean[j])^2 */
+    void (*dot)(int64_t rows, int64_t c, const float *y, const float *x, const float *mean, float *sums); /* of y[r][j] (x[r][j] - mean[j]) */
+    void (*linear)(int64_t rows, int64_t c, const float *x, const float *a, const float *b, float *y);   /* y[r][j] = x[r][j] a[j] + b[j], fused */
+    /* to[r][j] = y[r][j] a[j] + ((x[r][j] - mean[j]) b[j] + d[j]) */
+    void (*blend)(int64_t rows, int64_t c, const float *y, const float *x, const float *mean, const float *a, const float *b, const float *d, float *to);
+    /* The backward pass of a maximum over `taps` rows of c: dy[j] is added to the dx[t][j] whose x[t][j] is the largest, the first of equals. */
+    void (*give)(int64_t c, int taps, const float *const *x, const float *dy, float *const *dx);
+};
+
 struct k_kernels {
     enum k_level level;
     const char *name;
@@ -331,6 +383,8 @@ struct k_kernels {
     const struct k_winograd *winograd;
     const struct k_winograd_last *winograd_last;
     const struct k_quant *quant; /* quant.h: on bytes */
+    const struct k_outer *outer;
+    const struct k_columns *columns;
 };
 
 /* The table of a level by name, "generic" to "vnni"; NULL if there is no such level or this machine lacks it. */
@@ -346,5 +400,7 @@ extern const struct k_gemm k__gemm_generic, k__gemm_avx2, k__gemm_avx512, k__gem
 extern const struct k_conv k__conv_generic, k__conv_avx2, k__conv_avx512, k__conv_neon;
 extern const struct k_winograd k__winograd_generic, k__winograd_avx2, k__winograd_avx512, k__winograd_neon;
 extern const struct k_winograd_last k__winograd_last_generic, k__winograd_last_avx2, k__winograd_last_avx512, k__winograd_last_neon;
+extern const struct k_outer k__outer_generic, k__outer_avx2, k__outer_avx512, k__outer_neon;
+extern const struct k_columns k__columns_generic, k__columns_avx2, k__columns_avx512, k__columns_neon;
 
 #endif

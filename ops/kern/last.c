@@ -34,15 +34,24 @@ int64_t k_last_panel_start(const struct k_gemm *g, int64_t oc, int64_t panel) {
     return vectors_of(g, oc) * panel / k_last_panels(g, oc) * g->vw;
 }
 
-void k_last_pack(const struct k_gemm *g, int64_t oc, int64_t channels, int64_t taps, const float *w, float *dst) {
-    for (int64_t p = 0; p < k_last_panels(g, oc); p++) {
-        const int64_t from = k_last_panel_start(g, oc, p), width = k_last_panel_start(g, oc, p + 1) - from;
-        for (int64_t j = 0; j < width; j++)
-            for (int64_t c = 0; c < channels; c++)
-                for (int64_t q = 0; q < taps; q++)
-                    dst[(q * channels + c) * width + j] = from + j < oc ? w[((from + j) * channels + c) * taps + q] : 0.0f;
-        dst += channels * taps * width;
+/* Channel by channel: of 64 outputs in turn one line of memory each is read, and the lines are there for the next channel. */
+void k_last_pack_panels(const struct k_gemm *g, const struct k_last_weights *s, const float *w, int64_t p0, int64_t p1, float *dst) {
+    const int64_t oc = s->oc, channels = s->channels, taps = s->taps;
+    for (int64_t p = p0; p < p1; p++) {
+        const int64_t from = k_last_panel_start(g, oc, p), width = k_last_panel_start(g, oc, p + 1) - from, used = min64(width, oc - from);
+        float *panel = dst + from * channels * taps;
+        for (int64_t c = 0; c < channels; c++)
+            for (int64_t j = 0; j < width; j++) {
+                const float *source = w + (from + j) * s->w_out + c * s->w_channel;
+                float *to = panel + c * width + j;
+                for (int64_t q = 0; q < taps; q++) to[q * channels * width] = j < used ? source[s->turned ? taps - 1 - q : q] : 0.0f;
+            }
     }
+}
+
+void k_last_pack(const struct k_gemm *g, int64_t oc, int64_t channels, int64_t taps, const float *w, float *dst) {
+    const struct k_last_weights s = {oc, channels, taps, channels * taps, taps, false};
+    k_last_pack_panels(g, &s, w, 0, k_last_panels(g, oc), dst);
 }
 
 static int64_t taps_of(const struct k_geometry *g) {

@@ -1,7 +1,8 @@
 /* reduce_grad.c: gradients of the reductions and of global pooling.
  *
  * ReduceGrad(dy, x, y, axes) of the domain quern gives dx of x's shape: each element is dy of its result times a factor. Attributes:
- * kind (the forward operator's name), keepdims, noop_with_empty_axes, and spatial = 1 where the axes are all but the first two.
+ * kind (the forward operator's name), keepdims, noop_with_empty_axes, and spatial = 1 where the axes are all but the first two, 2 where they are all
+ * but the first and the last.
  *
  *   ReduceSum 1 · ReduceMean, GlobalAveragePool 1/n · ReduceL1 sign x · ReduceL2 x/y · ReduceSumSquare 2x · ReduceLogSum e^-y ·
  *   ReduceLogSumExp e^(x-y) · ReduceProd y/x (not finite where x is 0) · ReduceMax, ReduceMin, GlobalMaxPool: 1 at the first
@@ -35,12 +36,13 @@ static enum kind kind_of(const struct op_ctx *ctx) {
 /* x's shape with 1 where it is reduced. */
 static enum op_status kept_dims(const struct op_ctx *ctx, int64_t *dims) {
     const struct op_tensor *x = ctx->in[1], *axes = ctx->n_in > 3 ? ctx->in[3] : NULL;
-    const bool spatial = op__attr_int(ctx->node, "spatial", 0) != 0;
+    const int64_t spatial = op__attr_int(ctx->node, "spatial", 0);
     const int64_t n = axes ? op_tensor_count(axes) : 0;
     if (axes && axes->dtype != OP_I64) return op__fail(ctx, OP_BAD_TYPE, "axes are %s, expected i64", op_type_name(axes->dtype));
     if (axes && n && !axes->data) return OP_NEED_DATA;
+    const int first = spatial == 1 ? 2 : 1, end = x->rank - (spatial == 2);
     const bool all = !spatial && n == 0 && !op__attr_int(ctx->node, "noop_with_empty_axes", 0);
-    for (int d = 0; d < x->rank; d++) dims[d] = all || (spatial && d >= 2) ? 1 : x->dims[d];
+    for (int d = 0; d < x->rank; d++) dims[d] = all || (spatial && d >= first && d < end) ? 1 : x->dims[d];
     for (int64_t i = 0; i < n && !spatial; i++) {
         int axis = op__axis(((const int64_t *)axes->data)[i], x->rank);
         if (axis < 0) return op__fail(ctx, OP_BAD_VALUE, "axis %lld is beyond rank %d", (long long)((const int64_t *)axes->data)[i], x->rank);

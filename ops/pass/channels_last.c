@@ -38,9 +38,11 @@ struct row {
     const char *domain, *name;
     const char *form; /* in the domain "quern"; NULL: itself */
     int images;       /* bits: inputs that are images; ALL */
-    bool asks;        /* a convolution: reason enough */
+    bool asks;        /* a convolution: reason enough, and its images are turned where they are not of this kind */
     bool (*fits)(const struct op_graph *g, const struct op_node *n); /* NULL: always */
     enum op_status (*convert)(struct op_graph *g, struct op_node *n); /* NULL: nothing else to do */
+    int vectors; /* bits: outputs that are no images */
+    int turns;   /* bits: inputs that are turned as a convolution's are; they have one pixel an image */
 };
 
 /* --- what is special ------------------------------------------------------------------------------------- */
@@ -88,6 +90,34 @@ static bool reads_first(const struct op_graph *g, const struct op_node *n) {
     return op__attr_int(n, "group", 1) == 1 && w->dims[1] <= FIRST_CHANNELS_MAX;
 }
 
+/* A weight that training changes: an input of the graph, of known shape. Depthwise and grouped convolutions stay as they are. */
+static bool trained_fits(const struct op_graph *g, const struct op_node *n, int w) {
+    const struct op_value *v = n->n_in > w && n->in[w] >= 0 ? &g->values[n->in[w]] : NULL;
+    return v && v->is_input && !v->constant && v->dtype == OP_F32 && v->rank == RANK && v->dims[0] > 0 && v->dims[1] > 0 && op__attr_int(n, "group", 1) == 1;
+}
+
+static bool trained_conv(const struct op_graph *g, const struct op_node *n) {
+    return trained_fits(g, n, 1);
+}
+
+static bool trained_conv_w(const struct op_graph *g, const struct op_node *n) {
+    return trained_fits(g, n, 2);
+}
+
+static bool trains(const struct op_graph *g, const struct op_node *n) {
+    (void)g;
+    return op__attr_int(n, "training_mode", 0) != 0 && op__attr_int(n, "spatial", 1) != 0;
+}
+
+static bool is_spatial(const struct op_graph *g, const struct op_node *n) {
+    (void)g;
+    return op__attr_int(n, "spatial", 0) == 1;
+}
+
+static enum op_status spatial_before_last(struct op_graph *g, struct op_node *n) {
+    return op__attr_set_int(g, n, "spatial", 2);
+}
+
 static bool values_only(const struct op_graph *g, const struct op_node *n) {
     (void)g;
     return n->n_out == 1 || n->out[1] < 0;
@@ -121,23 +151,40 @@ static enum op_status drop_axes(struct op_graph *g, struct op_node *n) {
 
 /* --- the table ---------------------------------------------------------------------------------------------- */
 
-#define SAME(op_name, inputs) {"", op_name, NULL, inputs, false, NULL, NULL}
+#define SAME(op_name, inputs) {.domain = "", .name = op_name, .images = inputs}
+#define GRAD(op_name) {.domain = "quern", .name = op_name "Grad", .images = ALL}
 static const struct row rows[] = {
-    {"", "Conv", "ChannelsLastConv", 1, true, conv_fits, NULL},
-    {"quern", "FusedConv", "ChannelsLastConv", 1 | 8, true, conv_fits, NULL},
-    {"", "QLinearConv", "ChannelsLastQuantConv", 1, true, quant_conv_fits, NULL},
-    {"quern", "QuantConv", "ChannelsLastQuantConv", 1, true, quant_conv_fits, NULL},
-    {"quern", "QuantAdd", NULL, 1 | 8, false, NULL, NULL},
-    {"quern", "QuantMul", NULL, 1 | 8, false, NULL, NULL},
-    {"quern", "QuantGlobalAveragePool", "ChannelsLastQuantGlobalAveragePool", 1, false, NULL, NULL},
-    {"", "QuantizeLinear", NULL, 1, false, whole_scale_fits, NULL},
-    {"", "DequantizeLinear", NULL, 1, false, whole_scale_fits, NULL},
-    {"", "MaxPool", "ChannelsLastMaxPool", 1, false, values_only, NULL},
-    {"", "AveragePool", "ChannelsLastAveragePool", 1, false, NULL, NULL},
-    {"", "GlobalAveragePool", "ChannelsLastGlobalAveragePool", 1, false, NULL, NULL},
-    {"", "ReduceMean", "ChannelsLastGlobalAveragePool", 1, false, mean_fits, drop_axes},
-    {"", "Concat", NULL, ALL, false, axis_fits, turn_axis},
-    {"", "Split", NULL, 1, false, axis_fits, turn_axis},
+    {"", "Conv", "ChannelsLastConv", 1, true, conv_fits, NULL, 0, 0},
+    {"quern", "FusedConv", "ChannelsLastConv", 1 | 8, true, conv_fits, NULL, 0, 0},
+    {"", "QLinearConv", "ChannelsLastQuantConv", 1, true, quant_conv_fits, NULL, 0, 0},
+    {"quern", "QuantConv", "ChannelsLastQuantConv", 1, true, quant_conv_fits, NULL, 0, 0},
+    {"quern", "QuantAdd", NULL, 1 | 8, false, NULL, NULL, 0, 0},
+    {"quern", "QuantMul", NULL, 1 | 8, false, NULL, NULL, 0, 0},
+    {"quern", "QuantGlobalAveragePool", "ChannelsLastQuantGlobalAveragePool", 1, false, NULL, NULL, 0, 0},
+    {"", "QuantizeLinear", NULL, 1, false, whole_scale_fits, NULL, 0, 0},
+    {"", "DequantizeLinear", NULL, 1, false, whole_scale_fits, NULL, 0, 0},
+    {"", "MaxPool", "ChannelsLastMaxPool", 1, false, values_only, NULL, 0, 0},
+    {"", "AveragePool", "ChannelsLastAveragePool", 1, false, NULL, NULL, 0, 0},
+    {"", "GlobalAveragePool", "ChannelsLastGlobalAveragePool", 1, false, NULL, NULL, 0, 0},
+    {"", "ReduceMean", "ChannelsLastGlobalAveragePool", 1, false, mean_fits, drop_axes, 0, 0},
+    {"", "Concat", NULL, ALL, false, axis_fits, turn_axis, 0, 0},
+    {"", "Split", NULL, 1, false, axis_fits, turn_axis, 0, 0},
+    /* training */
+    {"", "Conv", "ChannelsLastTrainedConv", 1, true, trained_conv, NULL, 0, 0},
+    {"quern", "FusedConv", "ChannelsLastTrainedConv", 1 | 8, true, trained_conv, NULL, 0, 0},
+    {"quern", "ConvGradX", "ChannelsLastConvGradX", 1 | 4, true, trained_conv, NULL, 0, 0},
+    {"quern", "ConvGradW", "ChannelsLastConvGradW", 1 | 2, true, trained_conv_w, NULL, 1, 0},
+    {"quern", "ConvGradB", "ChannelsLastConvGradB", 1, false, NULL, NULL, 1, 0},
+    {"quern", "MaxPoolGrad", "ChannelsLastMaxPoolGrad", 1 | 2, false, NULL, NULL, 0, 0},
+    {"quern", "AveragePoolGrad", "ChannelsLastAveragePoolGrad", 1 | 2, false, NULL, NULL, 0, 0},
+    {"", "BatchNormalization", "ChannelsLastBatchNormalization", 1, false, trains, NULL, 2 | 4 | 8 | 16, 0},
+    {"quern", "BatchNormalizationGrad", "ChannelsLastBatchNormalizationGrad", 1 | 2, false, trains, NULL, 2 | 4, 0},
+    {"quern", "ReduceGrad", NULL, 1 | 2 | 4, false, is_spatial, spatial_before_last, 0, 1},
+    {"quern", "SumTo", NULL, ALL, false, NULL, NULL, 0, 0},
+    GRAD("Relu"), GRAD("LeakyRelu"), GRAD("Elu"), GRAD("Selu"), GRAD("Sigmoid"), GRAD("HardSigmoid"), GRAD("HardSwish"), GRAD("Swish"), GRAD("Mish"),
+    GRAD("Gelu"), GRAD("Softplus"), GRAD("Tanh"), GRAD("Exp"), GRAD("Sqrt"), GRAD("Abs"), GRAD("Erf"),
+    /* inference and training */
+    SAME("Sum", ALL),
     SAME("Add", ALL), SAME("Sub", ALL), SAME("Mul", ALL), SAME("Div", ALL), SAME("Max", ALL), SAME("Min", ALL), SAME("PRelu", ALL),
     SAME("Relu", 1), SAME("Clip", 1), SAME("LeakyRelu", 1), SAME("Elu", 1), SAME("Selu", 1), SAME("Sigmoid", 1), SAME("HardSigmoid", 1),
     SAME("HardSwish", 1), SAME("Swish", 1), SAME("Mish", 1), SAME("Gelu", 1), SAME("Softplus", 1), SAME("Tanh", 1), SAME("Exp", 1), SAME("Sqrt", 1),
@@ -147,13 +194,27 @@ static const struct row rows[] = {
 static const struct row *row_of(const struct op_graph *g, const struct op_node *n) {
     if (n->n_captures) return NULL;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
-        if (strcmp(rows[i].name, n->op_type) == 0 && strcmp(rows[i].domain, n->domain) == 0)
-            return !rows[i].fits || rows[i].fits(g, n) ? &rows[i] : NULL;
+        if (strcmp(rows[i].name, n->op_type) == 0 && strcmp(rows[i].domain, n->domain) == 0 && (!rows[i].fits || rows[i].fits(g, n))) return &rows[i];
     return NULL;
 }
 
 static bool is_image(const struct row *row, int input) {
     return row->images == ALL || (input < 31 && row->images >> input & 1);
+}
+
+static bool makes_image(const struct row *row, int output) {
+    return output >= 31 || !(row->vectors >> output & 1);
+}
+
+static bool turns(const struct row *row, int input) {
+    return row->asks || (input < 31 && row->turns >> input & 1);
+}
+
+/* A Transpose by `perm`. */
+static bool transposes(const struct op_node *n, const int64_t *perm) {
+    int64_t count;
+    const int64_t *p = op__node_is(n, "Transpose") && n->n_in == 1 ? op__attr_ints(n, "perm", &count) : NULL;
+    return p && count == RANK && memcmp(p, perm, RANK * sizeof *p) == 0;
 }
 
 /* --- the first walk ----------------------------------------------------------------------------------------- */
@@ -170,7 +231,7 @@ static bool takes_part(const struct walk *w, const struct op_node *n, const stru
         const int v = n->in[k];
         if (v < 0 || !is_image(row, k)) continue;
         some |= w->last[v];
-        if (!w->last[v] && !constant_fits(w->g, v) && !(row->asks && k == 0)) return false;
+        if (!w->last[v] && !constant_fits(w->g, v) && !turns(row, k)) return false;
     }
     return some;
 }
@@ -180,17 +241,27 @@ static int root(int *region, int i) {
     return i;
 }
 
+/* Made with channels last by a node of a region, and not merely found so. */
+static bool made(const struct walk *w, int v) {
+    return w->last[v] && w->producer[v] >= 0 && w->row[w->producer[v]];
+}
+
 static void find_regions(struct walk *w) {
     for (int i = 0; i < w->n_nodes; i++) {
         const struct op_node *n = w->g->nodes[i];
         const struct row *row = row_of(w->g, n);
         w->region[i] = i;
+        if (transposes(n, to_first) && n->out[0] >= 0) { /* what it was made of is the image as we want it */
+            w->last[n->out[0]] = true;
+            w->twin[n->out[0]] = n->in[0];
+            continue;
+        }
         if (!row || !takes_part(w, n, row)) continue;
         w->row[i] = row;
         for (int o = 0; o < n->n_out; o++)
-            if (n->out[o] >= 0) w->last[n->out[o]] = true;
+            if (n->out[o] >= 0 && makes_image(row, o)) w->last[n->out[o]] = true;
         for (int k = 0; k < n->n_in; k++)
-            if (n->in[k] >= 0 && is_image(row, k) && w->last[n->in[k]]) w->region[root(w->region, w->producer[n->in[k]])] = root(w->region, i);
+            if (n->in[k] >= 0 && is_image(row, k) && made(w, n->in[k])) w->region[root(w->region, w->producer[n->in[k]])] = root(w->region, i);
     }
 }
 
@@ -206,21 +277,23 @@ static void weigh(const struct walk *w, int *worth, bool *counted) {
     for (int i = 0; i < w->n_nodes; i++) {
         const struct op_node *n = g->nodes[i];
         const struct row *row = w->row[i];
-        if (row && row->asks) {
-            worth[root(w->region, i)]++;
-            if (!w->last[n->in[0]] && !counted[n->in[0]] && !reads_first(g, n)) worth[root(w->region, i)]--;
-            if (!w->last[n->in[0]]) counted[n->in[0]] = true;
+        if (row && row->asks) worth[root(w->region, i)]++;
+        for (int k = 0; row && row->asks && k < n->n_in; k++) {
+            const int v = n->in[k];
+            if (v < 0 || !is_image(row, k) || w->last[v] || counted[v] || op__graph_constant(g, v)) continue;
+            if (k > 0 || !reads_first(g, n)) worth[root(w->region, i)]--;
+            counted[v] = true;
         }
         for (int k = 0; k < n->n_in + n->n_captures; k++) {
             const int v = n->in[k];
-            if (v < 0 || !w->last[v] || (row && is_image(row, k)) || counted[v] || is_small(w, v)) continue;
+            if (v < 0 || !made(w, v) || (row && is_image(row, k)) || counted[v] || is_small(w, v) || transposes(n, to_last)) continue;
             worth[root(w->region, w->producer[v])]--;
             counted[v] = true;
         }
     }
     for (int i = 0; i < g->n_outputs; i++) {
         const int v = g->outputs[i];
-        if (v < 0 || !w->last[v] || counted[v] || is_small(w, v)) continue;
+        if (v < 0 || !made(w, v) || counted[v] || is_small(w, v)) continue;
         worth[root(w->region, w->producer[v])]--;
         counted[v] = true;
     }
@@ -281,7 +354,7 @@ static enum op_status rewrite(struct walk *w, int *at, const struct row *row) {
     }
     for (int o = 0; o < n->n_out; o++) {
         const int v = n->out[o];
-        if (v < 0) continue;
+        if (v < 0 || !makes_image(row, o)) continue;
         const int turned = op__graph_value(g, g->values[v].name);
         if (turned < 0) return OP_NOMEM;
         w->twin[v] = n->out[o] = turned;
@@ -315,6 +388,10 @@ static enum op_status rewrite_all(struct walk *w, int *changed) {
             continue;
         }
         struct op_node *n = g->nodes[at];
+        if (transposes(n, to_last) && w->twin[n->in[0]] >= 0) { /* there it is */
+            st = op__node_become(n, "", "Identity", 1, &w->twin[n->in[0]]);
+            continue;
+        }
         for (int k = 0; k < n->n_in + n->n_captures && st == OP_OK; k++) st = come_back(w, &at, n->in[k]);
     }
     int end = g->n_nodes;
