@@ -131,6 +131,8 @@ struct op_trainer_options {
     uint64_t seed;
     int n_threads;
     const volatile bool *cancel;
+    void (*on_node)(void *user, const char *op_type, const char *name, uint64_t ns, double flops, double bytes); /* of a step; NULL: none */
+    void *user;
 };
 
 struct op_trainer;

@@ -356,6 +356,11 @@ struct k_outer_job { /* one group; g is the forward convolution's geometry */
     const float *zeros;  /* as many as channels */
 };
 
+/* A convolution of few channels: they leave a tile's rows, or a tap's steps, almost empty, so its taps are copied side by side. Output
+ * pixels [first, first + n) of x (images, in, channels) become rows of taps x channels; padding is zeros. */
+bool k_few_channels(const struct k_geometry *g);
+void k_few_columns(const struct k_geometry *g, const float *x, int64_t first, int64_t n, float *columns);
+
 int64_t k_outer_units(const struct k_kernels *k, const struct k_outer_job *job);
 size_t k_outer_scratch_bytes(const struct k_geometry *g);
 /* Units [unit0, unit1). Any division gives the same bits. */

@@ -20,20 +20,16 @@ static int64_t taps_of(const struct k_geometry *g) {
     return g->kernel[0] * g->kernel[1] * g->kernel[2];
 }
 
-static bool by_columns(const struct k_geometry *g) {
-    return g->channels < CHANNELS_MIN && taps_of(g) > 1;
-}
-
 static int64_t panels_of(const struct k_outer *o, int64_t oc) {
     return (oc + o->nr - 1) / o->nr;
 }
 
 int64_t k_outer_units(const struct k_kernels *k, const struct k_outer_job *job) {
-    return panels_of(k->outer, job->oc) * (by_columns(job->g) ? 1 : taps_of(job->g));
+    return panels_of(k->outer, job->oc) * (k_few_channels(job->g) ? 1 : taps_of(job->g));
 }
 
 size_t k_outer_scratch_bytes(const struct k_geometry *g) {
-    const size_t columns = by_columns(g) ? (size_t)(BLOCK_PIXELS * taps_of(g) * g->channels) * sizeof(float) : 0;
+    const size_t columns = k_few_channels(g) ? (size_t)(BLOCK_PIXELS * taps_of(g) * g->channels) * sizeof(float) : 0;
     return columns + BLOCK_PIXELS * sizeof(const float *);
 }
 
@@ -57,19 +53,43 @@ static void point(const struct k_outer_job *job, const int64_t *a, int64_t first
     }
 }
 
-/* The taps of each pixel side by side; the pointers are to them. */
-static void copy_columns(const struct k_outer_job *job, int64_t first, int64_t n, const float **pointers, float *columns) {
-    const struct k_geometry *g = job->g;
+/* One tap of `len` neighbouring output pixels, those in [lo, hi) inside the image: a column of `channels` floats of each row. */
+static void copy_tap(int64_t len, int64_t lo, int64_t hi, int64_t channels, const float *from, int64_t step, float *to, int64_t width) {
+    for (int64_t i = 0; i < lo; i++) memset(to + i * width, 0, (size_t)channels * sizeof *to);
+    if (channels == 1)
+        for (int64_t i = lo; i < hi; i++) to[i * width] = from[i * step];
+    else
+        for (int64_t i = lo; i < hi; i++)
+            for (int64_t c = 0; c < channels; c++) to[i * width + c] = from[i * step + c];
+    for (int64_t i = hi; i < len; i++) memset(to + i * width, 0, (size_t)channels * sizeof *to);
+}
+
+bool k_few_channels(const struct k_geometry *g) {
+    return g->channels < CHANNELS_MIN && taps_of(g) > 1 && g->in[0] == 1 && g->kernel[0] == 1;
+}
+
+void k_few_columns(const struct k_geometry *g, const float *x, int64_t first, int64_t n, float *columns) {
     const int64_t channels = g->channels, width = taps_of(g) * channels;
-    int64_t a[3], tap = 0;
-    for (a[0] = 0; a[0] < g->kernel[0]; a[0]++)
-        for (a[1] = 0; a[1] < g->kernel[1]; a[1]++)
-            for (a[2] = 0; a[2] < g->kernel[2]; a[2]++, tap++) {
-                point(job, a, first, n, pointers);
-                for (int64_t i = 0; i < n; i++)
-                    for (int64_t c = 0; c < channels; c++) columns[i * width + tap * channels + c] = pointers[i][c];
+    int64_t ow = first % g->out[2], oh = first / g->out[2] % g->out[1], image = first / g->out[2] / g->out[1];
+    while (n > 0) {
+        const int64_t len = min64(n, g->out[2] - ow), step = g->stride[2];
+        for (int64_t a = 0; a < g->kernel[1]; a++) {
+            const int64_t h = oh * g->stride[1] - g->begin[1] + a * g->dilation[1];
+            const bool inside = h >= 0 && h < g->in[1];
+            for (int64_t b = 0; b < g->kernel[2]; b++) {
+                const int64_t w = ow * step - g->begin[2] + b * g->dilation[2];
+                int64_t lo = w >= 0 ? 0 : (-w + step - 1) / step, hi = w >= g->in[2] || !inside ? 0 : min64(len, (g->in[2] - 1 - w) / step + 1);
+                if (lo > len) lo = len;
+                if (hi < lo) hi = lo;
+                copy_tap(len, lo, hi, channels, x + ((image * g->in[1] + h) * g->in[2] + w) * channels, step * channels,
+                         columns + (a * g->kernel[2] + b) * channels, width);
             }
-    for (int64_t i = 0; i < n; i++) pointers[i] = columns + i * width;
+        }
+        columns += len * width;
+        n -= len;
+        ow = 0;
+        if (++oh == g->out[1]) oh = 0, image++;
+    }
 }
 
 /* `m` rows of C by one panel. */
@@ -86,7 +106,7 @@ static void run_panel(const struct k_outer *o, struct k_outer_tile *t, int64_t m
 void k_outer_run(const struct k_kernels *k, const struct k_outer_job *job, int64_t unit0, int64_t unit1, void *scratch) {
     const struct k_geometry *g = job->g;
     const struct k_outer *o = k->outer;
-    const bool columns = by_columns(g);
+    const bool columns = k_few_channels(g);
     const int64_t panels = panels_of(o, job->oc), pixels = job->images * g->out[0] * g->out[1] * g->out[2];
     const int64_t m = columns ? taps_of(g) * g->channels : g->channels;
     const float **pointers = scratch;
@@ -98,8 +118,11 @@ void k_outer_run(const struct k_kernels *k, const struct k_outer_job *job, int64
         for (int64_t u = unit0; u < unit1; u++) {
             const int64_t tap = u / panels, j = u % panels * o->nr;
             const int64_t a[3] = {tap / g->kernel[2] / g->kernel[1], tap / g->kernel[2] % g->kernel[1], tap % g->kernel[2]};
-            if (tap != pointed && columns) copy_columns(job, first, t.k, pointers, (float *)(pointers + BLOCK_PIXELS));
-            else if (tap != pointed) point(job, a, first, t.k, pointers);
+            if (tap != pointed && columns) {
+                float *copied = (float *)(pointers + BLOCK_PIXELS);
+                k_few_columns(g, job->x, first, t.k, copied);
+                for (int64_t i = 0; i < t.k; i++) pointers[i] = copied + i * m;
+            } else if (tap != pointed) point(job, a, first, t.k, pointers);
             pointed = tap;
             t.n = (int)min64(o->nr, job->oc - j);
             t.b = job->dy + first * job->oc + j;

@@ -7,6 +7,7 @@
  * X (batch, rows, columns, channels), dy and the output (batch, rows, columns, outputs), W and dW as Conv's; f32, one group.
  *
  *   forward       kern/last.c, or Winograd's form where it pays, as ChannelsLastConv
+ *                 few channels: the taps of a pixel are copied side by side
  *   dX, stride 1  is the convolution of dy with the kernel turned round and its channels exchanged, done the same way
  *   dX, strided   rows of dy times W give, for 64 output pixels at a time, what each tap adds to its pixel of X
  *   dW            sums of outer products: kern/outer.c
@@ -19,7 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CHUNK = 64, SPLIT_ROWS_MIN = 48, SPLIT_TILES_MIN = 6, RANK = 4 };
+enum { CHUNK = 64, FEW_ROWS = 240, SPLIT_ROWS_MIN = 48, SPLIT_TILES_MIN = 6, RANK = 4 };
 
 struct state {
     struct nn_window window;
@@ -88,7 +89,7 @@ struct conv {
     struct k_last_weights weights;
     const float *w;
     int64_t n_units, n_tasks, panels, rows;
-    bool by_rows, winograd;
+    bool by_rows, winograd, few;
     size_t packed_bytes, zeros_bytes, task_bytes;
 };
 
@@ -98,14 +99,16 @@ static void plan_conv(const struct op_ctx *ctx, struct conv *c, const struct k_g
     *c = (struct conv){.ctx = ctx, .weights = *weights};
     c->job = (struct k_last_job){.g = g, .images = images, .oc = weights->oc, .x_pixel = weights->channels, .y_pixel = weights->oc, .act = K_COPY};
     c->panels = k_last_panels(gemm, weights->oc);
-    c->winograd = k_winograd_last_pays(g, weights->oc);
+    c->few = !weights->turned && k_few_channels(g);
+    c->winograd = !c->few && k_winograd_last_pays(g, weights->oc);
     c->rows = c->winograd ? k_winograd_last_tiles(&c->job) : images * g->out[0] * g->out[1] * g->out[2];
-    c->by_rows = c->rows >= threads * (c->winograd ? SPLIT_TILES_MIN : SPLIT_ROWS_MIN);
+    c->by_rows = c->few || c->rows >= threads * (c->winograd ? SPLIT_TILES_MIN : SPLIT_ROWS_MIN);
     c->n_units = c->by_rows ? c->rows : c->panels;
     c->n_tasks = threads < c->n_units ? threads : c->n_units;
     c->packed_bytes = aligned(k_last_pack_floats(gemm, weights->oc, weights->channels * weights->taps) * sizeof(float));
     c->zeros_bytes = aligned((size_t)weights->channels * sizeof(float));
-    c->task_bytes = aligned(c->winograd ? k_winograd_last_scratch_floats(op__kern(ctx), &c->job) * sizeof(float) : k_last_scratch_bytes(g));
+    if (c->few) c->task_bytes = aligned((size_t)(FEW_ROWS * weights->taps * weights->channels) * sizeof(float));
+    else c->task_bytes = aligned(c->winograd ? k_winograd_last_scratch_floats(op__kern(ctx), &c->job) * sizeof(float) : k_last_scratch_bytes(g));
 }
 
 static size_t conv_scratch(const struct conv *c) {
@@ -115,6 +118,31 @@ static size_t conv_scratch(const struct conv *c) {
 static void pack_task(void *arg, int64_t panel) {
     const struct conv *c = arg;
     k_last_pack_panels(op__kern(c->ctx)->gemm, &c->weights, c->w, panel, panel + 1, c->ctx->scratch);
+}
+
+/* Weights as (taps x channels, outputs), used as they lie. */
+static void pack_few(const struct conv *c) {
+    const struct k_last_weights *s = &c->weights;
+    float *to = c->ctx->scratch;
+    for (int64_t q = 0; q < s->taps; q++)
+        for (int64_t i = 0; i < s->channels; i++)
+            for (int64_t o = 0; o < s->oc; o++) *to++ = c->w[o * s->w_out + i * s->w_channel + q];
+}
+
+static void few_task(void *arg, int64_t task) {
+    const struct conv *c = arg;
+    const struct k_last_job *job = &c->job;
+    const int64_t from = c->n_units * task / c->n_tasks, to = c->n_units * (task + 1) / c->n_tasks, k = c->weights.taps * c->weights.channels;
+    float *columns = (float *)((char *)c->ctx->scratch + c->packed_bytes + c->zeros_bytes + (size_t)task * c->task_bytes);
+    for (int64_t r = from; r < to; r += FEW_ROWS) {
+        const int64_t n = to - r < FEW_ROWS ? to - r : FEW_ROWS;
+        k_few_columns(job->g, job->x, r, n, columns);
+        const struct k_product product = {.m = n, .n = job->oc, .k = k, .a = columns, .a_row = k, .a_k = 1, .b = job->w, .b_k = job->oc, .c = job->y + r * job->oc,
+                                          .c_row = job->oc,
+                                          .then = {.bias_col = job->bias, .residual = job->addend ? job->addend + r * job->oc : NULL, .residual_row = job->oc,
+                                                   .act = job->act, .act_a = job->act_a, .act_b = job->act_b}};
+        k_gemm(op__kern(c->ctx), &product, 0, n, 0, job->oc);
+    }
 }
 
 static void conv_task(void *arg, int64_t task) {
@@ -131,8 +159,9 @@ static void run_conv(struct conv *c) {
     memset(zeros, 0, c->zeros_bytes);
     c->job.zeros = zeros;
     c->job.w = c->ctx->scratch;
-    op__parallel(c->ctx, c->panels, pack_task, c);
-    op__parallel(c->ctx, c->n_tasks, conv_task, c);
+    if (c->few) pack_few(c);
+    else op__parallel(c->ctx, c->panels, pack_task, c);
+    op__parallel(c->ctx, c->n_tasks, c->few ? few_task : conv_task, c);
 }
 
 static struct k_last_weights forward_weights(const struct shape *s) {

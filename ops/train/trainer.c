@@ -92,7 +92,10 @@ static bool make_models(struct op_trainer *t, struct op_error *err) {
     plan = (struct op_train_graph){.t = t, .evaluate = true};
     if (t->step_model) t->eval_model = op__model_transformed(t->model, op__train_transform, &plan, err);
     if (!t->eval_model) return false;
-    t->step_session = op_session_create(t->step_model, &options, err);
+    struct op_session_options watched = options;
+    watched.on_node = t->options.on_node;
+    watched.user = t->options.user;
+    t->step_session = op_session_create(t->step_model, &watched, err);
     if (t->step_session) t->eval_session = op_session_create(t->eval_model, &options, err);
     return t->eval_session != NULL;
 }

@@ -13,6 +13,7 @@
 #include <time.h>
 
 #include "worker/cli/model_input.h"
+#include "worker/cli/profile.h"
 #include "worker/cli/train.h"
 
 #define ARENA_BYTES_MAX ((size_t)16 << 30)
@@ -48,18 +49,6 @@ struct moment {
     uint64_t end_ns, took_ns;
 };
 
-struct node_time {
-    char op_type[48], name[96];
-    uint64_t ns, calls;
-    double flops, bytes;
-};
-
-struct profile {
-    struct node_time *nodes;
-    size_t n, cap;
-    size_t next; /* the node that comes next if this run is like the last */
-};
-
 struct lane {
     pthread_t thread;
     struct op_session *session;
@@ -68,7 +57,7 @@ struct lane {
     struct moment *runs;
     size_t n_runs;
     struct op_error err;
-    struct profile profile;
+    struct w_profile profile;
 };
 
 static _Atomic bool stop;
@@ -78,63 +67,6 @@ static uint64_t now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-/* --- profile ---------------------------------------------------------------------------------- */
-
-static struct node_time *profile_find(struct profile *p, const char *op_type, const char *name) {
-    for (size_t i = 0; i < p->n; i++) {
-        struct node_time *t = &p->nodes[(p->next + i) % p->n];
-        if (strncmp(t->name, name, sizeof t->name - 1) == 0 &&
-            strncmp(t->op_type, op_type, sizeof t->op_type - 1) == 0) {
-            p->next = (p->next + i + 1) % p->n;
-            return t;
-        }
-    }
-    if (p->n == p->cap) {
-        size_t cap = p->cap ? p->cap * 2 : 256;
-        struct node_time *all = realloc(p->nodes, cap * sizeof *all);
-        if (!all) return NULL;
-        p->nodes = all;
-        p->cap = cap;
-    }
-    struct node_time *t = &p->nodes[p->n++];
-    *t = (struct node_time){0};
-    snprintf(t->op_type, sizeof t->op_type, "%s", op_type);
-    snprintf(t->name, sizeof t->name, "%s", name);
-    return t;
-}
-
-static void on_node(void *user, const char *op_type, const char *name, uint64_t ns, double flops,
-                    double bytes) {
-    struct node_time *t = profile_find(user, op_type, name);
-    if (!t) return;
-    t->ns += ns;
-    t->calls++;
-    t->flops += flops;
-    t->bytes += bytes;
-}
-
-static int by_time(const void *a, const void *b) {
-    uint64_t x = ((const struct node_time *)a)->ns, y = ((const struct node_time *)b)->ns;
-    return x < y ? 1 : x > y ? -1 : 0;
-}
-
-/* To standard error with --json, so that standard output stays one object. */
-static void print_profile(struct profile *p, size_t n_runs) {
-    FILE *to = w_globals.json ? stderr : stdout;
-    uint64_t total = 0;
-    for (size_t i = 0; i < p->n; i++) total += p->nodes[i].ns;
-    if (!n_runs || !total) return;
-    qsort(p->nodes, p->n, sizeof *p->nodes, by_time);
-    fprintf(to, "%7s %9s %9s %9s  %-24s %s\n", "share", "us/run", "GFLOP/s", "GB/s", "operator",
-            "node");
-    for (size_t i = 0; i < p->n; i++) {
-        const struct node_time *t = &p->nodes[i];
-        double ns = t->ns ? (double)t->ns : 1;
-        fprintf(to, "%6.2f%% %9.1f %9.1f %9.1f  %-24s %s\n", 100 * ns / (double)total,
-                ns / 1e3 / (double)n_runs, t->flops / ns, t->bytes / ns, t->op_type, t->name);
-    }
 }
 
 /* --- lanes ------------------------------------------------------------------------------------ */
@@ -278,7 +210,7 @@ static int bench(struct op_model *m, struct lane *lanes, const char *name, doubl
     double flops = 0;
     for (int i = 0; i < n_lanes; i++) {
         const struct op_session_options how = {.n_threads = (int)n_threads,
-                                               .on_node = want_profile ? on_node : NULL,
+                                               .on_node = want_profile ? w__profile_node : NULL,
                                                .user = &lanes[i].profile};
         const struct op_tensor *out;
         lanes[i].in = in;
@@ -296,7 +228,7 @@ static int bench(struct op_model *m, struct lane *lanes, const char *name, doubl
     }
     struct result r;
     if (!run_lanes(lanes) || !evaluate(lanes, &r)) return W_EXIT_FAILED;
-    if (want_profile) print_profile(&lanes[0].profile, lanes[0].n_runs);
+    if (want_profile) w__profile_print(&lanes[0].profile, lanes[0].n_runs);
     print_result(m, name, &r, load_ms, peak, flops);
     return W_EXIT_OK;
 }
@@ -304,7 +236,7 @@ static int bench(struct op_model *m, struct lane *lanes, const char *name, doubl
 static int run(int argc, char **argv) {
     char path[4096];
     struct op_error err = {0};
-    if (train_spec && argc == 0) return w__train_bench(train_spec, (int)n_threads, seconds);
+    if (train_spec && argc == 0) return w__train_bench(train_spec, (int)n_threads, seconds, want_profile);
     if (argc != 1)
         return w_report(W_EXIT_USAGE, "usage",
                         "quern model bench M --batch B --threads T --seconds S",
@@ -327,7 +259,7 @@ static int run(int argc, char **argv) {
     for (int i = 0; lanes && i < n_lanes; i++) {
         op_session_destroy(lanes[i].session);
         free(lanes[i].runs);
-        free(lanes[i].profile.nodes);
+        w__profile_finish(&lanes[i].profile);
     }
     free(lanes);
     w_arena_finish(&arena);

@@ -5,6 +5,6 @@
 #include "worker/cli/cli.h"
 
 /* Measures steps of a spec; an exit code. */
-int w__train_bench(const char *path, int n_threads, double seconds);
+int w__train_bench(const char *path, int n_threads, double seconds, bool profile);
 
 #endif

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "worker/cli/profile.h"
 #include "worker/cli/train.h"
 #include "worker/cli/training.h"
 #include "worker/train/train.h"
@@ -62,6 +63,7 @@ static int measure(struct w_fit *f, const char *path, int n_threads, double seco
         seen = 0;
     }
     qsort(rates, (size_t)n, sizeof *rates, by_double);
+    if (f->o.node_user) w__profile_print(f->o.node_user, (size_t)step);
     print(f, path, n_threads, rates[n - 1], rates[n / 2], step - WARM_STEPS);
     return W_EXIT_OK;
 }
@@ -80,7 +82,8 @@ static int open_ref(void *user, const char *path, bool *is_folder, struct w_erro
     return fd;
 }
 
-int w__train_bench(const char *path, int n_threads, double seconds) {
+int w__train_bench(const char *path, int n_threads, double seconds, bool profile) {
+    struct w_profile nodes = {0};
     struct w_error err = {0};
     int rc;
     json_t *json = w_cli_json_read(path, &rc);
@@ -88,10 +91,13 @@ int w__train_bench(const char *path, int n_threads, double seconds) {
     w_cli_spec_paths(json, path);
     struct w_spec_train *spec = w_train_spec_from(json, &err);
     const struct w_fit_options o = {.files = {.open = open_ref, .bytes_max = DATA_BYTES_MAX},
-                                    .n_threads = n_threads};
+                                    .n_threads = n_threads,
+                                    .on_node = profile ? w__profile_node : NULL,
+                                    .node_user = profile ? &nodes : NULL};
     struct w_fit *f = spec ? w_fit_create(spec, &o, &err) : NULL;
     rc = f ? measure(f, path, n_threads, seconds) : failed(&err);
     w_fit_destroy(f);
+    w__profile_finish(&nodes);
     w_train_spec_destroy(spec);
     json_decref(json);
     return rc;

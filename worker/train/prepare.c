@@ -241,6 +241,8 @@ static bool make_trainer(struct w_fit *f, struct w_error *err) {
                                    .n_regularizers = f->m.n_regularizers,
                                    .seed = (uint64_t)s->fit.seed,
                                    .n_threads = f->o.n_threads,
+                                   .on_node = f->o.on_node,
+                                   .user = f->o.node_user,
                                    .cancel = f->o.cancel};
     f->trainer = op_trainer_create(f->m.model, &o, &why);
     return f->trainer || w_train_fail(err, &why);

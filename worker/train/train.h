@@ -344,6 +344,10 @@ struct w_fit_options {
     void (*on_epoch)(void *user, json_t *results); /* borrowed */
     void (*on_note)(void *user, const char *text); /* resumed at …, stopped early … */
     void (*on_tick)(void *user);                   /* between any two pieces of work */
+    /* The nodes of each step, for a profile; NULL: none. */
+    void (*on_node)(void *node_user, const char *op_type, const char *name, uint64_t ns,
+                    double flops, double bytes);
+    void *node_user;
 };
 
 enum w_fit_end { W_FIT_DONE, W_FIT_PAUSED, W_FIT_CANCELLED, W_FIT_FAILED };
