@@ -87,7 +87,7 @@ static bool whole_scale_fits(const struct op_graph *g, const struct op_node *n) 
 /* Reads its input as the file's images lie. */
 static bool reads_first(const struct op_graph *g, const struct op_node *n) {
     const struct op_tensor *w = op__graph_constant_type(g, n->in[conv_fits(g, n) ? 1 : 3]);
-    return op__attr_int(n, "group", 1) == 1 && w->dims[1] <= FIRST_CHANNELS_MAX;
+    return op__attr_int(n, "group", 1) == 1 && w && w->dims[1] <= FIRST_CHANNELS_MAX;
 }
 
 /* A weight that training changes: an input of the graph, of known shape. Depthwise and grouped convolutions stay as they are. */
