@@ -36,6 +36,7 @@ struct op_value {
     int64_t dims[OP_RANK_MAX];
     const char *symbols[OP_RANK_MAX];
     bool is_input;
+    bool is_map; /* declared as a map or a sequence of maps */
 };
 
 struct op_capture {

@@ -196,8 +196,8 @@ static enum op_status read_type(struct reader *r, const struct wire_field *type,
     if (depth > 4) return op__model_fail(r->m, r->err, OP_UNSUPPORTED, "the type of \"%s\" is nested too deeply", v->name);
     while (wire_next(&w, &f)) {
         if (f.type != WIRE_BYTES) continue;
-        if (f.number == 5 || f.number == 8)
-            return op__model_fail(r->m, r->err, OP_UNSUPPORTED, "\"%s\" is a %s, which is not supported", v->name, f.number == 5 ? "map" : "sparse tensor");
+        if (f.number == 8) return op__model_fail(r->m, r->err, OP_UNSUPPORTED, "\"%s\" is a sparse tensor, which is not supported", v->name);
+        v->is_map |= f.number == 5;
         if (f.number != 1 && f.number != 4 && f.number != 9) continue;
         if (depth == 0 && f.number != 1) v->kind = f.number == 4 ? OP_KIND_SEQUENCE : OP_KIND_OPTIONAL;
         struct wire inner = wire_open(f.data, f.len);
@@ -740,6 +740,7 @@ static enum op_status read_inputs(struct reader *r, const struct proto *p, struc
         int *known = scope_find(s, info.name);
         int v = known ? *known : op__graph_value(g, info.name);
         if (v < 0) return no_memory(r);
+        if (info.is_map) return op__model_fail(r->m, r->err, OP_UNSUPPORTED, "\"%s\" is a map, which is not supported", info.name);
         if (g->values[v].is_input) return op__model_fail(r->m, r->err, OP_BAD_MODEL, "two inputs are called \"%.200s\"", info.name);
         struct op_const *initial = g->values[v].constant;
         info.is_input = true;
@@ -754,6 +755,16 @@ static enum op_status read_inputs(struct reader *r, const struct proto *p, struc
     for (int i = 0; i < g->n_initialized; i++) g->inputs[g->n_inputs + i] = initialized[i];
     g->n_inputs += g->n_initialized;
     return OP_OK;
+}
+
+/* A sequence of maps from labels to scores, one a row, is what ZipMap makes; here it hands on the scores as they are (op/zipmap.c). */
+static enum op_status map_to_scores(struct reader *r, const struct op_graph *g, int v, struct op_value *info) {
+    for (int i = 0; i < g->n_nodes; i++)
+        if (g->nodes[i]->n_out == 1 && g->nodes[i]->out[0] == v && !strcmp(g->nodes[i]->op_type, "ZipMap")) {
+            *info = (struct op_value){.name = info->name, .dtype = OP_F32, .rank = -1};
+            return OP_OK;
+        }
+    return op__model_fail(r->m, r->err, OP_UNSUPPORTED, "\"%s\" is a map, which is not supported", info->name);
 }
 
 static enum op_status read_outputs(struct reader *r, const struct proto *p, struct scope *s) {
@@ -773,6 +784,7 @@ static enum op_status read_outputs(struct reader *r, const struct proto *p, stru
         if (st != OP_OK) return st;
         int v = scope_lookup(s, info.name);
         if (v < 0) return v == -2 ? no_memory(r) : op__model_fail(r->m, r->err, OP_BAD_MODEL, "output \"%.200s\" is made by no node", info.name);
+        if (info.is_map && (st = map_to_scores(r, g, v, &info)) != OP_OK) return st;
         g->declared[g->n_outputs] = info;
         g->outputs[g->n_outputs++] = v;
     }

@@ -77,11 +77,10 @@ class Cases:
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="quern-cases-"))
         self.names = []
 
-    def add(self, name, nodes, inputs, outputs, opset=21, data=None, opsets=(), functions=(), rtol=None, atol=None, constant=()):
-        """inputs and outputs: name to value, in order. Those named in `constant` become initializers. data: inputs that a file is
-        written for, by default all."""
+    def add(self, name, nodes, inputs, outputs, opset=21, opsets=(), functions=(), rtol=None, atol=None, constant=(), declared=None):
+        """inputs and outputs: name to value, in order. Those named in `constant` become initializers. declared: types to declare where they are others than the values'."""
         nodes = nodes if isinstance(nodes, list) else [nodes]
-        infos = [[helper.make_value_info(k, type_of(v)) for k, v in side.items() if k not in constant] for side in (inputs, outputs)]
+        infos = [[helper.make_value_info(k, (declared or {}).get(k) or type_of(v)) for k, v in side.items() if k not in constant] for side in (inputs, outputs)]
         graph = helper.make_graph(nodes, name, *infos, initializer=[proto(inputs[k], k) for k in constant])
         model = helper.make_model(graph, ir_version=10)
         del model.opset_import[:]

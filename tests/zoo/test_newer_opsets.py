@@ -5,7 +5,7 @@ try:
     import numpy as np
     import cases
     from cases import BF16, I4, Coded, node
-    from onnx import helper
+    from onnx import TypeProto, helper
 except ImportError:
     np = None
 
@@ -122,6 +122,15 @@ def labels(c):
         cats_strings=["a", "b"], cats_int64s=[3, 4], default_string="none")
 
 
+def maps(c):
+    scores = softmax(f32(3, 2))
+    of_maps = TypeProto()
+    of_maps.sequence_type.elem_type.map_type.key_type = 8
+    of_maps.sequence_type.elem_type.map_type.value_type.tensor_type.elem_type = 1
+    c.add("zipmap_hands_on_the_scores", [node("Identity", ["x"], ["p"]), node("ZipMap", ["p"], ["y"], domain="ai.onnx.ml", classlabels_strings=["a", "b"])],
+          {"x": scores}, {"y": scores}, opsets=[("ai.onnx.ml", 3)], declared={"y": of_maps})
+
+
 def softmax(x):
     e = np.exp(x - x.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
@@ -202,7 +211,7 @@ def rest(c):
 
 
 def fill(c):
-    for part in (scattered, running, bits, reduced, trees, labels, attention, rest):
+    for part in (scattered, running, bits, reduced, trees, labels, maps, attention, rest):
         part(c)
 
 
