@@ -2,9 +2,12 @@
  * the way to it; with "label_pattern": "{label}_{speaker}_{n}.wav" the fields are cut out of the
  * file's own name, and "only" and "except" ({"n": [0, 1]}) choose by them: so a split that others
  * have published is written down in the spec. */
+#include <dirent.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "worker/train/train.h"
 
@@ -106,4 +109,31 @@ int w__train_label(const struct w_table *t, const char *name, struct w_words *wo
     int take = chosen(t, fields, n, err);
     if (take < 1) return take;
     return w__train_words_add(words, label->value.ptr, label->value.len, err) ? 1 : -1;
+}
+
+static int by_name(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+bool w__train_no_folder_is_empty(const struct w_table *t, const char *folder,
+                                 const struct w_words *words, struct w_error *err) {
+    if (json_object_get(t->json, "label_pattern")) return true;
+    char **sorted = malloc((size_t)(words->n + 1) * sizeof *sorted);
+    DIR *d = sorted ? opendir(folder) : NULL;
+    bool ok = d || w_fail(err, W_NO_MEMORY, "no memory to look through %s", t->path);
+    if (ok) memcpy(sorted, words->items, (size_t)words->n * sizeof *sorted);
+    if (ok) qsort(sorted, (size_t)words->n, sizeof *sorted, by_name);
+    for (struct dirent *e; ok && (e = readdir(d));) {
+        struct stat st;
+        const char *name = e->d_name;
+        if (*name == '.' || fstatat(dirfd(d), name, &st, AT_SYMLINK_NOFOLLOW) != 0 ||
+            !S_ISDIR(st.st_mode))
+            continue;
+        if (!bsearch(&name, sorted, (size_t)words->n, sizeof *sorted, by_name))
+            ok = w_fail(err, W_BAD_INPUT, "%s: the folder \"%.100s\" of a class holds no row",
+                        t->path, name);
+    }
+    if (d) closedir(d);
+    free(sorted);
+    return ok;
 }

@@ -63,6 +63,50 @@ static bool check_classes(const struct w_fit *f, const struct w_set *s, const ch
     return true;
 }
 
+/* A class of the model that no row is of cannot be learnt: a label is misspelt, a folder is empty,
+ * a split took all. Models over words and ids, and those made elsewhere, have outputs that a set
+ * need not know. */
+static bool check_no_class_is_empty(const struct w_fit *f, struct w_error *err) {
+    const struct w_set *s = &f->train;
+    bool classes = f->sparse && f->target != OP_TARGET_LABELS && f->m.output_rank == 1 &&
+                   s->y.data && !s->y.windows && !(f->spec->model.onnx && !f->spec->model.head);
+    for (int i = 0; i < f->m.n_inputs; i++) classes &= f->m.inputs[i].ids == 0;
+    if (!classes || f->spec->data.allow_empty_classes) return true;
+    int64_t *counts = calloc((size_t)f->n_classes, sizeof *counts), empty = 0;
+    if (!counts) return w_fail(err, W_NO_MEMORY, "out of memory");
+    for (int64_t i = 0; i < s->n; i++) {
+        double v = w__array_number(&s->y, w__array_row(&s->y, s->rows[i], NULL, err), 0);
+        if (v >= 0 && v < (double)f->n_classes) counts[(int64_t)v]++;
+    }
+    while (empty < f->n_classes && counts[empty]) empty++;
+    free(counts);
+    if (empty == f->n_classes) return true;
+    return w_fail(err, W_BAD_INPUT,
+                  "data.train: no row is of class %lld%s%.60s%s, and the model has classes 0 to "
+                  "%lld: fewer units, other rows, or data.allow_empty_classes",
+                  (long long)empty, empty < f->whole.n_names ? " (\"" : "",
+                  empty < f->whole.n_names ? f->whole.names[empty] : "",
+                  empty < f->whole.n_names ? "\")" : "", (long long)f->n_classes - 1);
+}
+
+/* A rate that is nothing from the first step to the last trains nothing. */
+static bool check_schedule(const struct w_fit *f, struct w_error *err) {
+    uint64_t total = (uint64_t)f->steps_per_epoch * (uint64_t)f->spec->fit.epochs, n = 64;
+    bool some = false;
+    for (uint64_t i = 0; i < n; i++) {
+        double rate = w_schedule_at(f->schedule, total * i / n);
+        some |= rate > 0;
+        if (!isfinite(rate) || rate < 0 || rate > 1e6)
+            return w_fail(err, W_BAD_SPEC,
+                          "compile.optimizer: \"learning_rate\" comes to %g at step %llu, a number "
+                          "from 0 to 1e6 is expected",
+                          rate, (unsigned long long)(total * i / n));
+    }
+    return some || w_fail(err, W_BAD_SPEC,
+                          "compile.optimizer: \"learning_rate\" is 0 from the first step to the "
+                          "last, a number above 0 is expected");
+}
+
 /* Targets fit the output; class numbers are whole and in range. */
 static bool check_targets(const struct w_fit *f, const struct w_set *s, const char *where,
                           struct w_error *err) {
@@ -384,6 +428,7 @@ bool w__fit_set_up(struct w_fit *f, struct w_error *err) {
     f->trainer = NULL;
     return f->schedule && check_vocabularies(f, err) && check_set(f, &f->train, "data.train", err) &&
            check_set(f, &f->validation, "validation", err) && check_set(f, &f->test, "test", err) &&
+           check_no_class_is_empty(f, err) && check_schedule(f, err) &&
            read_class_weights(f, err) && make_trainer(f, err) && plan(f, err);
 }
 

@@ -80,6 +80,7 @@ static const struct w_param data_params[] = {
     {.name = "validation", .kind = W_PARAM_JSON, .offset = AT(data.validation)},
     {.name = "test", .kind = W_PARAM_JSON, .offset = AT(data.test)},
     {.name = "test_split", .kind = W_PARAM_DOUBLE, .offset = AT(data.test_split), .min = 0, .max = 0.99},
+    {.name = "allow_empty_classes", .kind = W_PARAM_BOOL, .offset = AT(data.allow_empty_classes)},
     {.name = "memory_mb", .kind = W_PARAM_DOUBLE, .offset = AT(data.memory_mb), .min = 0, .max = 1 << 24, .deflt = 2048},
     {.name = "preprocess", .kind = W_PARAM_JSON, .offset = AT(data.preprocess)},
     {.name = "augment", .kind = W_PARAM_JSON, .offset = AT(data.augment)},

@@ -180,7 +180,8 @@ bool w__train_stream_files(const struct w_table *t, const char *folder, const ch
     s->bytes = x->elements * (int64_t)op_type_size(x->dtype);
     s->steps = w_pipeline_parse(steps, strlen(steps), NULL, NULL, err);
     s->row = w_row_create(ROW_BYTES_MAX);
-    if (!s->steps || !s->row || !walk_files(s, t, words, x, err)) {
+    if (!s->steps || !s->row || !walk_files(s, t, words, x, err) ||
+        !w__train_no_folder_is_empty(t, folder, words, err)) {
         free_stream(&s->base);
         return w_fail_in(err, "%s: ", t->where);
     }

@@ -47,6 +47,7 @@ struct w_spec_train {
     struct {
         json_t *train, *validation, *test, *preprocess, *augment;
         double test_split, memory_mb;
+        bool allow_empty_classes;
     } data;
     struct {
         json_t *optimizer, *loss, *metrics;
@@ -202,6 +203,9 @@ bool w__train_stream_npy(const char *file, const char *where, struct w_array *ds
 bool w__train_stream_files(const struct w_table *t, const char *folder, const char *format,
                            const char *steps, struct w_array *x, struct w_words *words,
                            struct w_error *err);
+/* Where folders' names are the labels: none of them gave no row. */
+bool w__train_no_folder_is_empty(const struct w_table *t, const char *folder,
+                                 const struct w_words *words, struct w_error *err);
 /* The label of a file by its name: 1, 0: the file is not wanted, -1 with err. */
 int w__train_label(const struct w_table *t, const char *name, struct w_words *words,
                    struct w_error *err);
