@@ -694,6 +694,11 @@ struct q__conn *q__conn_create(uv_loop_t *loop, const struct q__endpoint *e, con
 bool q__conn_ready(const struct q__conn *c) {
     return c && c->state == READY;
 }
+int q__conn_fd(const struct q__conn *c) {
+    uv_os_fd_t fd;
+    bool plain = q__conn_ready(c) && !c->tls;
+    return plain && uv_fileno((const uv_handle_t *)&c->io.stream, &fd) == 0 ? fd : -1;
+}
 int64_t q__conn_client_id(const struct q__conn *c) {
     return c->client_id;
 }

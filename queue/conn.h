@@ -38,6 +38,7 @@ void q__conn_close(struct q__conn *c, void (*done)(void *ctx), void *ctx);
 /* Hard close and reconnection, as if the peer had gone. */
 void q__conn_drop(struct q__conn *c, enum q_status code, const char *why);
 bool q__conn_ready(const struct q__conn *c);
+int q__conn_fd(const struct q__conn *c); /* of a plain connection that is ready, else -1 */
 int64_t q__conn_client_id(const struct q__conn *c); /* CLIENT ID, 0 if refused */
 
 /* reply NULL: the connection went, err says why. An error reply comes with both. The reply is the

@@ -81,6 +81,7 @@ static void settled(struct q_worker *w) {
         else if (first)
             q->mismatches = 0;
     }
+    q__last_words_ready(w);
     q__beat_wake(w);
     q__admit_stalled(w);
     if (first && w->opt.on.connected) w->opt.on.connected(w->opt.on.ctx, w->endpoint.where);
@@ -203,6 +204,7 @@ void q__enroll_lost(void *ctx, struct q__conn *c, const struct q_error *why, uin
     struct q_worker *w = ctx;
     (void)c;
     w->connected = false;
+    w->last_words_fd = -1;
     w->stats.reconnects++;
     for (size_t i = 0; i < w->n_queues; i++) w->queue[i].land_dirty = true;
     if (w->opt.on.lost && !w->closing) w->opt.on.lost(w->opt.on.ctx, why, retry_ms);

@@ -59,7 +59,11 @@ char *q__envelope_make(const struct q__envelope *e, size_t *len) {
         q__buf_str(&b, q_code_name(e->code));
         q__buf_str(&b, "\",\"message\":");
         q__buf_json(&b, e->message, strlen(e->message));
-        q__buf_str(&b, e->retryable ? ",\"retryable\":true}" : ",\"retryable\":false}");
+        q__buf_str(&b, e->retryable ? ",\"retryable\":true" : ",\"retryable\":false");
+        const struct q__header *h = &j->priv->header;
+        if (e->code == Q_CODE_crashed && h->signal) member_int(&b, ",\"signal\":", h->signal);
+        if (e->code == Q_CODE_crashed && h->rss_kb) member_int(&b, ",\"rss_kb\":", h->rss_kb);
+        q__buf_str(&b, "}");
     }
     q__buf_str(&b, "}");
     return q__buf_take(&b, len);

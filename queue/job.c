@@ -132,11 +132,15 @@ size_t q__header_parse(struct q__header *h, const char *entry, size_t len) {
             h->inbox = entry[i];
         else if (entry[i] == 'd')
             h->delayed = true;
-        else if (entry[i] == 't') {
-            int32_t k = 0;
-            while (i + 1 < len && entry[i + 1] >= '0' && entry[i + 1] <= '9' && k < 100000)
-                k = k * 10 + (entry[++i] - '0');
-            h->ticket = k < Q_BULK_TICKETS_MAX ? k : -1;
+        else if (entry[i] == 't' || entry[i] == 'g' || entry[i] == 'm') {
+            char flag = entry[i];
+            uint32_t k = 0;
+            while (i + 1 < len && entry[i + 1] >= '0' && entry[i + 1] <= '9' && k < 400000000)
+                k = k * 10 + (uint32_t)(entry[++i] - '0');
+            if (flag == 't')
+                h->ticket = k < Q_BULK_TICKETS_MAX ? (int32_t)k : -1;
+            else
+                *(flag == 'g' ? &h->signal : &h->rss_kb) = k;
         } else if (i >= Q__HEADER_MAX)
             return SIZE_MAX;
     }
@@ -144,10 +148,13 @@ size_t q__header_parse(struct q__header *h, const char *entry, size_t len) {
 }
 
 size_t q__header_write(const struct q__header *h, char out[Q__HEADER_MAX]) {
-    char ticket[16] = "", inbox[2] = {h->inbox, 0};
+    char ticket[16] = "", inbox[2] = {h->inbox, 0}, death[2][16] = {"", ""};
     if (h->ticket >= 0) snprintf(ticket, sizeof ticket, "t%d", (int)h->ticket);
-    return (size_t)snprintf(out, Q__HEADER_MAX, "~1,%u,%u,%lld,%s%s%s~", h->attempt, h->crashes,
-                            (long long)h->queued_ms, inbox, h->delayed ? "d" : "", ticket);
+    if (h->signal) snprintf(death[0], sizeof death[0], "g%u", h->signal);
+    if (h->rss_kb) snprintf(death[1], sizeof death[1], "m%u", h->rss_kb);
+    return (size_t)snprintf(out, Q__HEADER_MAX, "~1,%u,%u,%lld,%s%s%s%s%s~", h->attempt, h->crashes,
+                            (long long)h->queued_ms, inbox, h->delayed ? "d" : "", death[0],
+                            death[1], ticket);
 }
 
 /* --- fields */

@@ -7,14 +7,16 @@
 struct q__queue;
 
 /* The header of an entry that a script wrote: ~1,<attempt>,<crashes>,<queued_ms>,<flags>~{json}.
- * Flags: h or l (its inbox; none: the normal one), d (its delay is served), t<k> (ticket k of a
- * bulk job). Entries of producers have none. */
+ * Flags: h or l (its inbox; none: the normal one), d (its delay is served), g<n> and m<n> (signal and
+ * peak memory in KiB of the last worker that died with it), t<k> (ticket k of a bulk job; last).
+ * Entries of producers have none. */
 struct q__header {
     uint32_t attempt, crashes; /* failed runs so far; workers that died with it */
     int64_t queued_ms;
     char inbox; /* 'h', 'l', or 0 */
     bool delayed;
     int32_t ticket; /* -1: none */
+    uint32_t signal, rss_kb; /* 0: not known */
 };
 enum { Q__HEADER_MAX = 96 };
 enum { Q__SLOTS = 192 }; /* places of a worker for large entries, a third for each inbox (slot.c) */

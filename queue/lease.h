@@ -74,6 +74,7 @@ struct q__queue {
     bool doubt;        /* some slot is in doubt */
     uint64_t dry_ms[3], redo_look_ms;
     struct q__slot slot[Q__SLOTS];
+    char last_words[400]; /* last_words.c */
 };
 
 /* What the loop tells the heartbeat and hears from it. */
@@ -120,6 +121,7 @@ struct q_worker {
     uv_async_t async;
     char replid[48], run_id[48]; /* of the server */
     unsigned setup_left;
+    int last_words_fd; /* of the command connection; -1: none */
     bool refused; /* this Redis will not do (eviction) */
     struct q__args args;
     struct q_worker_stats stats;
@@ -159,6 +161,9 @@ void q__worker_release(struct q_worker *w);
 /* --- enroll.c */
 void q__enroll_ready(void *ctx, struct q__conn *c);
 void q__enroll_lost(void *ctx, struct q__conn *c, const struct q_error *why, uint32_t retry_ms);
+
+/* --- last_words.c */
+void q__last_words_ready(struct q_worker *w);
 
 /* --- close.c */
 void q__worker_handle_closed(uv_handle_t *h);

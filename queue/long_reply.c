@@ -1,7 +1,7 @@
 /* long_reply.c: a reply that is one long string (a large entry, a reference's value) is read from
  * the socket straight into its own memory. Through the parser its bytes would be copied three times
- * more: into the parser's buffer, with it as it grows, and out of it as a string; of 800 KB that was
- * a third of what the loop did for such a job.
+ * more: into the parser's buffer, with it as it grows, and out of it as a string; of 800 KB that
+ * was a third of what the loop did for such a job.
  *
  * The parser sees the head of the string. When it asks for more, what it has of the string moves
  * here, and a new parser waits behind it. Its internals are looked at in this one place.
@@ -13,7 +13,8 @@
 
 enum { LONG_BYTES_MIN = 64 << 10, LONG_BYTES_MAX = 512 << 20 };
 
-/* The type of the reply at which the parser stands, -1 if it stands between replies or inside one. */
+/* The type of the reply at which the parser stands, -1 if it stands between replies or inside one.
+ */
 static int top_type(const redisReader *r) {
 #if HIREDIS_MAJOR < 1
     return r->ridx == 0 ? r->rstack[0].type : -1;
@@ -26,7 +27,8 @@ bool q__long_begin(struct q__long *l, const redisReader *r) {
     if (top_type(r) != REDIS_REPLY_STRING || r->len - r->pos < 8) return false;
     const char *digits = r->buf + r->pos, *end = r->buf + r->len, *p = digits;
     size_t len = 0;
-    while (p < end && p - digits < 10 && *p >= '0' && *p <= '9') len = len * 10 + (size_t)(*p++ - '0');
+    while (p < end && p - digits < 10 && *p >= '0' && *p <= '9')
+        len = len * 10 + (size_t)(*p++ - '0');
     if (end - p < 2 || p[0] != '\r' || p[1] != '\n') return false;
     p += 2;
     size_t got = (size_t)(end - p);

@@ -345,6 +345,11 @@ void q_worker_drain(struct q_worker *w);
  * and are freed: use none afterwards. */
 void q_worker_close(struct q_worker *w, void (*done)(void *ctx), void *ctx);
 
+/* For a handler of a fatal signal (async-signal-safe): leaves the number and the process' peak memory
+ * on the worker's card, from where they come into error.signal and error.rss_kb of a job that killed
+ * its workers. Best effort; not over TLS. NULL is fine. */
+void q_worker_last_words(const struct q_worker *w, int signal_number);
+
 /* A JSON object for this worker's card in Redis (models, memory, lanes' progress); replaces the
  * last one, written with the next beat. Borrowed; at most 16 KiB. */
 void q_worker_card(struct q_worker *w, const char *json);

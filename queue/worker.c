@@ -274,6 +274,7 @@ struct q_worker *q_worker_create(uv_loop_t *loop, const struct q_worker_options 
     q__ignore_sigpipe();
     w->loop = loop;
     w->opt = *opt;
+    w->last_words_fd = -1;
     if (q__endpoint_init(&w->endpoint, &opt->conn, err) != Q_OK) {
         free(w);
         return NULL;

@@ -31,6 +31,15 @@ for i = 13, #KEYS do
   end
 end
 
+-- What it died of, as far as its card knows.
+local card = redis.call('HMGET', KEYS[10], 'signal', 'rss_kb', 'card')
+local signal, rss_kb = tonumber(card[1] or ''), tonumber(card[2] or '')
+if not rss_kb then
+  local bytes = string.match(card[3] or '', '"rss_bytes":(%d+)')
+  rss_kb = bytes and tonumber(bytes) / 1024
+end
+local death = (signal and string.format('g%d', signal) or '') .. (rss_kb and string.format('m%d', rss_kb) or '')
+
 -- Every owned one is suspect: one crash more.
 local own = redis.call('HRANDFIELD', KEYS[2], tonumber(ARGV[3]), 'WITHVALUES')
 for i = 1, #own, 2 do
@@ -44,9 +53,12 @@ for i = 1, #own, 2 do
     local from = string.match(entry, '^~1,%d+,%d+,%d+,%w*~()')
     entry = header .. (from and string.sub(entry, from) or entry)
   end
-  local attempt, crashes, rest = string.match(string.sub(entry, 1, 96), '^~1,(%d+),(%d+),()')
+  local attempt, crashes, queued, flags, rest = string.match(string.sub(entry, 1, 96), '^~1,(%d+),(%d+),(%d+),(%w*)()~')
   if attempt then
-    redis.call('LPUSH', KEYS[9], '~1,' .. attempt .. ',' .. (tonumber(crashes) + 1) .. ',' .. string.sub(entry, rest))
+    local ticket = string.match(flags, 't%d+$') or ''
+    flags = string.gsub(string.sub(flags, 1, #flags - #ticket), '[gm]%d+', '')
+    redis.call('LPUSH', KEYS[9], '~1,' .. attempt .. ',' .. (tonumber(crashes) + 1) .. ',' .. queued .. ',' .. flags .. death ..
+               ticket .. string.sub(entry, rest))
   else
     redis.call('LPUSH', KEYS[9], entry)
   end

@@ -42,6 +42,20 @@ def test_idle_it_is_small_and_starts_soon():
         assert "worker_ready" in s.log() and "lanes=2" in s.log(), s.log()
 
 
+def test_a_dead_letter_says_what_killed_the_workers():
+    with Server() as s:
+        doomed = s.worker("--lanes", "1", *QUICK)
+        s.client.lpush("quern:{default}:in", '~1,0,2,1700000000000,~{"id":"killer","op":"ping","params":{"sleep_ms":60000}}')
+        running(s)
+        doomed.send_signal(signal.SIGSEGV)
+        doomed.wait(30)
+        s.worker("--lanes", "1", *QUICK)
+        e = jobs.wait(s, "killer")
+        assert e["state"] == "dead" and e["error"]["code"] == "crashed", e
+        if not os.environ.get("SAN"):  # a sanitizer hears the signal itself
+            assert e["error"]["signal"] == signal.SIGSEGV and 1000 < e["error"]["rss_kb"] < 100_000, e["error"]
+
+
 def test_sigterm_finishes_what_runs_and_hands_back_the_rest_uncounted():
     with Server() as s:
         store = models(s.folder)

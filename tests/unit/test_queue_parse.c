@@ -381,10 +381,11 @@ static void test_job_large_input(void **state) {
 }
 
 static void test_header_round_trip(void **state) {
-    static const struct q__header headers[] = {{0, 0, 0, 0, false, -1},
-                                               {3, 2, 1700000000000, 'h', true, -1},
-                                               {1, 0, 5, 'l', false, 0},
-                                               {0, 9, 1, 0, true, 255}};
+    static const struct q__header headers[] = {{0, 0, 0, 0, false, -1, 0, 0},
+                                               {1, 3, 1700000000000, 'h', true, 7, 11, 4000000},
+                                               {3, 2, 1700000000000, 'h', true, -1, 0, 0},
+                                               {1, 0, 5, 'l', false, 0, 0, 5},
+                                               {0, 9, 1, 0, true, 255, 9, 0}};
     (void)state;
     for (size_t i = 0; i < sizeof headers / sizeof *headers; i++) {
         char text[Q__HEADER_MAX];
@@ -397,6 +398,8 @@ static void test_header_round_trip(void **state) {
         assert_int_equal(h.inbox, headers[i].inbox);
         assert_int_equal(h.delayed, headers[i].delayed);
         assert_int_equal(h.ticket, headers[i].ticket);
+        assert_int_equal(h.signal, headers[i].signal);
+        assert_int_equal(h.rss_kb, headers[i].rss_kb);
         for (size_t cut = 1; cut < n; cut++)
             assert_int_equal(q__header_parse(&h, text, cut), SIZE_MAX);
     }

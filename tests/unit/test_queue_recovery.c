@@ -257,6 +257,32 @@ static void test_third_crash_is_a_dead_letter(void **state) {
     rig_finish(&r);
 }
 
+/* The third worker dies of a signal and says so. */
+static void test_last_words_come_into_the_dead_letter(void **state) {
+    struct rig r;
+    (void)state;
+    PUSH(ctl, "~1,0,2,1700000000000,g6m77~{\"id\":\"killer\",\"op\":\"ping\"}");
+    pid_t child = fork();
+    if (child == 0) {
+        static struct rig doomed;
+        quick(&doomed);
+        rig_start(&doomed, 1);
+        while (!doomed.n_held) uv_run(&doomed.loop, UV_RUN_ONCE);
+        q_worker_last_words(doomed.w, SIGBUS);
+        _exit(1);
+    }
+    waitpid(child, NULL, 0);
+    quick(&r);
+    r.auto_done = true;
+    rig_start(&r, 4);
+    r.id = "killer";
+    rig_until(&r, is_final);
+    char bus[32];
+    snprintf(bus, sizeof bus, "\"signal\":%d,\"rss_kb\":", SIGBUS);
+    envelope_has(ctl, "killer", bus);
+    rig_finish(&r);
+}
+
 /* A job that a blocking read landed for a worker that never came to take it. */
 static void test_landed_jobs_of_the_dead_come_back(void **state) {
     struct rig r;
@@ -450,6 +476,7 @@ int main(void) {
         ON_SERVER(test_stale_commit_is_refused),
         ON_SERVER(test_fenced_worker_takes_a_new_id_and_goes_on),
         ON_SERVER(test_third_crash_is_a_dead_letter),
+        ON_SERVER(test_last_words_come_into_the_dead_letter),
         ON_SERVER(test_landed_jobs_of_the_dead_come_back),
         ON_SERVER(test_reconciliation_adopts_what_redis_says_is_mine),
         ON_SERVER(test_side_effects_stop_while_redis_is_away),

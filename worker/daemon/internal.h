@@ -5,6 +5,7 @@
  *   tasks.c     a task's places (task.h): the only file that writes task->place
  *   dispatch.c  who goes to which lane, who runs alone, how many jobs are wanted
  *   watchdog.c  lanes that stand still
+ *   crash.c     last words
  *   drain.c     signals, draining, reloading */
 #ifndef QUERN_WORKER_DAEMON_INTERNAL_H
 #define QUERN_WORKER_DAEMON_INTERNAL_H
@@ -90,6 +91,8 @@ void w__watchdog_tick(struct w_daemon *d);
 bool w__lanes_healthy(const struct w_daemon *d);
 bool w__only_lost_lanes(const struct w_daemon *d); /* nothing is left here but the jobs of lanes
                                                       that do not come back */
+/* crash.c */
+void w__crash_watch(struct q_worker *w); /* NULL: no more */
 /* drain.c */
 void w__drain_begin(struct w_daemon *d);
 void w__drain_tick(struct w_daemon *d);

@@ -196,6 +196,7 @@ static void end_if_drained(struct w_daemon *d) {
         d->life = W_CLOSING;
         w_log(W_NOTICE, "worker_stopped", "done=%ju failed=%ju handed_back=%ju",
               (uintmax_t)stats.done, (uintmax_t)stats.failed, (uintmax_t)stats.handed_back);
+        w__crash_watch(NULL);
         q_worker_close(d->queue, closed_queue, d);
     } else if (d->life == W_CLOSING && !d->queue) {
         close_handles(d);
@@ -330,6 +331,7 @@ static bool open_queue(struct w_daemon *d, const struct q_conn_options *conn, st
     o.entry_bytes_max = (uint32_t)c->job_bytes_max;
     o.ttl_ms = (uint32_t)(c->result_ttl_ms > UINT32_MAX ? UINT32_MAX : c->result_ttl_ms);
     d->queue = q_worker_create(&d->loop, &o, &qe);
+    if (d->with_signals) w__crash_watch(d->queue);
     return d->queue || w_fail(err, "bad_job", "%s", qe.text);
 }
 
