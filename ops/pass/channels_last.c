@@ -86,7 +86,8 @@ static bool whole_scale_fits(const struct op_graph *g, const struct op_node *n) 
 
 /* Reads its input as the file's images lie. */
 static bool reads_first(const struct op_graph *g, const struct op_node *n) {
-    const struct op_tensor *w = op__graph_constant_type(g, n->in[conv_fits(g, n) ? 1 : 3]);
+    const int at = conv_fits(g, n) ? 1 : 3;
+    const struct op_tensor *w = at < n->n_in ? op__graph_constant_type(g, n->in[at]) : NULL;
     return op__attr_int(n, "group", 1) == 1 && w && w->dims[1] <= FIRST_CHANNELS_MAX;
 }
 
