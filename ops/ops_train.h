@@ -120,6 +120,21 @@ struct op_regularizer {
     float l1, l2;
 };
 
+/* What a training step puts in the place of a Dropout (which is nothing at inference): value is the Dropout's output. */
+struct op_noise {
+    const char *value;
+    const char *kind; /* "add" n · amount, "multiply" by 1 + n · amount (n normal), "channels": whole channels dropped with chance amount */
+    float amount;
+    int axis; /* of the channels */
+};
+
+/* Adds the mean over the rows of l1 · Σ|v| + l2 · Σv² of a value of `elements` elements a row to the loss of a step. */
+struct op_activity {
+    const char *value;
+    float l1, l2;
+    int64_t elements;
+};
+
 struct op_trainer_options {
     const struct op_loss *losses;
     int n_losses;
@@ -128,6 +143,10 @@ struct op_trainer_options {
     int n_freeze;
     const struct op_regularizer *regularizers; /* the first whose pattern fits a trained weight adds to the loss */
     int n_regularizers;
+    const struct op_noise *noises;
+    int n_noises;
+    const struct op_activity *activities;
+    int n_activities;
     uint64_t seed;
     int n_threads;
     const volatile bool *cancel;

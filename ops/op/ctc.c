@@ -1,7 +1,7 @@
 /* ctc.c: connectionist temporal classification (Graves et al. 2006) and its gradient.
  *
  *   CTC(z[N,T,C], labels[N,L], lengths[N]?)          → e[N]     e = −log p(labels | softmax(z))
- *   CTCGrad(z, labels, lengths?, dy[N])              → dz       dy · (softmax(z) − occupancy)
+ *   CTCGrad(z, labels, dy[N], lengths?)              → dz       dy · (softmax(z) − occupancy)
  *
  * Attribute blank (0): the class that stands for "nothing". A row's labels end at the first number that is negative or the blank; only
  * such numbers may follow. lengths: how many of the T steps of a row are there (all, if not given).
@@ -34,7 +34,7 @@ struct row {
 };
 
 static enum op_status check(const struct op_ctx *ctx, bool backward) {
-    const struct op_tensor *z = ctx->in[0], *l = ctx->in[1], *t = ctx->n_in > 2 ? ctx->in[2] : NULL;
+    const struct op_tensor *z = ctx->in[0], *l = ctx->in[1], *t = ctx->n_in > 2 + backward ? ctx->in[2 + backward] : NULL;
     char found[100];
     if (z->dtype != OP_F32 || z->rank != 3 || z->dims[2] < 2)
         return op__fail(ctx, OP_BAD_SHAPE, "the logits are %s: f32[N, steps, classes] with 2 classes and more is expected", op_tensor_describe(z, found, sizeof found));
@@ -46,17 +46,18 @@ static enum op_status check(const struct op_ctx *ctx, bool backward) {
     if (blank < 0 || blank >= z->dims[2]) return op__fail(ctx, OP_BAD_VALUE, "the blank is class %" PRId64 ", there are 0 to %" PRId64, blank, z->dims[2] - 1);
     if (!op__mul(2 * l->dims[1] + 4, z->dims[1] + 4, &cells) || !op__mul(cells, z->dims[0] + 1, &cells) || cells > (int64_t)1 << 32)
         return op__fail(ctx, OP_LIMIT, "%" PRId64 " steps of %" PRId64 " labels are too many", z->dims[1], l->dims[1]);
-    if (backward && (ctx->in[3]->dtype != OP_F32 || op_tensor_count(ctx->in[3]) != z->dims[0])) return op__fail(ctx, OP_BAD_SHAPE, "dy does not fit");
+    if (backward && (ctx->in[2]->dtype != OP_F32 || op_tensor_count(ctx->in[2]) != z->dims[0])) return op__fail(ctx, OP_BAD_SHAPE, "dy does not fit");
     return OP_OK;
 }
 
 static struct ctc open_ctc(const struct op_ctx *ctx, bool backward) {
     const struct op_tensor *z = ctx->in[0], *l = ctx->in[1];
     struct ctc m = {.ctx = ctx, .z = z->data, .labels = l->data, .n = z->dims[0], .t = z->dims[1], .c = z->dims[2], .l = l->dims[1]};
-    m.lengths = ctx->n_in > 2 && ctx->in[2] ? ctx->in[2]->data : NULL;
+    const int at = 2 + backward;
+    m.lengths = ctx->n_in > at && ctx->in[at] ? ctx->in[at]->data : NULL;
     m.blank = op__attr_int(ctx->node, "blank", 0);
     m.states = 2 * m.l + 1;
-    m.dy = backward ? ctx->in[3]->data : NULL;
+    m.dy = backward ? ctx->in[2]->data : NULL;
     m.out = ctx->out[0] ? ctx->out[0]->data : NULL;
     m.scratch = (size_t)(m.t + (backward ? m.t + 2 : 2) * m.states + m.c);
     return m;
@@ -201,7 +202,7 @@ static enum op_status ctc_run(struct op_ctx *ctx) {
 }
 static enum op_status ctc_grad(struct op_grad *g) {
     int out;
-    struct op_node *n = op__emit(g, "quern", "CTCGrad", 4, (int[]){g->in[0], g->in[1], g->n_in > 2 ? g->in[2] : -1, g->dy[0]}, 1, &out);
+    struct op_node *n = op__emit(g, "quern", "CTCGrad", 4, (int[]){g->in[0], g->in[1], g->dy[0], g->n_in > 2 ? g->in[2] : -1}, 1, &out);
     if (n) op__attrs_copy(g, n);
     op__grad_set(g, 0, out);
     return OP_OK;
@@ -220,7 +221,7 @@ static enum op_status ctc_grad_run(struct op_ctx *ctx) {
 
 static const struct op_desc ctc_desc = {.name = "CTC", .domain = "quern", .since = 1, .in_min = 2, .in_max = 3, .out_min = 1, .out_max = 1,
                                         .infer = ctc_infer, .scratch = forward_scratch, .run = ctc_run, .grad = ctc_grad};
-static const struct op_desc ctc_back = {.name = "CTCGrad", .domain = "quern", .since = 1, .in_min = 4, .in_max = 4, .out_min = 1, .out_max = 1,
+static const struct op_desc ctc_back = {.name = "CTCGrad", .domain = "quern", .since = 1, .in_min = 3, .in_max = 4, .out_min = 1, .out_max = 1,
                                         .infer = ctc_grad_infer, .scratch = backward_scratch, .run = ctc_grad_run};
 OP_REGISTER(ctc_desc);
 OP_REGISTER(ctc_back);

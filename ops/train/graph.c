@@ -118,12 +118,34 @@ static enum op_status dropout_form(struct op_graph *g, struct op_node *n) {
     return n->out[1] < 0 ? OP_NOMEM : OP_OK;
 }
 
+static const struct op_noise *noise_of(const struct op_trainer *t, const struct op_graph *g, const struct op_node *n) {
+    const char *name = n->out[0] >= 0 ? g->values[n->out[0]].name : NULL;
+    for (int i = 0; name && i < t->options.n_noises; i++)
+        if (strcmp(t->options.noises[i].value, name) == 0) return &t->options.noises[i];
+    return NULL;
+}
+
+/* The Dropout becomes another operator with the same input and output. */
+static enum op_status noise_form(struct op_graph *g, struct op_node *n, const struct op_noise *noise) {
+    if (grow_outputs(g, n, 2) != OP_OK) return OP_NOMEM;
+    n->op_type = "Noise";
+    n->domain = "quern";
+    n->desc = op__desc_find("quern", "Noise", 1);
+    n->n_in = 1;
+    if (n->out[1] < 0) n->out[1] = op__graph_value(g, NULL);
+    if (n->out[1] < 0 || op__attr_set_string(g, n, "kind", noise->kind) != OP_OK || op__attr_set_float(g, n, "amount", noise->amount) != OP_OK) return OP_NOMEM;
+    return op__attr_set_int(g, n, "axis", noise->axis);
+}
+
 static enum op_status training_forms(struct op_trainer *t, struct op_graph *g, int *updates) {
     enum op_status st = OP_OK;
     for (int i = 0; i < g->n_nodes && st == OP_OK; i++) {
         struct op_node *n = g->nodes[i];
         if (batchnorm_trains(t, g, n)) st = batchnorm_form(t, g, n, updates);
-        else if (op__node_is(n, "Dropout")) st = dropout_form(g, n);
+        else if (op__node_is(n, "Dropout")) {
+            const struct op_noise *noise = noise_of(t, g, n);
+            st = noise ? noise_form(g, n, noise) : dropout_form(g, n);
+        }
     }
     return st;
 }
@@ -218,6 +240,7 @@ enum op_status op__train_transform(struct op_model *m, void *user, struct op_err
     g->n_inputs = n;
     g->n_initialized = 0;
     enum op_status st = op__train_losses(m, t, targets, sample_weights, &loss, err);
+    if (st == OP_OK && !plan->evaluate) st = op__train_activities(m, t, sample_weights, &loss, err);
     if (st != OP_OK) return st;
     outputs[0] = loss;
     for (int i = 0; i < g->n_outputs; i++) outputs[n_out++] = g->outputs[i];

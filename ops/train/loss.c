@@ -225,3 +225,21 @@ enum op_status op__train_losses(struct op_model *m, const struct op_trainer *t, 
     *total = sum;
     return sum < 0 ? op__model_fail(m, err, OP_BAD_VALUE, "a training needs a loss") : OP_OK;
 }
+
+enum op_status op__train_activities(struct op_model *m, const struct op_trainer *t, int sample_weights, int *total, struct op_error *err) {
+    for (int i = 0; i < t->options.n_activities; i++) {
+        const struct op_activity *a = &t->options.activities[i];
+        struct emission e = {.g = {.graph = m->graph, .err = err}};
+        int v = -1, value = -1;
+        for (int k = 0; k < m->graph->n_values && v < 0; k++)
+            if (m->graph->values[k].name && strcmp(m->graph->values[k].name, a->value) == 0) v = k;
+        if (v < 0) return op__model_fail(m, err, OP_BAD_VALUE, "the model has no value \"%.100s\" to regularise", a->value);
+        int sum = op__emit2(&e.g, "Add", scale(&e, op__emit1(&e.g, "Abs", v), (double)a->l1), scale(&e, square(&e, v), (double)a->l2));
+        int inputs[2] = {sum, sample_weights};
+        struct op_node *n = sum < 0 ? NULL : op__emit(&e.g, "quern", "WeightedMean", 2, inputs, 1, &value);
+        if (!n || op__attr_set_float(m->graph, n, "scale", (float)a->elements) != OP_OK) return op__model_fail(m, err, OP_NOMEM, "out of memory for the loss");
+        *total = op__emit2(&e.g, "Add", *total, value);
+        if (*total < 0 || e.g.failed) return op__model_fail(m, err, OP_NOMEM, "out of memory for the loss");
+    }
+    return OP_OK;
+}

@@ -83,4 +83,7 @@ enum op_status op__train_transform(struct op_model *m, void *user, struct op_err
 /* loss.c: appends the losses; *total gets the scalar. targets: their input values. */
 enum op_status op__train_losses(struct op_model *m, const struct op_trainer *t, const int *targets, int sample_weights, int *total, struct op_error *err);
 
+/* Adds the activities' penalties to *total. */
+enum op_status op__train_activities(struct op_model *m, const struct op_trainer *t, int sample_weights, int *total, struct op_error *err);
+
 #endif

@@ -21,9 +21,31 @@ static char *keep(struct op_trainer *t, const char *text) {
     return copy;
 }
 
+/* The noises and activities, whose values are names. */
+static bool keep_values(struct op_trainer *t, const struct op_trainer_options *options) {
+    struct op_noise *noises = calloc((size_t)options->n_noises + 1, sizeof *noises);
+    struct op_activity *activities = calloc((size_t)options->n_activities + 1, sizeof *activities);
+    t->options.noises = noises;
+    t->options.activities = activities;
+    bool good = noises && activities;
+    for (int i = 0; good && i < options->n_noises; i++) {
+        noises[i] = options->noises[i];
+        good = (noises[i].value = keep(t, noises[i].value)) && (noises[i].kind = keep(t, noises[i].kind));
+    }
+    for (int i = 0; good && i < options->n_activities; i++) {
+        activities[i] = options->activities[i];
+        good = (activities[i].value = keep(t, activities[i].value)) != NULL;
+    }
+    return good;
+}
+
 /* Copies the options and what they point at. */
 static bool keep_options(struct op_trainer *t, const struct op_trainer_options *options) {
-    t->options = *options;
+    t->options = *options; /* the lists are copied one by one */
+    t->options.freeze = NULL;
+    t->options.regularizers = NULL;
+    t->options.noises = NULL;
+    t->options.activities = NULL;
     t->losses = calloc((size_t)options->n_losses + 1, sizeof *t->losses);
     char **freeze = calloc((size_t)options->n_freeze + 1, sizeof *freeze);
     t->options.freeze = (const char *const *)freeze;
@@ -37,6 +59,7 @@ static bool keep_options(struct op_trainer *t, const struct op_trainer_options *
     }
     for (int i = 0; i < options->n_freeze; i++)
         if (!(freeze[i] = keep(t, options->freeze[i]))) return false;
+    if (!keep_values(t, options)) return false;
     for (int i = 0; i < options->n_losses; i++) {
         struct op_loss *l = &t->losses[i];
         *l = options->losses[i];
@@ -146,6 +169,8 @@ void op_trainer_destroy(struct op_trainer *t) {
     for (int i = 0; i < t->n_strings; i++) free(t->strings[i]);
     free((void *)(uintptr_t)t->options.freeze);
     free((void *)(uintptr_t)t->options.regularizers);
+    free((void *)(uintptr_t)t->options.noises);
+    free((void *)(uintptr_t)t->options.activities);
     free(t->strings);
     free(t->losses);
     free(t->weights);

@@ -554,6 +554,8 @@ static void test_losses(void **state) {
         {"quern:CTC", "f2x6x4 l2x3:1,1,3,2,-1,-1", NULL, NULL, F32_ONLY}, {"quern:CTC", "f2x7x3 l2x3:0,1,0,1,1,2 i[7,5]", "blank=2", NULL, F32_ONLY},
         {"quern:CTC", "f1x3x4 l1x2:0,0", NULL, NULL, F32_ONLY}, {"quern:Triplet", "f3x3x4 j3:2", "margin=9.0", NULL, F32_ONLY},
         {"quern:Triplet", "f6x3 l6:0,1,0,2,1,0", "margin=5.0", NULL, F32_ONLY}, {"quern:Triplet", "f3x2 l3:0,1,2", NULL, NULL, F32_ONLY},
+        {"quern:Noise", "f3x4", "kind='add' amount=0.3 seed=7", NULL, F32_ONLY}, {"quern:Noise", "f3x4", "kind='multiply' amount=0.5 seed=7", "y0 y1", F32_ONLY},
+        {"quern:Noise", "f3x4x2", "kind='channels' amount=0.4 seed=7", "y0 y1", F32_ONLY}, {"quern:Noise", "f2x5x3x2", "kind='channels' amount=0.4 axis=1 seed=7", "y0 y1", F32_ONLY},
         {"quern:PairwiseRank", "f3x4", NULL, NULL, F32_ONLY}, {"quern:PairwiseRank", "f2x2", NULL, NULL, F32_ONLY},
     };
     CHECK_ALL(cases);
@@ -575,6 +577,8 @@ static void test_backward_operators_refuse_what_does_not_fit(void **state) {
         {"quern:BatchNormalizationGrad", "f2x3x4 f2x3x4 f3 f3 f4", NULL, "var"}, {"quern:LRNGrad", "f1x2 f1x2", "size=0", "size is 0"},
         {"quern:LSTMGrad", "f5x3x2 f1x16x2 f1x16x4 . . . . . f5x1x3x5", "hidden_size=4", "dY"}, {"quern:LSTMGrad", "f5x3x2 f1x16x2 f1x16x4", "clip=1.0", "clip"},
         {"quern:GRUGrad", "f5x3x2 f1x11x2 f1x12x4", NULL, "W"}, {"quern:SumTo", "f2x3 f4", NULL, "broadcast"},
+        {"quern:NoiseGrad", "f2x3 f3", "kind='channels'", "factor"}, {"quern:NoiseGrad", "f2x3 f2x3", "kind='some'", "kind"}, {"quern:TripletGrad", "f2x4x5 j2:3 f2", NULL, "anchor"},
+        {"quern:CTCGrad", "f2x4x5 j2x3:4 f3", NULL, "dy"}, {"quern:PairwiseRankGrad", "f2x1 f2", NULL, "negatives"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct gcase each = cases[i], *c = &each;

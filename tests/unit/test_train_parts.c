@@ -427,7 +427,38 @@ static void test_shapes_are_worked_out_layer_by_layer(void **state) {
                   "\"UpSampling2D\",\"size\":[1,3]},{\"type\":\"DepthwiseConv2D\",\"kernel_size\":"
                   "1,\"depth_multiplier\":2}]}",
                   3,
-                  {5, 15, 4}}};
+                  {5, 15, 4}},
+                 {"{\"input_shape\":[5,6,2],\"layers\":[{\"type\":\"Conv2DTranspose\",\"filters\":3,"
+                  "\"kernel_size\":[3,2],\"strides\":[2,3],\"padding\":\"same\"},{\"type\":\"PReLU\","
+                  "\"shared_axes\":[1,2]}]}",
+                  3,
+                  {10, 18, 3}},
+                 {"{\"input_shape\":[5,6,2],\"layers\":[{\"type\":\"Conv2DTranspose\",\"filters\":1,"
+                  "\"kernel_size\":4,\"strides\":2},{\"type\":\"Cropping2D\",\"cropping\":[1,2]}]}",
+                  3,
+                  {10, 10, 1}},
+                 {"{\"input_shape\":[3],\"layers\":[{\"type\":\"RepeatVector\",\"n\":4},{\"type\":"
+                  "\"UpSampling1D\",\"size\":3},{\"type\":\"ZeroPadding1D\",\"padding\":[1,2]},"
+                  "{\"type\":\"Cropping1D\",\"cropping\":[0,3]},{\"type\":\"SpatialDropout1D\",\"rate\":"
+                  "0.5}]}",
+                  2,
+                  {12, 3}},
+                 {"{\"input_shape\":[4,5,6,1],\"layers\":[{\"type\":\"TimeDistributed\",\"layer\":{"
+                  "\"type\":\"Conv2D\",\"filters\":2,\"kernel_size\":3}},{\"type\":\"TimeDistributed\","
+                  "\"layer\":{\"type\":\"Flatten\"}},{\"type\":\"TimeDistributed\",\"layer\":{\"type\":"
+                  "\"Dense\",\"units\":7}}]}",
+                  2,
+                  {4, 7}},
+                 {"{\"input_shape\":[6],\"layers\":[{\"type\":\"Embedding\",\"input_dim\":9,"
+                  "\"output_dim\":2,\"mask_zero\":true},{\"type\":\"GRU\",\"units\":3,\"dropout\":0.2,"
+                  "\"return_sequences\":true},{\"type\":\"GlobalAveragePooling1D\"}]}",
+                  1,
+                  {3}},
+                 {"{\"input_shape\":[9,4],\"layers\":[{\"type\":\"SeparableConv1D\",\"filters\":6,"
+                  "\"kernel_size\":3,\"depth_multiplier\":2},{\"type\":\"DepthwiseConv1D\","
+                  "\"kernel_size\":2},{\"type\":\"GaussianNoise\",\"stddev\":0.1}]}",
+                  2,
+                  {6, 6}}};
     struct w_train_model m;
     struct w_error err;
     (void)state;
@@ -454,6 +485,47 @@ static void test_shapes_are_worked_out_layer_by_layer(void **state) {
             assert_int_equal(out->dims[k + 1], cases[i].dims[k]);
         op_session_destroy(s);
         w_train_model_finish(&m);
+    }
+}
+
+/* One row of ids through Embedding with a mask and the layers behind it. */
+static void masked(const char *layers, int64_t steps, const int64_t *ids, float *dst) {
+    char text[600];
+    struct w_train_model m;
+    struct w_error err;
+    struct op_error why;
+    const struct op_tensor *out;
+    snprintf(text, sizeof text,
+             "{\"input_shape\":[%d],\"layers\":[{\"type\":\"Embedding\",\"input_dim\":9,"
+             "\"output_dim\":3,\"mask_zero\":true},%s]}",
+             (int)steps, layers);
+    if (!build(text, &m, &err)) fail_msg("%s", err.text);
+    struct op_session *s = op_session_create(m.model, NULL, &why);
+    const struct op_tensor in = {
+        .dtype = OP_I64, .rank = 2, .dims = {1, steps}, .data = (void *)(uintptr_t)ids};
+    if (op_session_run(s, &in, 1, &out, &why) != OP_OK) fail_msg("%s", why.text);
+    memcpy(dst, out->data, 4 * sizeof *dst);
+    op_session_destroy(s);
+    w_train_model_finish(&m);
+}
+
+static void test_what_pads_a_row_does_not_change_its_result(void **state) {
+    static const char *const layers[] = {
+        "{\"type\":\"LSTM\",\"units\":4}", "{\"type\":\"GRU\",\"units\":4}",
+        "{\"type\":\"Bidirectional\",\"layer\":{\"type\":\"LSTM\",\"units\":2}}",
+        "{\"type\":\"SpatialDropout1D\",\"rate\":0.3},{\"type\":\"SimpleRNN\",\"units\":4}",
+        "{\"type\":\"Dense\",\"units\":4},{\"type\":\"GlobalAveragePooling1D\"}",
+        "{\"type\":\"LSTM\",\"units\":4,\"return_sequences\":true},{\"type\":\"GRU\",\"units\":4}"};
+    static const int64_t ids[] = {5, 2, 8, 0, 0, 0};
+    float padded[4], exact[4], other[4];
+    (void)state;
+    for (size_t i = 0; i < sizeof layers / sizeof *layers; i++) {
+        masked(layers[i], 6, ids, padded);
+        masked(layers[i], 3, ids, exact);
+        masked(layers[i], 2, ids, other);
+        for (int k = 0; k < 4; k++)
+            if (fabsf(padded[k] - exact[k]) > 1e-6f) fail_msg("%s: other numbers", layers[i]);
+        assert_memory_not_equal(exact, other, sizeof exact);
     }
 }
 
@@ -513,6 +585,7 @@ int main(void) {
         cmocka_unit_test(test_idx_reads_its_types_and_refuses_lies),
         cmocka_unit_test(test_flatten_has_the_order_of_channels_last),
         cmocka_unit_test(test_shapes_are_worked_out_layer_by_layer),
+        cmocka_unit_test(test_what_pads_a_row_does_not_change_its_result),
         cmocka_unit_test(test_bad_layers_are_refused_with_their_place),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -132,20 +132,18 @@ bool w__frozen(struct w_graph *g, const char *name, int64_t n, const float *valu
     return w__freeze(g, dst->s);
 }
 
-/* Keras's l2 adds l2 · Σ w² to the loss. */
-bool w__regularize(struct w_graph *g, json_t *json, const char *key, const char *weights) {
-    struct w_train_model *m = g->model;
-    const char *type;
-    char kind[16], pattern[W_TRAIN_NAME_MAX + 32];
-    if (!json || json_is_null(json)) return true;
+/* "l2", {"type": "l1l2", "l1": 0.01, "l2": 0.01}: the two factors. */
+static bool read_factors(struct w_graph *g, json_t *json, const char *key, double *l) {
+    const char *type, *word;
+    json_t *value;
+    char kind[16];
     if (!w__train_typed(json, &type, key, g->err)) return w_fail_in(g->err, "%s: ", g->where);
     w__train_snake(type, kind, sizeof kind);
     bool has1 = strncmp(kind, "l1", 2) == 0, has2 = strstr(kind, "l2") != NULL;
     if (!has1 && !has2)
         return w__layer_fail(g, "%s is \"%.40s\", l1, l2 or l1l2 is expected", key, type);
-    const char *word;
-    json_t *value;
-    double l[2] = {has1 ? 0.01 : 0, has2 ? 0.01 : 0};
+    l[0] = has1 ? 0.01 : 0;
+    l[1] = has2 ? 0.01 : 0;
     json_object_foreach(json, word, value) {
         int i = strcmp(word, "l1") == 0 && has1 ? 0 : strcmp(word, "l2") == 0 && has2 ? 1 : -1;
         if (strcmp(word, "type") == 0 || strcmp(word, "name") == 0) continue;
@@ -154,16 +152,64 @@ bool w__regularize(struct w_graph *g, json_t *json, const char *key, const char 
             return w__layer_fail(g, "%s: \"%.40s\" is not known, or no number from 0", key, word);
         l[i] = json_number_value(value);
     }
+    return true;
+}
+
+/* Room for one more in one of the model's lists; a copy of the text that names it. */
+static char *add_named(struct w_graph *g, void **list, int n, size_t size, const char *text) {
+    void *grown = realloc(*list, ((size_t)n + 1) * size);
+    if (grown) *list = grown;
+    char *copy = grown ? strdup(text) : NULL;
+    if (!copy) w_fail(g->err, W_NO_MEMORY, "out of memory");
+    return copy;
+}
+
+/* Keras's l2 adds l2 · Σ w² to the loss. */
+bool w__regularize(struct w_graph *g, json_t *json, const char *key, const char *weights) {
+    struct w_train_model *m = g->model;
+    char pattern[W_TRAIN_NAME_MAX + 32];
+    double l[2];
+    if (!json || json_is_null(json)) return true;
+    if (!read_factors(g, json, key, l)) return false;
     snprintf(pattern, sizeof pattern, "%s/%s", g->name, weights);
-    struct op_regularizer *grown =
-        realloc(m->regularizers, ((size_t)m->n_regularizers + 1) * sizeof *grown);
-    if (grown) m->regularizers = grown;
-    char *copy = strdup(pattern);
-    if (!grown || !copy) {
-        free(copy);
-        return w_fail(g->err, W_NO_MEMORY, "out of memory");
-    }
-    grown[m->n_regularizers++] = (struct op_regularizer){copy, (float)l[0], (float)l[1]};
+    char *copy = add_named(g, (void **)&m->regularizers, m->n_regularizers,
+                           sizeof *m->regularizers, pattern);
+    if (!copy) return false;
+    m->regularizers[m->n_regularizers++] = (struct op_regularizer){copy, (float)l[0], (float)l[1]};
+    return true;
+}
+
+bool w__activity(struct w_graph *g, double l1, double l2) {
+    struct w_train_model *m = g->model;
+    int64_t elements = 1;
+    for (int i = 0; i < g->flow.rank; i++) elements *= g->flow.dims[i];
+    char *copy = add_named(g, (void **)&m->activities, m->n_activities, sizeof *m->activities,
+                           g->flow.value.s);
+    if (!copy) return false;
+    m->activities[m->n_activities++] =
+        (struct op_activity){copy, (float)l1, (float)l2, elements};
+    return true;
+}
+
+bool w__activity_of(struct w_graph *g, const struct w_layer *l) {
+    double f[2];
+    if (!l->activity_regularizer || json_is_null(l->activity_regularizer)) return true;
+    return read_factors(g, l->activity_regularizer, "activity_regularizer", f) &&
+           w__activity(g, f[0], f[1]);
+}
+
+bool w__noise(struct w_graph *g, const char *kind, double amount, int axis) {
+    struct w_train_model *m = g->model;
+    struct w_name rate;
+    if (amount == 0) return true;
+    char word[W_TRAIN_NAME_MAX + 1];
+    snprintf(word, sizeof word, "rate%d", g->n_nodes);
+    if (!w__scalar(g, word, (float)(amount < 1 ? amount : 0.5), &rate)) return false;
+    g->flow.value = W_NODE2(g, "Dropout", g->flow.value, rate);
+    char *copy =
+        add_named(g, (void **)&m->noises, m->n_noises, sizeof *m->noises, g->flow.value.s);
+    if (!copy) return false;
+    m->noises[m->n_noises++] = (struct op_noise){copy, kind, (float)amount, axis};
     return true;
 }
 

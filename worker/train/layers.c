@@ -116,6 +116,18 @@ static bool find_inputs(struct walk *w, const struct w_layer *l, bool joins, str
     return true;
 }
 
+/* Layers that leave steps where they are, and what pads them what it is. */
+static bool keeps_mask(const char *name) {
+    static const char *const names[] = {
+        "Input",  "InputLayer", "Dropout", "SpatialDropout1D", "GaussianNoise",      "GaussianDropout",
+        "Dense",  "Activation", "ReLU",    "LeakyReLU",        "LayerNormalization", "Rescaling",
+        "LSTM",   "GRU",        "SimpleRNN", "Bidirectional",  "TimeDistributed",    "PositionEmbedding",
+        "ActivityRegularization"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (strcmp(names[i], name) == 0) return true;
+    return false;
+}
+
 static bool one_layer(struct walk *w, json_t *json, int index, const char *list) {
     struct w_graph *g = &w->g;
     const struct w_layer_desc *desc;
@@ -139,8 +151,11 @@ static bool one_layer(struct walk *w, json_t *json, int index, const char *list)
     }
     if (ok) {
         bool softmax = g->model->softmax, sigmoid = g->model->sigmoid;
+        struct w_name mask = g->flow.mask;
         g->model->softmax = g->model->sigmoid = false;
-        ok = desc->build(g, &l);
+        ok = desc->build(g, &l) && w__activity_of(g, &l);
+        if (!keeps_mask(desc->name) || g->flow.rank != 2) mask.s[0] = 0;
+        if (strcmp(desc->name, "Embedding")) g->flow.mask = mask; /* which makes one */
         /* A shape alone changes nothing of what the numbers are. */
         if (strcmp(desc->name, "Reshape") == 0 || strcmp(desc->name, "Flatten") == 0)
             g->model->softmax = softmax, g->model->sigmoid = sigmoid;
@@ -396,6 +411,10 @@ void w_train_model_finish(struct w_train_model *m) {
     for (int i = 0; i < m->n_freeze; i++) free(m->freeze[i]);
     free(m->freeze);
     for (int i = 0; i < m->n_regularizers; i++) free((char *)(uintptr_t)m->regularizers[i].weights);
+    for (int i = 0; i < m->n_noises; i++) free((char *)(uintptr_t)m->noises[i].value);
+    for (int i = 0; i < m->n_activities; i++) free((char *)(uintptr_t)m->activities[i].value);
     free(m->regularizers);
+    free(m->noises);
+    free(m->activities);
     *m = (struct w_train_model){0};
 }

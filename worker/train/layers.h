@@ -21,6 +21,7 @@ struct w_flow {
     int64_t dims[OP_RANK_MAX];
     bool first; /* lies channels first */
     bool softmax, sigmoid; /* what the layer ended in */
+    struct w_name mask;    /* f32[N, steps]: 1 where there is something, 0 where it pads; "": all */
 };
 
 /* The parameters of all layers; each layer's table names those that it has. */
@@ -31,12 +32,13 @@ struct w_layer {
         unit_forget_bias, mask_zero, causal, normalize;
     int32_t units, filters, depth_multiplier, input_dim, output_dim, groups, num_heads, key_dim,
         ff_dim, padding, interpolation, axis, merge_mode, maxlen;
-    double rate, momentum, epsilon, alpha, negative_slope, max_value, scale, offset;
-    struct w_floats kernel_size, strides, dilation_rate, pool_size, size, padding_sizes;
+    double l1, l2, stddev, rate, momentum, epsilon, alpha, negative_slope, max_value, scale, offset;
+    struct w_floats kernel_size, strides, dilation_rate, pool_size, size, padding_sizes, cropping;
     char *activation, *recurrent_activation;
     json_t *kernel_initializer, *bias_initializer, *kernel_regularizer, *target_shape,
         *embeddings_initializer, *recurrent_initializer, *pointwise_initializer, *layer,
-        *bias_regularizer, *recurrent_regularizer, *embeddings_regularizer, *pointwise_regularizer;
+        *bias_regularizer, *recurrent_regularizer, *embeddings_regularizer, *pointwise_regularizer,
+        *activity_regularizer;
 };
 
 struct w_graph {
@@ -110,6 +112,11 @@ void w__channels_first(struct w_graph *g);
 void w__channels_last(struct w_graph *g);
 /* The regularisers of kernel and bias. */
 bool w__regularize_both(struct w_graph *g, const struct w_layer *l);
+/* A value that training disturbs (struct op_noise) and inference leaves as it is. */
+bool w__noise(struct w_graph *g, const char *kind, double amount, int axis);
+/* Its penalty is added to the loss of a step; json as that of w__regularize. */
+bool w__activity(struct w_graph *g, double l1, double l2);
+bool w__activity_of(struct w_graph *g, const struct w_layer *l); /* activity_regularizer */
 /* Rank of a row must be this. */
 bool w__rank_is(struct w_graph *g, int rank, const char *layout);
 /* The last dimension to length 1. */
@@ -149,7 +156,8 @@ bool w__dense(struct w_graph *g, const char *name, int64_t units, bool use_bias,
 #define W_P_WEIGHTS \
     W_P_TEXT("activation", activation), W_P_BOOL("use_bias", use_bias, 1), \
     W_P_JSON("kernel_initializer", kernel_initializer), W_P_JSON("bias_initializer", bias_initializer), \
-    W_P_JSON("kernel_regularizer", kernel_regularizer), W_P_JSON("bias_regularizer", bias_regularizer)
+    W_P_JSON("kernel_regularizer", kernel_regularizer), W_P_JSON("bias_regularizer", bias_regularizer), \
+    W_P_JSON("activity_regularizer", activity_regularizer)
 /* clang-format on */
 
 #endif

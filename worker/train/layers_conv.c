@@ -119,6 +119,36 @@ static bool separable1d(struct w_graph *g, const struct w_layer *l) {
     return separable(g, l, 1);
 }
 
+/* Keras's sizes: "same" gives in · stride; what the kernel has more than the stride is cut off. */
+static bool conv2d_transpose(struct w_graph *g, const struct w_layer *l) {
+    int64_t k[2], s[2], d[2], pads[4], more[2], c = g->flow.dims[2];
+    struct w_name w, b;
+    if (!sizes(g, l, 2, k, s, d) || !w__regularize_both(g, l)) return false;
+    if (d[0] != 1 || d[1] != 1 || l->padding == W_PADDING_CAUSAL)
+        return w__layer_fail(g, "\"dilation_rate\" must be 1");
+    const int64_t dims[] = {c, l->filters, k[0], k[1]};
+    if (!w__weight(g, "kernel", 4, dims, l->kernel_initializer, "glorot_uniform",
+                   k[0] * k[1] * l->filters, k[0] * k[1] * c, &w) ||
+        (l->use_bias && !w__weight(g, "bias", 1, (int64_t[]){l->filters}, l->bias_initializer,
+                                   "zeros", 1, 1, &b)))
+        return false;
+    for (int i = 0; i < 2; i++) {
+        int64_t cut = l->padding == W_PADDING_SAME && k[i] > s[i] ? k[i] - s[i] : 0;
+        pads[i] = cut / 2;
+        pads[2 + i] = cut - cut / 2;
+        more[i] = k[i] < s[i] ? s[i] - k[i] : 0;
+        g->flow.dims[i] = (g->flow.dims[i] - 1) * s[i] + k[i] - cut + more[i];
+    }
+    w__channels_first(g);
+    const struct op_arg args[] = {W_INTS("kernel_shape", k, 2), W_INTS("strides", s, 2),
+                                  W_INTS("pads", pads, 4), W_INTS("output_padding", more, 2)};
+    g->flow.value = w__node(g, "ConvTranspose",
+                            (const char *[]){g->flow.value.s, w.s, l->use_bias ? b.s : ""},
+                            l->use_bias ? 3 : 2, args, 4);
+    g->flow.dims[2] = l->filters;
+    return w__activate(g, l->activation);
+}
+
 /* --- pooling -----------------------------------------------------------------------------------
  */
 
@@ -166,8 +196,27 @@ static bool global_average2d(struct w_graph *g, const struct w_layer *l) {
     (void)l;
     return global_pool(g, 2, "GlobalAveragePool");
 }
+/* Σ x · mask / max(Σ mask, 1) over the steps */
+static bool masked_average(struct w_graph *g) {
+    struct w_name steps, last, least;
+    const struct op_arg drop[] = {W_INT("keepdims", 0)}, keep[] = {W_INT("keepdims", 1)};
+    w__channels_last(g);
+    if (!w__ints(g, "steps", 1, (int64_t[]){1}, &steps) ||
+        !w__ints(g, "last", 1, (int64_t[]){2}, &last) || !w__scalar(g, "least", 1, &least))
+        return false;
+    struct w_name mask = W_NODE2(g, "Unsqueeze", g->flow.mask, last),
+                  x = W_NODE2(g, "Mul", g->flow.value, mask),
+                  sum = w__node(g, "ReduceSum", (const char *[]){x.s, steps.s}, 2, drop, 1),
+                  n = w__node(g, "ReduceSum", (const char *[]){g->flow.mask.s, steps.s}, 2, keep, 1);
+    n = W_NODE2(g, "Max", n, least);
+    g->flow.value = W_NODE2(g, "Div", sum, n);
+    g->flow.dims[0] = g->flow.dims[1];
+    g->flow.rank = 1;
+    return true;
+}
 static bool global_average1d(struct w_graph *g, const struct w_layer *l) {
     (void)l;
+    if (g->flow.mask.s[0] && g->flow.rank == 2) return masked_average(g);
     return global_pool(g, 1, "GlobalAveragePool");
 }
 static bool global_max2d(struct w_graph *g, const struct w_layer *l) {
@@ -229,6 +278,7 @@ static bool up_sampling(struct w_graph *g, const struct w_layer *l) {
 #define FILTERS W_P_NEEDED("filters", filters, "how many")
 #define KERNEL {.name = "kernel_size", .kind = W_PARAM_FLOATS, .offset = W_AT(kernel_size), .min = 1, .max = 65536, .required = true, .help = "[h, w], or a number for both"}
 static const struct w_param conv2d_params[] = {W_P_COMMON, FILTERS, KERNEL, W_P_SIZES("strides", strides), W_P_SIZES("dilation_rate", dilation_rate), W_P_PADDING, W_P_WHOLE("groups", groups, 1, 1), W_P_WEIGHTS, {0}};
+static const struct w_param transpose_params[] = {W_P_COMMON, FILTERS, KERNEL, W_P_SIZES("strides", strides), W_P_SIZES("dilation_rate", dilation_rate), W_P_PADDING, W_P_WEIGHTS, {0}};
 static const struct w_param conv1d_params[] = {W_P_COMMON, FILTERS, KERNEL, W_P_SIZES("strides", strides), W_P_SIZES("dilation_rate", dilation_rate),
     {.name = "padding", .kind = W_PARAM_CHOICE, .offset = W_AT(padding), .choices = "valid same causal"}, W_P_WHOLE("groups", groups, 1, 1), W_P_WEIGHTS, {0}};
 static const struct w_param depthwise_params[] = {W_P_COMMON, KERNEL, W_P_SIZES("strides", strides), W_P_SIZES("dilation_rate", dilation_rate), W_P_PADDING, W_P_WHOLE("depth_multiplier", depth_multiplier, 1, 1),
@@ -243,6 +293,7 @@ static const struct w_param up_params[] = {W_P_COMMON, W_P_SIZES("size", size), 
 static const struct w_layer_desc conv_layers[] = {
     {"Conv2D", conv2d_params, conv2d, false},
     {"Conv1D", conv1d_params, conv1d, false},
+    {"Conv2DTranspose", transpose_params, conv2d_transpose, false},
     {"DepthwiseConv2D", depthwise_params, depthwise2d, false},
     {"DepthwiseConv1D", depthwise_params, depthwise1d, false},
     {"SeparableConv2D", separable_params, separable2d, false},

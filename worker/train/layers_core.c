@@ -109,16 +109,8 @@ static bool permute(struct w_graph *g, const struct w_layer *l) {
     return true;
 }
 
-/* --- regularisation and normalisation ----------------------------------------------------------
+/* --- normalisation -----------------------------------------------------------------------------
  */
-
-static bool dropout(struct w_graph *g, const struct w_layer *l) {
-    struct w_name rate;
-    if (l->rate == 0) return true;
-    if (!w__scalar(g, "rate", (float)l->rate, &rate)) return false;
-    g->flow.value = W_NODE2(g, "Dropout", g->flow.value, rate);
-    return true;
-}
 
 static bool batch_normalization(struct w_graph *g, const struct w_layer *l) {
     int64_t c = g->flow.dims[g->flow.rank - 1];
@@ -207,6 +199,39 @@ static bool rescaling(struct w_graph *g, const struct w_layer *l) {
 /* --- embedding ---------------------------------------------------------------------------------
  */
 
+/* 1 where a number is not 0. */
+static bool mask_of(struct w_graph *g) {
+    struct w_name zero;
+    const int64_t none = 0;
+    struct op_tensor t = {.dtype = OP_I64, .data = (void *)(uintptr_t)&none};
+    if (g->flow.rank != 1)
+        return w__layer_fail(g, "\"mask_zero\" is for an input of [N, steps]");
+    snprintf(zero.s, sizeof zero.s, "%s/zero", g->name);
+    op_builder_weight(g->builder, zero.s, &t);
+    struct w_name is = W_NODE2(g, "Equal", g->flow.value, zero);
+    is = w__node(g, "Not", (const char *[]){is.s}, 1, NULL, 0);
+    g->flow.mask = W_NODE1(g, "Cast", is, W_INT("to", 1)); /* f32 */
+    return true;
+}
+
+static bool prelu(struct w_graph *g, const struct w_layer *l) {
+    int64_t dims[OP_RANK_MAX];
+    struct w_name alpha;
+    w__channels_last(g);
+    memcpy(dims, g->flow.dims, sizeof dims);
+    for (size_t i = 0; i < json_array_size(l->target_shape); i++) { /* axes that share a slope */
+        int64_t axis = json_integer_value(json_array_get(l->target_shape, i));
+        if (axis < 1 || axis > g->flow.rank)
+            return w__layer_fail(g, "\"shared_axes\" must be a list of axes from 1 to %d",
+                                 g->flow.rank);
+        dims[axis - 1] = 1;
+    }
+    if (!w__weight(g, "alpha", g->flow.rank, dims, l->kernel_initializer, "zeros", 1, 1, &alpha))
+        return false;
+    g->flow.value = W_NODE2(g, "PRelu", g->flow.value, alpha);
+    return true;
+}
+
 static bool embedding(struct w_graph *g, const struct w_layer *l) {
     int64_t dims[2] = {l->input_dim, l->output_dim};
     struct w_name w;
@@ -224,6 +249,7 @@ static bool embedding(struct w_graph *g, const struct w_layer *l) {
         !w__weight(g, "embeddings", 2, dims, l->embeddings_initializer, "random_uniform", dims[0],
                    dims[1], &w))
         return false;
+    if (l->mask_zero && !mask_of(g)) return false;
     g->flow.value = w__node(g, "Gather", (const char *[]){w.s, g->flow.value.s}, 2, NULL, 0);
     g->flow.dims[g->flow.rank++] = l->output_dim;
     g->flow.dtype = OP_F32;
@@ -236,16 +262,16 @@ static const struct w_param input_params[] = {W_P_COMMON, W_P_JSON("shape", shap
 static const struct w_param dense_params[] = {W_P_COMMON, W_P_NEEDED("units", units, "size of its output"), W_P_WEIGHTS, {0}};
 static const struct w_param reshape_params[] = {W_P_COMMON, {.name = "target_shape", .kind = W_PARAM_JSON, .offset = W_AT(target_shape), .required = true, .help = "a list of sizes"}, {0}};
 static const struct w_param permute_params[] = {W_P_COMMON, {.name = "dims", .kind = W_PARAM_JSON, .offset = W_AT(target_shape), .required = true, .help = "a list"}, {0}};
-static const struct w_param dropout_params[] = {W_P_COMMON, {.name = "rate", .kind = W_PARAM_DOUBLE, .offset = W_AT(rate), .min = 0, .max = 0.999, .required = true, .help = "the share that is dropped"}, W_P_JSON("seed", layer), {0}};
 static const struct w_param batch_norm_params[] = {W_P_COMMON, W_P_NUMBER("momentum", momentum, 0, 1, 0.99), W_P_NUMBER("epsilon", epsilon, 1e-9, 1, 1e-3), W_P_BOOL("center", center, 1), W_P_BOOL("scale", scale_gamma, 1), {0}};
 static const struct w_param layer_norm_params[] = {W_P_COMMON, W_P_NUMBER("epsilon", epsilon, 1e-12, 1, 1e-3), {0}};
 static const struct w_param activation_params[] = {W_P_COMMON, {.name = "activation", .kind = W_PARAM_TEXT, .offset = W_AT(activation), .required = true, .help = "a name, such as \"relu\""}, {0}};
 static const struct w_param relu_params[] = {W_P_COMMON, W_P_NUMBER("negative_slope", negative_slope, 0, 1e6, 0), W_P_NUMBER("max_value", max_value, 0, 1e9, 0), {0}};
 static const struct w_param leaky_params[] = {W_P_COMMON, W_P_NUMBER("negative_slope", negative_slope, 0, 1e6, 0.3), W_P_NUMBER("alpha", alpha, 0, 1e6, 0), {0}};
 static const struct w_param elu_params[] = {W_P_COMMON, W_P_NUMBER("alpha", alpha, 0, 1e6, 1), {0}};
+static const struct w_param prelu_params[] = {W_P_COMMON, W_P_JSON("alpha_initializer", kernel_initializer), W_P_JSON("shared_axes", target_shape), {0}};
 static const struct w_param rescaling_params[] = {W_P_COMMON, {.name = "scale", .kind = W_PARAM_DOUBLE, .offset = W_AT(scale), .required = true, .help = "a number"}, {.name = "offset", .kind = W_PARAM_DOUBLE, .offset = W_AT(offset)}, {0}};
 static const struct w_param embedding_params[] = {W_P_COMMON, W_P_NEEDED("input_dim", input_dim, "size of the vocabulary"), W_P_NEEDED("output_dim", output_dim, "size of a vector"),
-    W_P_JSON("embeddings_initializer", embeddings_initializer), W_P_JSON("embeddings_regularizer", embeddings_regularizer), W_P_JSON("input_length", target_shape), {0}};
+    W_P_JSON("embeddings_initializer", embeddings_initializer), W_P_JSON("embeddings_regularizer", embeddings_regularizer), W_P_JSON("input_length", target_shape), W_P_BOOL("mask_zero", mask_zero, 0), {0}};
 
 static const struct w_layer_desc core_layers[] = {
     {"Input", input_params, nothing, false},
@@ -254,7 +280,6 @@ static const struct w_layer_desc core_layers[] = {
     {"Flatten", plain_params, flatten, false},
     {"Reshape", reshape_params, reshape, false},
     {"Permute", permute_params, permute, false},
-    {"Dropout", dropout_params, dropout, false},
     {"BatchNormalization", batch_norm_params, batch_normalization, false},
     {"LayerNormalization", layer_norm_params, layer_normalization, false},
     {"UnitNormalization", plain_params, unit_normalization, false},
@@ -263,6 +288,7 @@ static const struct w_layer_desc core_layers[] = {
     {"ReLU", relu_params, relu, false},
     {"LeakyReLU", leaky_params, leaky_relu, false},
     {"ELU", elu_params, elu, false},
+    {"PReLU", prelu_params, prelu, false},
     {"Rescaling", rescaling_params, rescaling, false},
     {"Embedding", embedding_params, embedding, false},
     {0}};

@@ -84,9 +84,21 @@ static bool outputs(struct w_graph *g, const struct w_layer *l, const struct w_n
     return true;
 }
 
+/* How many steps a row has, by the mask: i32[N], at least 1. What pads stands behind. */
+static bool lengths_of(struct w_graph *g, struct w_name *dst) {
+    struct w_name axes, least;
+    const struct op_arg args[] = {W_INT("keepdims", 0)};
+    if (!w__ints(g, "mask_axes", 1, (int64_t[]){1}, &axes) || !w__scalar(g, "least", 1, &least))
+        return false;
+    *dst = w__node(g, "ReduceSum", (const char *[]){g->flow.mask.s, axes.s}, 2, args, 1);
+    *dst = W_NODE2(g, "Max", *dst, least);
+    *dst = W_NODE1(g, "Cast", *dst, W_INT("to", 6)); /* i32 */
+    return true;
+}
+
 static bool recurrent(struct w_graph *g, const struct w_layer *l, const struct cell *cell, int d) {
     int64_t in = g->flow.dims[1], h = l->units, rows = cell->gates * h;
-    struct w_name w, r, b = {""}, y, last;
+    struct w_name w, r, b = {""}, lengths = {""}, y, last;
     char kind[48], recurrent_kind[48], word[40] = "tanh", gate[40] = "sigmoid";
     if (!w__rank_is(g, 2, "[N, steps, features]") ||
         !w__regularize(g, l->kernel_regularizer, "kernel_regularizer", "kernel") ||
@@ -115,10 +127,13 @@ static bool recurrent(struct w_graph *g, const struct w_layer *l, const struct c
         free(bias);
         if (!ok) return false;
     }
+    /* One mask for all steps of a row, as Keras's `dropout` draws it. */
+    if (!w__noise(g, "channels", l->rate, -1) || (g->flow.mask.s[0] && !lengths_of(g, &lengths)))
+        return false;
     w__transpose(g, 3, (int64_t[]){1, 0, 2});
     snprintf(y.s, sizeof y.s, "%s/y", g->name);
     snprintf(last.s, sizeof last.s, "%s/y_last", g->name);
-    const char *inputs[] = {g->flow.value.s, w.s, r.s, b.s},
+    const char *inputs[] = {g->flow.value.s, w.s, r.s, b.s, lengths.s},
                *made[] = {l->return_sequences ? y.s : "", l->return_sequences ? "" : last.s};
     struct op_arg args[5] = {W_INT("hidden_size", h),
                              W_STRING("direction", d == 2            ? "bidirectional"
@@ -129,7 +144,7 @@ static bool recurrent(struct w_graph *g, const struct w_layer *l, const struct c
     if (strcmp(f, "Sigmoid") || strcmp(a, "Tanh"))
         return w__layer_fail(g, "inside a recurrence activation \"tanh\" and recurrent_activation "
                                 "\"sigmoid\" are supported");
-    op_builder_node(g->builder, cell->op, inputs, l->use_bias ? 4 : 3, made,
+    op_builder_node(g->builder, cell->op, inputs, lengths.s[0] ? 5 : l->use_bias ? 4 : 3, made,
                     l->return_sequences ? 1 : 2, args, n);
     return outputs(g, l, &y, &last, d);
 }
@@ -168,7 +183,7 @@ static bool bidirectional(struct w_graph *g, const struct w_layer *l) {
 }
 
 /* clang-format off */
-#define RNN W_P_COMMON, W_P_NEEDED("units", units, "size of the state"), W_P_BOOL("return_sequences", return_sequences, 0), W_P_BOOL("go_backwards", go_backwards, 0), \
+#define RNN W_P_COMMON, W_P_NUMBER("dropout", rate, 0, 0.999, 0), W_P_NEEDED("units", units, "size of the state"), W_P_BOOL("return_sequences", return_sequences, 0), W_P_BOOL("go_backwards", go_backwards, 0), \
     W_P_JSON("recurrent_initializer", recurrent_initializer), W_P_JSON("recurrent_regularizer", recurrent_regularizer), W_P_WEIGHTS
 static const struct w_param lstm_params[] = {RNN, W_P_TEXT("recurrent_activation", recurrent_activation), W_P_BOOL("unit_forget_bias", unit_forget_bias, 1), {0}};
 static const struct w_param gru_params[] = {RNN, W_P_TEXT("recurrent_activation", recurrent_activation), W_P_BOOL("reset_after", reset_after, 1), {0}};

@@ -104,7 +104,9 @@ struct w_train_model {
     char **freeze;
     int n_freeze;
     struct op_regularizer *regularizers;
-    int n_regularizers;
+    struct op_noise *noises;
+    struct op_activity *activities;
+    int n_regularizers, n_noises, n_activities;
     char output_name[W_TRAIN_NAME_MAX + 1];
 };
 
