@@ -95,6 +95,8 @@ struct op_ctx {
     const struct op_tensor *const *in; /* in[i] is NULL if absent; i < n_in */
     struct op_tensor *const *out;      /* out[i] is NULL if nobody wants it */
     void *scratch;                     /* in run only; never NULL there */
+    void *memo;                        /* in run of a step whose shapes are known: desc->memo_bytes that last, zeroed before the first run;
+                                        * else NULL */
     const struct k_kernels *kern;      /* of the model's ISA level; take it through op__kern */
     struct op_exec *exec;
 };
@@ -188,6 +190,7 @@ struct op_desc {
     void (*release)(void *state);
     enum op_status (*infer)(struct op_ctx *ctx);
     bool (*is_view)(const struct op_ctx *ctx); /* for these shapes, of as many bytes as input 0's, it is OP_F_VIEW; may be NULL */
+    size_t memo_bytes; /* what run has worked out of shapes (and of data that infer needed), for the next run of the same plan */
     size_t (*scratch)(const struct op_ctx *ctx); /* shapes are valid as in run, data is not */
     enum op_status (*run)(struct op_ctx *ctx);
     enum op_status (*ref)(struct op_ctx *ctx);

@@ -217,6 +217,7 @@ static enum op_status add_step(struct planner *pl, struct visit *v, bool fixed, 
     s->view = v->n_in > 0 && v->in[0] >= 0 && op_tensor_bytes(&v->made[0].t) == op_tensor_bytes(v->t_in[0]) &&
               ((d->flags & OP_F_VIEW) || (d->is_view && !pl->m->options.reference && d->is_view(&v->ctx)));
     if (d->scratch && !s->view) s->scratch_bytes = d->scratch(&v->ctx);
+    if (d->memo_bytes && !(s->ctx.memo = op__arena_alloc(&pl->p->memory, d->memo_bytes))) return no_memory(pl);
     if (d->cost) d->cost(&v->ctx, &s->flops, &s->bytes);
     if (!s->bytes) {
         for (int i = 0; i < v->n_in; i++)

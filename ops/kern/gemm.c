@@ -55,11 +55,11 @@ void k_pack_b(const struct k_gemm *g, int64_t k, int64_t n, const float *b, int6
         }
         enum { STRIP = 16 }; /* rows of k at a time, so that a transposed B is read by whole cache lines */
         for (int64_t i0 = 0; i0 < k; i0 += STRIP) {
-            const int64_t i1 = min64(k, i0 + STRIP), squares = b_k == 1 && i1 - i0 == STRIP ? cols / 4 * 4 : 0;
+            const int64_t i1 = min64(k, i0 + STRIP), deep = b_k == 1 ? i0 + (i1 - i0) / 4 * 4 : i0, squares = deep > i0 ? cols / 4 * 4 : 0;
             for (int64_t j = 0; j < squares; j += 4)
-                for (int64_t i = i0; i < i1; i += 4) transpose_4(b + i + (j0 + j) * b_j, b_j, dst + i * width + j, width);
-            for (int64_t j = squares; j < width; j++)
-                for (int64_t i = i0; i < i1; i++) dst[i * width + j] = j < cols ? b[i * b_k + (j0 + j) * b_j] : 0.0f;
+                for (int64_t i = i0; i < deep; i += 4) transpose_4(b + i + (j0 + j) * b_j, b_j, dst + i * width + j, width);
+            for (int64_t j = 0; j < width; j++)
+                for (int64_t i = j < squares ? deep : i0; i < i1; i++) dst[i * width + j] = j < cols ? b[i * b_k + (j0 + j) * b_j] : 0.0f;
         }
     }
 }

@@ -318,6 +318,32 @@ static enum op_status describe(const struct op_ctx *ctx, char *mem, struct plan 
     return op__fail(ctx, OP_UNSUPPORTED, "operands of these shapes");
 }
 
+/* What `describe` said, kept with the plan of a session: shapes, and the indices that shapes needed, are the same in each run. */
+struct memo {
+    bool known;
+    int used;
+    struct plan p;
+    struct attention a;
+};
+
+static enum op_status describe_once(const struct op_ctx *ctx, struct memo *fresh, struct memo **dst) {
+    struct memo *m = ctx->memo;
+    *dst = m && m->known ? m : fresh;
+    if (m && m->known) {
+        for (int o = Q; o < N_OPERANDS; o++) m->p.t[o].data = o == Y ? NULL : ctx->in[o == M ? (int)IN_MASK : o] ? ctx->in[o == M ? (int)IN_MASK : o]->data : NULL;
+        return OP_OK;
+    }
+    const enum op_status st = describe(ctx, ctx->scratch, &fresh->p, &fresh->a, &fresh->used);
+    if (st != OP_OK || !m || fresh->p.used || fresh->p.y_copied || !op_tensor_count(&fresh->p.t[Y])) return st; /* copies are made anew */
+    *m = *fresh;
+    struct attention_rows *rows[] = {[Q] = &m->a.q, [K] = &m->a.k, [V] = &m->a.v, [Y] = &m->a.y};
+    for (int o = Q; o <= Y; o++) rows[o]->t = &m->p.t[o];
+    if (m->a.mask) m->a.mask = &m->p.t[M];
+    m->known = true;
+    *dst = m;
+    return OP_OK;
+}
+
 static enum op_status infer(struct op_ctx *ctx) {
     struct plan p;
     struct attention a;
@@ -364,30 +390,32 @@ static enum op_status run_loops(struct op_ctx *ctx, const struct plan *p, const 
     return OP_OK;
 }
 
-static enum op_status run(struct op_ctx *ctx) {
-    struct plan p;
-    struct attention a;
-    int used;
-    enum op_status st = describe(ctx, ctx->scratch, &p, &a, &used);
-    if (st != OP_OK || !op_tensor_count(&p.t[Y])) return st;
-    p.mem = ctx->scratch;
-    p.t[Y].data = p.y_copied ? take(&p, &p.t[Y]) : ctx->out[0]->data;
-    struct op_tensor t = p.t[Y];
-    const size_t chain_at = p.used;
-    if (p.y_copied) { /* its chain's outputs come before the attention's own */
-        struct plan shapes_only = p;
-        bool fits = true;
-        shapes_only.mem = NULL;
-        if ((st = walk(ctx, &shapes_only, &((const struct fused *)ctx->state)->chain[Y], &t, NULL, &fits)) != OP_OK) return st;
-        p.used = shapes_only.used;
-    }
-    if ((st = run_loops(ctx, &p, &a, used, (char *)ctx->scratch + p.used)) != OP_OK || !p.y_copied) return st;
+/* The product goes to scratch memory, its chain is run, and what comes out is the result. */
+static enum op_status run_copied(struct op_ctx *ctx, struct memo *m) {
+    const struct chain *chain = &((const struct fused *)ctx->state)->chain[Y];
+    struct plan *p = &m->p;
     bool fits = true;
-    t = p.t[Y];
-    p.used = chain_at;
-    st = walk(ctx, &p, &((const struct fused *)ctx->state)->chain[Y], &t, NULL, &fits);
+    p->mem = ctx->scratch;
+    p->t[Y].data = take(p, &p->t[Y]);
+    struct plan shapes_only = *p;
+    struct op_tensor t = p->t[Y];
+    shapes_only.mem = NULL;
+    enum op_status st = walk(ctx, &shapes_only, chain, &t, NULL, &fits); /* its outputs come before the attention's own scratch */
+    if (st == OP_OK) st = run_loops(ctx, p, &m->a, m->used, (char *)ctx->scratch + shapes_only.used);
+    if (st != OP_OK) return st;
+    t = p->t[Y];
+    st = walk(ctx, p, chain, &t, NULL, &fits);
     if (st == OP_OK) memcpy(ctx->out[0]->data, t.data, (size_t)op_tensor_bytes(&t));
     return st;
+}
+
+static enum op_status run(struct op_ctx *ctx) {
+    struct memo fresh, *m;
+    const enum op_status st = describe_once(ctx, &fresh, &m);
+    if (st != OP_OK || !op_tensor_count(&m->p.t[Y])) return st;
+    if (m->p.y_copied) return run_copied(ctx, m);
+    m->p.t[Y].data = ctx->out[0]->data;
+    return run_loops(ctx, &m->p, &m->a, m->used, (char *)ctx->scratch + m->p.used);
 }
 
 static void cost(const struct op_ctx *ctx, double *flops, double *bytes) {
@@ -410,6 +438,7 @@ static const struct op_desc fused_attention = {
     .prepare = prepare,
     .release = free,
     .infer = infer,
+    .memo_bytes = sizeof(struct memo),
     .scratch = scratch,
     .run = run,
     .cost = cost,
