@@ -115,6 +115,9 @@ struct k_vmath {
      * x = e^(x - shift), or e^-87 where that is less, for a shift that is not below any x, and the sum. */
     float (*scale_max)(int64_t n, float scale, const float *add, float *x);
     float (*exp_sum)(int64_t n, float shift, float *x);
+    /* n cells of an LSTM with its usual activations, gates [i o f z], n of each, before them:
+     *     c = sigmoid(f) c + sigmoid(i) tanh(z),  h = sigmoid(o) tanh(c);  error of c and h at most 2^-21 of the largest summand */
+    void (*lstm_cell)(int64_t n, const float *gates, float *c, float *h);
     /* y = (x - mean) / sqrt(var + epsilon) * scale + bias over one row, var with 1/n; scale and bias may be NULL. The mean and
      * 1/sqrt(var + epsilon) go to *mean and *inv_std where not NULL. */
     void (*layer_norm)(int64_t n, const float *x, const float *scale, const float *bias, float epsilon, float *y, float *mean, float *inv_std);

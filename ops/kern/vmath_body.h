@@ -82,17 +82,22 @@ K_INLINE vf v_log(vf x) {
     return v_sel(v_isnan(x), x, y);
 }
 
-/* |x| < 0.625: x + x^3 P(x^2), relative error 2^-27; else 1 - 2 / (e^2|x| + 1) */
-K_INLINE vf v_tanh(vf x) {
-    const vf a = v_abs(x), z = x * x;
+/* tanh x = x + x^3 P(x^2) on |x| < 0.625, relative error 2^-27 */
+K_INLINE vf v_tanh_small(vf x) {
+    const vf z = x * x;
     vf p = v_set(-0x1.75e1ccp-8f);
     p = v_fma(p, z, v_set(0x1.52269ap-6f));
     p = v_fma(p, z, v_set(-0x1.b83c5ap-5f));
     p = v_fma(p, z, v_set(0x1.110726p-3f));
     p = v_fma(p, z, v_set(-0x1.555532p-2f));
-    const vf small = v_fma(p * z, x, x);
+    return v_fma(p * z, x, x);
+}
+
+/* from there on 1 - 2 / (e^2|x| + 1) */
+K_INLINE vf v_tanh(vf x) {
+    const vf a = v_abs(x);
     const vf big = v_set(1.0f) - v_set(2.0f) / (v_exp(a + a) + v_set(1.0f));
-    return v_copysign(v_sel(v_lt(a, v_set(0.625f)), small, big), x);
+    return v_copysign(v_sel(v_lt(a, v_set(0.625f)), v_tanh_small(x), big), x);
 }
 
 /* e^min(x, 0) / (1 + e^-|x|): no intermediate overflows, subnormal results are kept */
@@ -257,6 +262,43 @@ static void axpy(int64_t n, float alpha, const float *x, float *y) {
 static void fma_arrays(int64_t n, const float *x, const float *y, float *dst) {
     for (; n >= VW; n -= VW, x += VW, y += VW, dst += VW) v_store(dst, v_fma(v_load(x), v_load(y), v_load(dst)));
     if (n > 0) v_storen(dst, v_fma(v_loadn(x, n), v_loadn(y, n), v_loadn(dst, n)), n);
+}
+
+/* sigmoid and tanh as quotients, so that products of them need one division: x -> *over / *under. */
+K_INLINE void v_sigmoid_parts(vf x, vf *over, vf *under) {
+    const vf e = v_exp_negative(-v_abs(x)), one = v_set(1.0f);
+    *over = v_sel(v_lt(x, v_set(0.0f)), e, one);
+    *under = one + e;
+}
+
+K_INLINE void v_tanh_parts(vf x, vf *over, vf *under) {
+    const vf a = v_abs(x), e = v_exp_negative(v_set(-2.0f) * a), one = v_set(1.0f);
+    const vm small = v_lt(a, v_set(0.625f));
+    *over = v_sel(small, v_tanh_small(x), v_copysign(one - e, x));
+    *under = v_sel(small, one, one + e);
+}
+
+K_INLINE void lstm_vector(vf i, vf o, vf f, vf z, vf *c, vf *h) {
+    vf i_over, i_under, o_over, o_under, f_over, f_under, z_over, z_under;
+    v_sigmoid_parts(i, &i_over, &i_under);
+    v_sigmoid_parts(f, &f_over, &f_under);
+    v_tanh_parts(z, &z_over, &z_under);
+    const vf under = i_under * z_under;
+    *c = v_fma(f_over * *c, under, i_over * z_over * f_under) / (f_under * under);
+    v_sigmoid_parts(o, &o_over, &o_under);
+    v_tanh_parts(*c, &z_over, &z_under);
+    *h = o_over * z_over / (o_under * z_under);
+}
+
+static void lstm_cell(int64_t n, const float *gates, float *c, float *h) {
+    const float *i = gates, *o = i + n, *f = o + n, *z = f + n;
+    for (int64_t at = 0; at < n; at += VW) {
+        const vp part = v_part(n - at);
+        vf cell = v_loadp(c + at, part), out;
+        lstm_vector(v_loadp(i + at, part), v_loadp(o + at, part), v_loadp(f + at, part), v_loadp(z + at, part), &cell, &out);
+        v_storep(c + at, cell, part);
+        v_storep(h + at, out, part);
+    }
 }
 
 /* --- reductions -------------------------------------------------------------------------------------- */
@@ -477,6 +519,6 @@ static void adam(int64_t n, float rate, float c1, float c2, float epsilon, const
                   [K_SQUARE] = a_square, [K_LINEAR] = a_linear, [K_COPY] = a_copy},                \
         .binary = {[K_ADD] = b_add, [K_SUB] = b_sub, [K_MUL] = b_mul, [K_DIV] = b_div, [K_MAX] = b_max, [K_MIN] = b_min}, \
         .axpy = axpy, .fma = fma_arrays, .sum = sum, .dot = dot, .sum_square = sum_square, .max = reduce_max, .min = reduce_min, \
-        .softmax = softmax, .log_softmax = log_softmax, .scale_max = scale_max, .exp_sum = exp_sum, .layer_norm = layer_norm, .rms_norm = rms_norm, \
+        .softmax = softmax, .log_softmax = log_softmax, .scale_max = scale_max, .exp_sum = exp_sum, .lstm_cell = lstm_cell, .layer_norm = layer_norm, .rms_norm = rms_norm, \
         .sgd = sgd, .adam = adam, \
     }

@@ -113,6 +113,7 @@ struct task {
     struct rnn_dims d;
     int dir;
     int64_t first, n; /* sequences [first, first + n) */
+    bool usual;       /* an LSTM's activations: see usual_cell */
     struct rnn_packed weights;
     const float *bias, *bias_rh; /* [gates, hidden]; [hidden], a GRU's own of r . (h R + bias) or NULL */
     const float *peephole;       /* [3, hidden] or NULL */
@@ -136,12 +137,22 @@ static int64_t time_of(const struct task *q, int64_t n, int64_t step) {
     return rnn_reverse(q->s, q->dir) ? length - 1 - step : step;
 }
 
+/* Whether the cell is the one that lstm_cell knows. */
+static bool usual_cell(const struct task *q) {
+    const struct rnn_act *act = q->s->act[q->dir];
+    return !q->peephole && !q->s->input_forget && !(q->s->clip > 0) && act[0].fn == RNN_FN_SIGMOID && act[1].fn == RNN_FN_TANH && act[2].fn == RNN_FN_TANH;
+}
+
 /* One LSTM cell: g is [i o f c] before the activations; h and c are updated. */
 static void lstm_row(const struct task *q, float *g, float *h, float *c) {
     const struct k_vmath *math = q->s->kern->math;
     const struct rnn_act *act = q->s->act[q->dir];
     int64_t n = q->d.hidden;
     float *i = g, *o = g + n, *f = g + 2 * n, *cand = g + 3 * n;
+    if (q->usual) {
+        math->lstm_cell(n, g, c, h);
+        return;
+    }
     if (!q->peephole) activate(q->s, &act[0], 3 * n, g);
     else {
         math->fma(n, q->peephole, c, i);
@@ -273,6 +284,7 @@ static void run_task(void *arg, int64_t i) {
     q.h = q.gates + whole_lines((size_t)(job->plan.block * width));
     q.c = q.h + whole_lines((size_t)(job->plan.block * q.d.hidden));
     q.spare = q.c + whole_lines((size_t)(job->plan.block * q.d.hidden));
+    q.usual = s->kind == RNN_LSTM && usual_cell(&q);
     move_state(&q, nn_in(ctx, RNN_H0), q.h, false);
     move_state(&q, s->kind == RNN_LSTM ? nn_in(ctx, RNN_C0) : NULL, q.c, false);
     for (int64_t step = 0; step < q.d.steps; step += job->plan.chunk)

@@ -208,6 +208,13 @@ static void test_levels_agree_in_every_bit(void **state) {
             m->rms_norm(n, x, y, 1e-5f, got + offset);
             assert_same(want, got + offset, n, "rms_norm", isa);
             check_canaries(got, offset, n);
+            memcpy(want, y, (size_t)n * sizeof *y);
+            memcpy(got + offset, y, (size_t)n * sizeof *y);
+            float h[2][N_MAX];
+            plain->lstm_cell(n / 4, x, want, h[0]);
+            m->lstm_cell(n / 4, x, got + offset, h[1]);
+            assert_same(want, got + offset, n, "lstm_cell's c", isa);
+            assert_same(h[0], h[1], n / 4, "lstm_cell's h", isa);
             for (int masked = 0; masked < 2; masked++) {
                 memcpy(want, x, (size_t)n * sizeof *x);
                 memcpy(got + offset, x, (size_t)n * sizeof *x);
@@ -257,6 +264,26 @@ static void test_rows_against_double(void **state) {
         for (int i = 0; i < n; i++) assert_true(fabs(y[i] - ((x[i] - mean) / sqrt(var / n + 1e-3) * scale[i] + bias[i])) < 1e-5);
         m->rms_norm(n, x, scale, 1e-3f, y);
         for (int i = 0; i < n; i++) assert_true(fabs(y[i] - x[i] / sqrt(square / n + 1e-3) * scale[i]) < 1e-5);
+    }
+}
+
+static void test_lstm_cell_against_double(void **state) {
+    (void)state;
+    enum { CELLS = 97 };
+    static float gates[4 * CELLS], c[CELLS], before[CELLS], h[CELLS];
+    for (int round = 0; round < 40; round++) {
+        const double reach = round % 4 == 3 ? 120 : round % 4 == 2 ? 10 : 1;
+        fill(gates, 4 * CELLS, -reach, reach);
+        fill(c, CELLS, -3, 3);
+        memcpy(before, c, sizeof c);
+        k_default()->math->lstm_cell(CELLS, gates, c, h);
+        for (int j = 0; j < CELLS; j++) {
+            double s[3];
+            for (int k = 0; k < 3; k++) s[k] = 1 / (1 + exp(-(double)gates[k * CELLS + j]));
+            const double left = s[2] * (double)before[j], right = s[0] * tanh((double)gates[3 * CELLS + j]), cell = left + right;
+            assert_true(fabs((double)c[j] - cell) <= 0x1p-21 * fmax(fabs(left), fabs(right)) + 1e-36);
+            assert_true(fabs((double)h[j] - s[1] * tanh((double)c[j])) <= 0x1p-21 * fabs(s[1] * tanh((double)c[j])) + 1e-36);
+        }
     }
 }
 
@@ -324,7 +351,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_unknown_level_is_refused), cmocka_unit_test(test_unary_accuracy),
         cmocka_unit_test(test_unary_special_values),     cmocka_unit_test(test_levels_agree_in_every_bit),
-        cmocka_unit_test(test_rows_against_double),      cmocka_unit_test(test_max_and_min_keep_nan),
+        cmocka_unit_test(test_rows_against_double),      cmocka_unit_test(test_lstm_cell_against_double), cmocka_unit_test(test_max_and_min_keep_nan),
         cmocka_unit_test(test_updates_are_their_formulas),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
