@@ -90,7 +90,45 @@ def test_pictures_go_through_the_pipeline():
         r = evaluate("--model", f.at("out"), "--data", f.at("pictures"), "--json")
         assert r["rows"] == 40 and r["metrics"]["accuracy"] == 1 and r["labels"] == ["dark", "light"] and r["confusion_matrix"] == [[20, 0], [0, 20]], r
         os.rename(f.at("pictures", "light"), f.at("pictures", "bright"))
-        assert "bright/0.png: the model has no such label" in evaluate("--model", f.at("out"), "--data", f.at("pictures"), rc=1).stderr
+        assert 'bright/0.png: the model has no label "bright"' in evaluate("--model", f.at("out"), "--data", f.at("pictures"), rc=1).stderr
+
+
+def test_text_and_sounds():
+    rng = np.random.default_rng(2)
+    good, bad, rest = "fine lovely great".split(), "dull awful poor".split(), "film the a plot actor".split()
+    with Folder() as f:
+        with open(f.at("reviews.csv"), "w") as o:
+            o.write("text,mood\n")
+            for i in range(120):
+                mood = ("bad", "good")[i % 2]
+                o.write(" ".join(rng.permutation([*rng.choice(rest, 4), str(rng.choice(good if i % 2 else bad))])) + f",{mood}\n")
+        f.train({"model": {"input_shape": [8], "layers": [{"type": "Embedding", "input_dim": 40, "output_dim": 8}, {"type": "GlobalAveragePooling1D"},
+                                                          {"type": "Dense", "units": 2, "activation": "softmax"}]},
+                 "data": {"train": {"x": "reviews.csv", "fields": ["text"], "target": "mood"}, "preprocess": [{"type": "TextVectorization", "max_tokens": 40}]},
+                 "compile": {"optimizer": {"type": "adam", "learning_rate": 0.05}, "loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"]},
+                 "fit": {"epochs": 20}}, "mood")
+        r = evaluate("--model", f.at("mood"), "--data", json.dumps({"x": f.at("reviews.csv"), "fields": ["text"], "target": "mood"}), "--json")
+        assert r["rows"] == 120 and r["metrics"]["accuracy"] == 1 and r["labels"] == ["bad", "good"], r
+        for label, hertz in (("low", 300), ("high", 1500)):
+            os.makedirs(f.at("tones", label))
+            for i in range(8):
+                t = np.arange(4000) / 8000
+                tone(f.at("tones", label, f"{i}.wav"), 0.5 * np.sin(2 * np.pi * hertz * t * rng.uniform(0.9, 1.1)) + 0.01 * rng.normal(size=4000))
+        f.train({"model": {"input_shape": [24, 16], "layers": [{"type": "Flatten"}, {"type": "Dense", "units": 2, "activation": "softmax"}]},
+                 "data": {"train": {"x": "tones"}, "preprocess": [{"type": "MelSpectrogram", "sampling_rate": 8000, "fft_length": 256, "sequence_stride": 160,
+                                                                   "num_mel_bins": 16}]},
+                 "compile": {"optimizer": "adam", "loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"]}, "fit": {"epochs": 30, "batch_size": 4}}, "pitch")
+        r = evaluate("--model", f.at("pitch"), "--data", f.at("tones"), "--json")
+        assert r["rows"] == 16 and r["metrics"]["accuracy"] == 1 and r["labels"] == ["high", "low"], r
+
+
+def tone(path, samples):
+    import wave
+    with wave.open(path, "wb") as w:
+        w.setnchannels(1)
+        w.setsampwidth(2)
+        w.setframerate(8000)
+        w.writeframes((samples * 32000).astype("<i2").tobytes())
 
 
 def test_the_job_and_what_it_refuses():

@@ -4,10 +4,10 @@
  *   start ─▶ model ─▶ lane: slice ─▶ sliced: progress ─▶ lane: slice ─▶ … ─▶ finish
  *
  * Rows go through the model's whole pipeline, so what is measured is what `infer` answers with; the
- * metrics look at the output tensors that its last run gave. Tables and arrays are read as training
- * reads them. The pictures of a folder are given to the pipeline as files: it may resize in its own
- * way. Labels are matched by name where model.json has names, else they are numbered in sorted
- * order, as training numbers them.
+ * metrics look at the output tensors that its last run gave. Tables, arrays and text are read as
+ * training reads them. The pictures or sounds of a folder are given to the pipeline as files, for
+ * it may resize in its own way. Labels are matched by name where model.json has names, else they
+ * are numbered in sorted order, as training numbers them.
  *
  * A row that fails fails the evaluation: a figure over the rows that happened to work says nothing.
  * Between slices only one lane has the state. */
@@ -37,12 +37,16 @@ struct evaluation {
     int which;                       /* its number */
     json_t *labels;                  /* of model.json; NULL: none */
     bool logits;                     /* the pipeline makes probabilities of the output */
+    const char *format;              /* of a folder's files; NULL: rows are no files */
+    bool text;                       /* rows are text */
     /* rows: arrays, or a folder of pictures */
     struct w_set set;
     struct w_source *source;
     struct w_cursor *cursor;
     int folder;
-    json_t *folders; /* names of its folders, sorted */
+    struct w_words words; /* the label of each file that is a row */
+    int64_t *files;       /* its number among them */
+    json_t *names;        /* the labels, sorted, where model.json has none */
     int64_t n, at;
     /* what is counted */
     bool begun, sparse; /* begun: the first output has told the number of classes */
@@ -71,7 +75,9 @@ static void free_state(struct w_task *t) {
     w_metrics_finish(&e->found);
     json_decref(e->params);
     json_decref(e->labels);
-    json_decref(e->folders);
+    json_decref(e->names);
+    w__train_words_finish(&e->words);
+    free(e->files);
     free(e->output);
     free(e->confusion);
     free(e->dense);
@@ -114,7 +120,8 @@ static bool find_output(struct evaluation *e, struct w_error *err) {
                   e->task->model->name, e->output);
 }
 
-/* What model.json says of labels, and whether a softmax or sigmoid comes after the run. */
+/* What model.json says of labels, whether a softmax or sigmoid comes after the run, and what the
+ * first step takes. */
 static void read_pipeline(struct evaluation *e) {
     const struct w_model *m = e->task->model;
     char path[4200];
@@ -122,6 +129,11 @@ static void read_pipeline(struct evaluation *e) {
     size_t i;
     for (int k = 0; k < w_pipeline_n_steps(m->pipeline); k++)
         e->logits |= strcmp(w_pipeline_step_name(m->pipeline, k), "activate") == 0;
+    const char *first = w_pipeline_n_steps(m->pipeline) ? w_pipeline_step_name(m->pipeline, 0) : "";
+    e->format = strcmp(first, "decode_image") == 0   ? "images"
+                : strcmp(first, "decode_audio") == 0 ? "sounds"
+                                                     : NULL;
+    e->text = strcmp(first, "vectorize") == 0;
     if (!m->folder) return;
     snprintf(path, sizeof path, "%s/model.json", m->folder);
     json_t *root = json_load_file(path, 0, NULL);
@@ -143,45 +155,55 @@ static int64_t index_of(json_t *list, const char *name, size_t len) {
     return -1;
 }
 
-/* Names come in order, so their folders do. */
-static bool list_folders(struct evaluation *e, const char *path, struct w_error *err) {
+static int by_name(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* The labels without repetition, sorted: as training numbers them. */
+static bool number_names(struct evaluation *e, struct w_error *err) {
+    char **sorted = malloc((size_t)(e->words.n + 1) * sizeof *sorted);
+    e->names = json_array();
+    if (!sorted || !e->names) {
+        free(sorted);
+        return w_fail(err, W_NO_MEMORY, "out of memory");
+    }
+    memcpy(sorted, e->words.items, (size_t)e->words.n * sizeof *sorted);
+    qsort(sorted, (size_t)e->words.n, sizeof *sorted, by_name);
+    for (int64_t i = 0; i < e->words.n; i++)
+        if (i == 0 || strcmp(sorted[i], sorted[i - 1]) != 0)
+            json_array_append_new(e->names, json_string(sorted[i]));
+    free(sorted);
+    return true;
+}
+
+/* Which files are rows, and their labels. */
+static bool list_files(struct evaluation *e, const char *path, struct w_error *err) {
+    const struct w_table t = {.where = "params.data", .path = path, .json = e->data};
     struct w_record rec;
-    struct w_error why;
     struct w_arena arena;
     w_arena_init(&arena, (size_t)1 << 30);
     struct w_cursor *c = w_cursor_open(e->source, 0, err);
-    e->folders = json_array();
-    for (enum w_read r; c && (r = w_cursor_next(c, &arena, &rec, &why)) != W_READ_END;) {
-        const char *slash = rec.name ? strchr(rec.name, '/') : NULL;
+    e->files = calloc((size_t)w_source_rows(e->source) + 1, sizeof *e->files);
+    bool ok = c && (e->files || w_fail(err, W_NO_MEMORY, "out of memory"));
+    for (enum w_read r; ok && (r = w_cursor_next(c, &arena, &rec, err)) != W_READ_END;) {
         w_lane_beat(e->lane);
-        if (r == W_READ_FAILED || !slash) {
-            w_fail(err, W_BAD_INPUT, "params.data.x: %.200s: %.200s is in no folder of a label",
-                   path, rec.name ? rec.name : "it");
-            break;
-        }
-        size_t n = (size_t)(slash - rec.name);
-        if (index_of(e->folders, rec.name, n) < 0)
-            json_array_append_new(e->folders, json_stringn(rec.name, n));
+        int take = r == W_READ_ROW ? w__train_label(&t, rec.name, &e->words, err) : -1;
+        ok = take >= 0 && atomic_load(&e->task->stop) == W_GO;
+        if (take > 0) e->files[e->n++] = (int64_t)rec.row;
         w_arena_reset(&arena);
-        e->n++;
     }
-    bool ok = c && (uint64_t)e->n == w_source_rows(e->source);
     w_cursor_close(c);
     w_arena_finish(&arena);
-    return ok;
+    return ok && number_names(e, err);
 }
 
 static bool open_folder(struct evaluation *e, const char *path, int fd, struct w_error *err) {
     char real[64];
-    const struct w_source_options o = {.name = path, .format = "images", .header = -1};
+    const struct w_source_options o = {.name = path, .format = e->format, .header = -1};
     e->folder = fd;
-    if (json_object_size(e->data) > 1)
-        return w_fail(err, "bad_job",
-                      "params.data: the labels of a folder are the names of its folders; "
-                      "\"x\" alone is expected");
     snprintf(real, sizeof real, "/proc/self/fd/%d", fd);
     e->source = w_source_open(real, &o, err);
-    if (!e->source || !list_folders(e, path, err)) return false;
+    if (!e->source || !list_files(e, path, err)) return false;
     e->sparse = true;
     e->cursor = w_cursor_open(e->source, 0, err);
     return e->cursor != NULL;
@@ -211,6 +233,7 @@ static bool wanted_input(struct evaluation *e, struct w_train_input *in, struct 
                                  .elements = 1};
     snprintf(in->name, sizeof in->name, "%s", io->name);
     for (int i = 1; i < io->rank; i++) {
+        if (io->dims[i] < 1 && e->text) continue; /* the pipeline sees to it */
         if (io->dims[i] < 1)
             return w_fail(err, W_UNSUPPORTED,
                           "model \"%s\": dimension %d of input \"%s\" is free; evaluate needs rows "
@@ -232,10 +255,15 @@ static bool load_set(struct evaluation *e, struct w_error *err) {
     for (int64_t i = 0; i < like.n_names; i++)
         names[i] = (char *)json_string_value(json_array_get(e->labels, (size_t)i));
     like.names = names;
+    /* That there is one says that rows are text; the pipeline has its own. */
+    struct w_front front = {0};
+    if (e->text) front.words = w_vectorizer_create(W_SPLIT_BYTE, W_STANDARD_NONE, err);
     const struct w_set_wish wish = {
-        .inputs = &in, .n_inputs = 1, .like = like.n_names ? &like : NULL};
-    bool ok = w_train_set_load(e->data, "params.data", &files, &wish, &e->set, err);
+        .inputs = &in, .n_inputs = 1, .fronts = &front, .like = like.n_names ? &like : NULL};
+    bool ok = (!e->text || front.words) &&
+              w_train_set_load(e->data, "params.data", &files, &wish, &e->set, err);
     free(names);
+    w_front_finish(&front);
     if (!ok) return false;
     if (e->set.weight.n)
         return w_fail(err, W_UNSUPPORTED, "params.data.sample_weight: evaluate weighs all alike");
@@ -251,10 +279,15 @@ static bool open_data(struct evaluation *e, struct w_error *err) {
     const char *x = json_string_value(json_object_get(e->data, "x"));
     int fd = x ? w_files_open(e->lane->files, x, true, &is_folder, err) : -1;
     if (x && fd < 0) return w_fail_in(err, "params.data.x: ");
-    if (is_folder) {
+    if (is_folder && e->format) {
         if (!open_folder(e, x, fd, err)) return false;
     } else {
         if (fd >= 0) close(fd);
+        if (e->format)
+            return w_fail(err, W_BAD_INPUT,
+                          "params.data.x: the pipeline of \"%s\" takes files; a folder of %s is "
+                          "expected",
+                          e->task->model->name, e->format);
         if (!load_set(e, err)) return false;
     }
     return e->n > 0 || w_fail(err, W_BAD_INPUT, "params.data has no rows");
@@ -364,21 +397,30 @@ static void row_done(void *ctx, size_t i, enum w_next next, int64_t together,
 
 /* --- a batch ---------------------------------------------------------------------------------- */
 
-static bool next_picture(struct evaluation *e, size_t i, struct w_row *row, struct w_value *v,
-                         struct w_error *err) {
+static bool next_file(struct evaluation *e, size_t i, struct w_row *row, struct w_value *v,
+                      struct w_error *err) {
     struct w_record rec;
-    if (w_cursor_next(e->cursor, &row->arena, &rec, err) != W_READ_ROW) return false;
-    const char *slash = strchr(rec.name, '/');
-    json_t *names = e->labels ? e->labels : e->folders;
-    e->targets[i] = index_of(names, rec.name, slash ? (size_t)(slash - rec.name) : 0);
+    int64_t k = e->at + (int64_t)i;
+    do {
+        w_lane_beat(e->lane);
+        if (w_cursor_next(e->cursor, &row->arena, &rec, err) != W_READ_ROW)
+            return w_fail(err, W_BAD_INPUT, "the folder has changed meanwhile");
+    } while ((int64_t)rec.row < e->files[k]);
+    const char *label = e->words.items[k];
+    e->targets[i] = index_of(e->labels ? e->labels : e->names, label, strlen(label));
     *v = rec.value;
     return e->targets[i] >= 0 ||
-           w_fail(err, W_BAD_INPUT, "%.200s: the model has no such label", rec.name);
+           w_fail(err, W_BAD_INPUT, "%.200s: the model has no label \"%.60s\"", rec.name, label);
 }
 
 static bool next_array_row(struct evaluation *e, size_t i, struct w_row *row, struct w_value *v,
                            struct w_error *err) {
     const struct w_array *x = &e->set.x[0];
+    if (x->dtype == OP_STRING) {
+        *v = (struct w_value){.type = W_TEXT,
+                              .span = w__array_text(x, e->set.rows[e->at + (int64_t)i])};
+        return true;
+    }
     size_t bytes = (size_t)x->elements * op_type_size(x->dtype);
     void *copy = w_arena_alloc(&row->arena, bytes);
     if (!copy) return w_fail(err, W_TOO_LARGE, "a row of %zu bytes is too large", bytes);
@@ -404,8 +446,8 @@ static bool batch(struct evaluation *e, struct w_error *err) {
         rows[n] = w_lane_row(e->lane, n);
         if (!rows[n]) return w_fail(err, W_NO_MEMORY, "no memory for a row");
         const struct w_input input = {.kind = W_INPUT_VALUE, .value = &v};
-        bool ok = e->source ? next_picture(e, n, rows[n], &v, err)
-                            : next_array_row(e, n, rows[n], &v, err);
+        bool ok =
+            e->source ? next_file(e, n, rows[n], &v, err) : next_array_row(e, n, rows[n], &v, err);
         enum w_next next =
             ok ? w_pipeline_before(m->pipeline, rows[n], &input, err) : W_NEXT_FAILED;
         if (next == W_NEXT_DONE)
@@ -435,7 +477,7 @@ static bool make_result(struct evaluation *e, struct w_error *err) {
         json_array_append_new(matrix, line);
     }
     if (json_array_size(matrix)) json_object_set(o, "confusion_matrix", matrix);
-    json_t *labels = e->labels ? e->labels : e->folders;
+    json_t *labels = e->labels ? e->labels : e->names;
     if (json_array_size(matrix) && labels) json_object_set(o, "labels", labels);
     json_object_set_new(o, "seconds", json_real(w__fit_now() - e->began_s));
     t->result = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(10));

@@ -15,9 +15,6 @@
 
 #define FILE_BYTES_MAX ((off_t)8 << 30)
 
-static const char *const files[] = {"model.onnx", "model.json", "metrics.json", "curve.svg"};
-#define N_FILES (sizeof files / sizeof *files)
-
 static struct w_tune *of(struct w_task *t) {
     return *(struct w_tune **)t->state;
 }
@@ -185,11 +182,21 @@ struct source {
     char folder[4300];
 };
 
+/* All files but the origin, which is for the store alone, and what a dead writer left half done. */
 static bool write_copy(void *user, const char *folder, struct w_error *err) {
     const struct source *from = user;
-    for (size_t i = 0; i < N_FILES; i++)
-        if (!copy(from->folder, folder, files[i], err)) return false;
-    return true;
+    DIR *d = opendir(from->folder);
+    bool ok =
+        d || w_fail(err, W_OUTPUT_FAILED, "%s cannot be read: %s", from->folder, strerror(errno));
+    for (struct dirent *e; ok && (e = readdir(d));) {
+        const char *dot = strrchr(e->d_name, '.');
+        if (*e->d_name == '.' || strcmp(e->d_name, "train.json") == 0 ||
+            (dot && (strcmp(dot, ".tmp") == 0 || strcmp(dot, ".part") == 0)))
+            continue;
+        ok = copy(from->folder, folder, e->d_name, err);
+    }
+    if (d) closedir(d);
+    return ok;
 }
 
 static bool publish(struct w_tune *s, const struct source *from, json_t *best, int64_t *version,
@@ -247,17 +254,13 @@ static bool write_output(struct w_tune *s, const struct source *from, json_t *re
 
 static void remove_trial(int parent, const char *name) {
     int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0) return;
-    for (size_t i = 0; i < N_FILES; i++) {
-        char half[40];
-        snprintf(half, sizeof half, "%s.tmp", files[i]);
-        unlinkat(fd, files[i], 0);
-        unlinkat(fd, half, 0);
-    }
-    unlinkat(fd, "model.onnx.part", 0);
-    unlinkat(fd, "train.json", 0);
-    unlinkat(fd, "train.json.tmp", 0);
-    close(fd);
+    DIR *d = fd >= 0 ? fdopendir(fd) : NULL;
+    for (struct dirent *e; d && (e = readdir(d));)
+        if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0) unlinkat(fd, e->d_name, 0);
+    if (d)
+        closedir(d);
+    else if (fd >= 0)
+        close(fd);
     unlinkat(parent, name, AT_REMOVEDIR);
 }
 
