@@ -73,6 +73,16 @@ def test_halving_stops_most_trials_early_and_tpe_learns():
         assert r["done"] == 8 and r["best"]["value"] > 0.5, r
 
 
+def test_folds_are_averaged():
+    with Folder() as f:
+        spec = tuned({"algorithm": "grid", "space": [FILTERS]})
+        del spec["fit"]["validation_split"], spec["data"]["test_split"]
+        spec["fit"].update(folds=3, epochs=2)
+        r = study(f, spec)
+        metrics = json.loads(f.read("out", "metrics.json"))
+        assert len(metrics["folds"]) == 3 and abs(r["best"]["value"] - sum(x["accuracy"] for x in metrics["folds"]) / 3) < 1e-9, (r["best"], metrics["folds"])
+
+
 def test_a_study_is_fanned_out_and_outlives_its_workers():
     tune = {"algorithm": "random", "space": [RATE, FILTERS], "max_trials": 8, "parallelism": 4}
     with Server() as s, Folder() as f:

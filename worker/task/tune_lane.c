@@ -77,11 +77,29 @@ static double value_of(struct w_tune *s, json_t *results) {
     return NAN;
 }
 
+/* What the trial is worth: the objective at the epoch whose weights are kept, or its mean over the
+ * folds, whose results stand without "val_". */
+static double final_value(struct w_tune *s) {
+    json_t *folds = s->t.fit->fold_results, *fold;
+    size_t i, n = json_array_size(folds);
+    const char *name = s->study->objective;
+    double sum = 0;
+    if (n == 0) return value_of(s, w_fit_epoch(s->t.fit));
+    if (strncmp(name, "val_", 4) == 0) name += 4;
+    json_array_foreach(folds, i, fold) {
+        json_t *value = json_object_get(fold, name);
+        if (!json_is_number(value)) return value_of(s, fold);
+        sum += json_number_value(value);
+    }
+    return sum / (double)n;
+}
+
 static bool pauses(void *user, json_t *results) {
     struct w_tune *s = user;
     s->epoch = (int)json_integer_value(json_object_get(results, "epoch"));
     s->value = value_of(s, results);
-    s->at_rung = w_study_is_rung(s->study, s->epoch);
+    bool first = json_integer_value(json_object_get(results, "fold")) <= 1;
+    s->at_rung = first && w_study_is_rung(s->study, s->epoch); /* of several folds, in the first */
     return s->at_rung || s->no_value;
 }
 
@@ -99,7 +117,7 @@ static bool make(struct w_tune *s, struct w_error *err) {
 /* The model and where it comes from; then the note says what it is worth. */
 static bool deliver(struct w_tune *s, struct w_error *err) {
     char folder[4300], path[4400];
-    double value = value_of(s, w_fit_epoch(s->t.fit));
+    double value = final_value(s);
     if (s->no_value) return *err = s->err, false;
     if (!isfinite(value)) return w_fail(err, "bad_input", "%s is no number", s->study->objective);
     trial_folder(s, s->trial, folder, sizeof folder);
