@@ -86,9 +86,9 @@ static bool whole_scale_fits(const struct op_graph *g, const struct op_node *n) 
 
 /* Reads its input as the file's images lie. */
 static bool reads_first(const struct op_graph *g, const struct op_node *n) {
-    const int at = conv_fits(g, n) ? 1 : 3;
-    const struct op_tensor *w = at < n->n_in ? op__graph_constant_type(g, n->in[at]) : NULL;
-    return op__attr_int(n, "group", 1) == 1 && w && w->dims[1] <= FIRST_CHANNELS_MAX;
+    const int at = conv_fits(g, n) ? 1 : strcmp(n->op_type, "QLinearConv") == 0 || strcmp(n->op_type, "QuantConv") == 0 ? 3 : -1;
+    const struct op_tensor *w = at > 0 ? op__graph_constant_type(g, n->in[at]) : NULL;
+    return w && op__attr_int(n, "group", 1) == 1 && w->dims[1] <= FIRST_CHANNELS_MAX;
 }
 
 /* A weight that training changes: an input of the graph, of known shape. Depthwise and grouped convolutions stay as they are. */
