@@ -7,6 +7,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 
+EPSILON = 1e-2  # of normalisations: rows that are nearly constant would blow up what is left of rounding
+
+
 class Graph:
     """A graph under construction. Values are names; `shapes` holds the real shape of each."""
 
@@ -201,11 +204,11 @@ def layer_norm(g, x):
     c = s[-1]
     scale, bias = g.constant((g.random.random(c) + 0.5).astype(np.float32)), g.weights(c, scale=0.2)
     if g.opset >= 17 and g.chance(0.5):
-        return g.node("LayerNormalization", [x, scale, bias], s, axis=-1)
+        return g.node("LayerNormalization", [x, scale, bias], s, axis=-1, epsilon=EPSILON)
     small = s[:-1] + (1,)
     d = g.node("Sub", [x, g.node("ReduceMean", [x], small, axes=[-1])], s)
     square = g.node("Pow", [d, g.scalar(2.0)], s) if g.chance(0.6) else g.node("Mul", [d, d], s)
-    v = g.binary("Add", g.node("ReduceMean", [square], small, axes=[-1]), g.scalar(1e-5), small)
+    v = g.binary("Add", g.node("ReduceMean", [square], small, axes=[-1]), g.scalar(EPSILON), small)
     y = g.node("Div", [d, g.node("Sqrt", [v], small)], s)
     return g.binary("Add", g.binary("Mul", y, scale, s), bias, s)
 
@@ -234,6 +237,109 @@ def attention(g, x):
     y = g.node("MatMul", [g.node("Softmax", [scores], g.shapes[scores], axis=3), v], (n, heads, t, d))
     y = g.node("Reshape", [g.node("Transpose", [y], (n, t, heads, d), perm=[0, 2, 1, 3]), g.constant(np.array([n, t, -1], np.int64))], (n, t, heads * d))
     return g.binary("Add", linear(g, y, c), x, (n, t, c))
+
+
+def root_mean_square(g, x):
+    """RMSNorm as models write it out."""
+    s = g.shapes[x]
+    small = s[:-1] + (1,)
+    square = g.node("Pow", [x, g.scalar(2.0)], s) if g.chance(0.5) else g.node("Mul", [x, x], s)
+    v = g.binary("Add", g.node("ReduceMean", [square], small, axes=[-1]), g.scalar(EPSILON), small)
+    root = g.node("Sqrt", [v], small)
+    y = g.node("Div", [x, root], s) if g.chance(0.5) else g.binary("Mul", x, g.node("Reciprocal", [root], small), s)
+    return g.binary("Mul", y, g.constant((g.random.random(s[-1]) + 0.5).astype(np.float32)), s)
+
+
+def gated(g, x):
+    """silu(x a) * (x b), then back, with a residual."""
+    s = g.shapes[x]
+    width = g.pick(16, 24)
+    normed = root_mean_square(g, x) if g.chance(0.6) else x
+    a, b = linear(g, normed, width, False), linear(g, normed, width, False)
+    wide = s[:-1] + (width,)
+    a = g.binary("Mul", a, g.node("Sigmoid", [a], wide), wide) if g.chance(0.7) else gelu(g, a)
+    return g.binary("Add", linear(g, g.binary("Mul", a, b, wide), s[-1], False), x, s)
+
+
+def turned(g, x, heads, t, d):
+    """Rotary embedding written out: x cos + (-second half, first half) sin."""
+    s = g.shapes[x]
+    angle = np.outer(np.arange(t), 0.5 ** np.arange(d // 2)).astype(np.float32)
+    angle = np.concatenate([angle, angle], -1)
+    half = g.constant(np.array([d // 2], np.int64))
+    last = g.constant(np.array([len(s) - 1 if g.chance(0.5) else -1], np.int64))
+    first = g.node("Slice", [x, g.constant(np.array([0], np.int64)), half, last], s[:-1] + (d // 2,))
+    second = g.node("Slice", [x, half, g.constant(np.array([2 ** 62], np.int64)), last], s[:-1] + (d // 2,))
+    other = g.node("Concat", [g.node("Neg", [second], s[:-1] + (d // 2,)), first], s, axis=-1)
+    return g.binary("Add", g.binary("Mul", x, g.constant(np.cos(angle)), s), g.binary("Mul", other, g.constant(np.sin(angle)), s), s)
+
+
+def grouped_attention(g, x):
+    """Attention as decoders have it: rotated, fewer keys than queries' heads, the scale on the queries, a mask by Where or by Add."""
+    if len(g.shapes[x]) != 3:
+        return gated(g, x)
+    n, t, c = g.shapes[x]
+    kv, d = g.pick(1, 2), 8
+    heads = kv * g.pick(1, 2, 4)
+    parts = []
+    for h in (heads, kv, kv):
+        y = g.node("Reshape", [linear(g, x, h * d, False), g.constant(np.array([n, t, h, d], np.int64))], (n, t, h, d))
+        parts.append(g.node("Transpose", [y], (n, h, t, d), perm=[0, 2, 1, 3]))
+    q, k, v = parts
+    if g.chance(0.6):
+        q, k = turned(g, q, heads, t, d), turned(g, k, kv, t, d)
+    if heads != kv:  # each key's head again for its group
+        for_all = g.constant(np.array([n, kv, heads // kv, t, d], np.int64))
+        flat = g.constant(np.array([n, heads, t, d], np.int64))
+        five = (n, kv, heads // kv, t, d)
+        again = []
+        for y in (k, v):
+            y = g.node("Reshape", [y, g.constant(np.array([n, kv, 1, t, d], np.int64))], (n, kv, 1, t, d))
+            again.append(g.node("Reshape", [g.node("Expand", [y, for_all], five), flat], (n, heads, t, d)))
+        k, v = again
+    q = g.binary("Mul", q, g.scalar(d ** -0.5), (n, heads, t, d))
+    scores = g.node("MatMul", [q, g.node("Transpose", [k], (n, heads, d, t), perm=[0, 1, 3, 2])], (n, heads, t, t))
+    seen = np.tril(np.ones((t, t), bool))
+    if g.chance(0.4):
+        scores = g.node("Where", [g.constant(seen), scores, g.scalar(-3e38)], (n, heads, t, t))
+    elif g.chance(0.5):
+        scores = g.binary("Add", scores, g.constant(np.where(seen, 0, -np.inf).astype(np.float32).reshape(1, 1, t, t)), (n, heads, t, t))
+    y = g.node("MatMul", [g.node("Softmax", [scores], (n, heads, t, t), axis=-1), v], (n, heads, t, d))
+    y = g.node("Reshape", [g.node("Transpose", [y], (n, t, heads, d), perm=[0, 2, 1, 3]), g.constant(np.array([0, 0, -1], np.int64))], (n, t, heads * d))
+    return g.binary("Add", linear(g, y, c, False), x, (n, t, c))
+
+
+def ladder(g, x):
+    """Down, up again and joined with what was there: a rung of a U-Net, or of a pyramid where it is added."""
+    n, c, h, w = g.shapes[x]
+    if h % 2 or w % 2:
+        return conv_block(g, x)
+    y = g.node("MaxPool", [x], (n, c, h // 2, w // 2), kernel_shape=[2, 2], strides=[2, 2])
+    y = activation(g, convolution(g, y, keep=True))
+    m = g.shapes[y][1]
+    y = g.node("Resize", [y, g.constant(np.zeros(0, np.float32)), g.constant(np.array([1, 1, 2, 2], np.float32))], (n, m, h, w), mode=g.pick("nearest", "linear"))
+    if g.chance(0.5):
+        return activation(g, g.binary("Add", y, x, g.shapes[x]))
+    y = g.node("Concat", [y, x] if g.chance(0.5) else [x, y], (n, m + c, h, w), axis=1)
+    return conv_block(g, y)
+
+
+def normed_image(g, x):
+    s = g.shapes[x]
+    y = convolution(g, x, keep=True)
+    c = s[1]
+    scale, bias = g.constant((g.random.random(c) + 0.5).astype(np.float32)), g.weights(c, scale=0.2)
+    return activation(g, g.node("InstanceNormalization", [y, scale, bias], s))
+
+
+def branches(g, x):
+    """Inception: several convolutions of one image, joined along channels; then perhaps parted again."""
+    n, c, h, w = g.shapes[x]
+    parts = [activation(g, convolution(g, x, keep=True)) for _ in range(2)] + [g.node("AveragePool", [x], (n, c, h, w), kernel_shape=[3, 3], pads=[1, 1, 1, 1])]
+    y = g.node("Concat", parts, (n, 3 * c, h, w), axis=1)
+    if g.chance(0.5):
+        y = g.node("Slice", [y, g.constant(np.array([c // 2], np.int64)), g.constant(np.array([c // 2 + c], np.int64)), g.constant(np.array([1], np.int64))], (n, c, h, w))
+    return conv_block(g, y)
 
 
 def same_twice(g, x):
@@ -379,9 +485,9 @@ def looked_up(g, x):
 
 
 IMAGE_BLOCKS = [conv_block, conv_block, conv_block, residual_block, residual_block, transposed_block, pool_block, squeeze_excite, activation, same_twice,
-                pieces, constant_if, padded, resized, space_to_depth, channel_shuffle, volume, chosen, centred]
+                pieces, constant_if, padded, resized, space_to_depth, channel_shuffle, volume, chosen, centred, ladder, normed_image, branches]
 ROW_BLOCKS = [linear, feed_forward, feed_forward, attention, attention, layer_norm, gelu, activation, same_twice, pieces, constant_if, chosen, centred, recurrent,
-              looked_up]
+              looked_up, gated, gated, grouped_attention, grouped_attention, root_mean_square]
 
 
 def make(seed):
