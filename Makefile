@@ -33,6 +33,7 @@ ifneq (,$(findstring x86_64,$(shell $(CC) -dumpmachine)))
 isa_avx2   := -mavx2 -mfma -mf16c
 isa_avx512 := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512
 isa_vnni   := $(isa_avx512) -mavx512vnni -mavx512bf16
+isa_amx    := $(isa_vnni) -mamx-tile -mamx-bf16 -mamx-int8
 endif
 isa_of      = $(isa_$(lastword $(subst _, ,$(basename $(notdir $(1))))))
 

@@ -12,12 +12,21 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 /* XCR0: the register files that the system saves on a context switch. */
 static uint64_t xcr0(void) {
     uint32_t lo, hi;
     __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
     return (uint64_t)hi << 32 | lo;
+}
+
+/* The kernel gives the tiles' registers to a process that asks; its threads have them too. */
+static bool tiles_allowed(void) {
+    enum { ARCH_REQ_XCOMP_PERM_ = 0x1023, TILE_DATA = 18 };
+    const uint64_t state = 3ull << 17;
+    return (xcr0() & state) == state && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM_, TILE_DATA) == 0;
 }
 
 static enum k_level detect(void) {
@@ -33,14 +42,18 @@ static enum k_level detect(void) {
     const unsigned n_subleaves = a, wanted = AVX512F | AVX512DQ | AVX512BW | AVX512VL;
     if ((b & wanted) != wanted || (xcr0() & zmm_state) != zmm_state) return K_AVX2;
     if (!(c & AVX512VNNI) || n_subleaves < 1 || !__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & AVX512BF16)) return K_AVX512;
-    return K_VNNI;
+    const unsigned AMX_BF16 = 1u << 22, AMX_TILE = 1u << 24, AMX_INT8 = 1u << 25; /* leaf 7.0, edx */
+    __get_cpuid_count(7, 0, &a, &b, &c, &d);
+    const unsigned amx = AMX_BF16 | AMX_TILE | AMX_INT8;
+    return (d & amx) == amx && tiles_allowed() ? K_AMX : K_VNNI;
 }
 
 static const struct k_kernels tables[K_N_LEVELS] = {
-    [K_GENERIC] = {K_GENERIC, "generic", F32_KERNELS(generic), .quant = &k__quant_generic},
-    [K_AVX2] = {K_AVX2, "avx2", F32_KERNELS(avx2), .quant = &k__quant_avx2},
-    [K_AVX512] = {K_AVX512, "avx512", F32_KERNELS(avx512), .quant = &k__quant_avx512},
-    [K_VNNI] = {K_VNNI, "vnni", F32_KERNELS(avx512), .quant = &k__quant_vnni},
+    [K_GENERIC] = {K_GENERIC, "generic", F32_KERNELS(generic), .quant = &k__quant_generic, .half = &k__half_generic},
+    [K_AVX2] = {K_AVX2, "avx2", F32_KERNELS(avx2), .quant = &k__quant_avx2, .half = &k__half_avx2},
+    [K_AVX512] = {K_AVX512, "avx512", F32_KERNELS(avx512), .quant = &k__quant_avx512, .half = &k__half_avx512},
+    [K_VNNI] = {K_VNNI, "vnni", F32_KERNELS(avx512), .quant = &k__quant_vnni, .half = &k__half_vnni},
+    [K_AMX] = {K_AMX, "amx", F32_KERNELS(avx512), .quant = &k__quant_vnni, .half = &k__half_amx},
 };
 #elif defined(__aarch64__)
 static enum k_level detect(void) { /* the architecture has it */
@@ -48,8 +61,8 @@ static enum k_level detect(void) { /* the architecture has it */
 }
 
 static const struct k_kernels tables[K_N_LEVELS] = {
-    [K_GENERIC] = {K_GENERIC, "generic", F32_KERNELS(generic), .quant = &k__quant_generic},
-    [K_NEON] = {K_NEON, "neon", F32_KERNELS(neon), .quant = &k__quant_neon},
+    [K_GENERIC] = {K_GENERIC, "generic", F32_KERNELS(generic), .quant = &k__quant_generic, .half = &k__half_generic},
+    [K_NEON] = {K_NEON, "neon", F32_KERNELS(neon), .quant = &k__quant_neon, .half = &k__half_neon},
 };
 #else
 static enum k_level detect(void) {
@@ -57,7 +70,7 @@ static enum k_level detect(void) {
 }
 
 static const struct k_kernels tables[1] = {
-    [K_GENERIC] = {K_GENERIC, "generic", F32_KERNELS(generic), .quant = &k__quant_generic},
+    [K_GENERIC] = {K_GENERIC, "generic", F32_KERNELS(generic), .quant = &k__quant_generic, .half = &k__half_generic},
 };
 #endif
 

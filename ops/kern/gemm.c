@@ -155,7 +155,7 @@ static void run_block(const struct k_kernels *kern, const struct k_product *p, c
 
 static void run_rows(const struct k_kernels *kern, const struct k_product *p, int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
     const int64_t nr = kern->gemm->nr, blocks = p->k > 0 ? (p->k + K_GEMM_BLOCK - 1) / K_GEMM_BLOCK : 1;
-    const int64_t step = blocks > 1 && !p->a_packed ? round_up((p->k + blocks - 1) / blocks, 4) : K_GEMM_BLOCK; /* packed A has its blocks */
+    const int64_t step = blocks > 1 && !p->a_packed ? round_up((p->k + blocks - 1) / blocks, K_HALF_STEP / 2) : K_GEMM_BLOCK; /* packed A has its blocks */
     const bool k_outer = !p->a_packed && p->b_packed && blocks > 2;
     struct part r = {.m0 = m0, .m1 = m1, .n1 = n1};
     for (int64_t j0 = n0; j0 < n1; j0 += k_outer ? n1 - n0 : nr)

@@ -13,6 +13,11 @@
  * done sideways, the rows of A being the vector and the element of B the factor: 19 multiplications in place of 24. */
 #include "ops/kern/lanes.h"
 
+/* One multiplication of the chain. bf16_body.h has another: of pairs of bf16, which lie where one float would. */
+#ifndef K_MULTIPLY
+#define K_MULTIPLY(a, b, c) v_fma(a, b, c)
+#endif
+
 enum { TILE_STEPS = 4, TILE_ROWS = 6, TILE_VECTORS = K_LANES == K_LANES_AVX2 ? 2 : 4 };
 
 #if K_LANES == K_LANES_AVX2 && !defined(__clang__) /* the 16 registers are full */
@@ -64,7 +69,7 @@ K_INLINE void tile_step(const int mr, const int nv, const float *a, int64_t a_ro
     K_UNROLL for (int v = 0; v < nv; v++) bv[v] = v == nv - 1 ? v_loadp(b + VW * v, part) : v_load(b + VW * v);
     K_UNROLL for (int r = 0; r < mr; r++) {
         const vf av = v_set(a[r * a_row]);
-        K_UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_fma(av, bv[v], acc[r][v]);
+        K_UNROLL for (int v = 0; v < nv; v++) acc[r][v] = K_MULTIPLY(av, bv[v], acc[r][v]);
     }
 }
 
@@ -147,7 +152,7 @@ K_INLINE void rows_tile(const int mr, const int nv, const struct k_tile *t) {
                 K_UNROLL for (int v = 0; v < nv; v++) bv[v] = v_load(b + VW * v);
                 K_UNROLL for (int r = 0; r < mr; r++) {
                     const vf av = v_set(a[r][k]);
-                    K_UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_fma(av, bv[v], acc[r][v]);
+                    K_UNROLL for (int v = 0; v < nv; v++) acc[r][v] = K_MULTIPLY(av, bv[v], acc[r][v]);
                 }
             }
         }
@@ -200,10 +205,10 @@ K_INLINE void tile_and_column(const int mr, const int nv, const struct k_tile *t
         vf bv[TILE_VECTORS];
         __builtin_prefetch(a + 96 * a_k);
         K_UNROLL for (int v = 0; v < nv; v++) bv[v] = v_load(b + VW * v);
-        side = v_fma(v_loadp(a, rows), v_set(b[j]), side);
+        side = K_MULTIPLY(v_loadp(a, rows), v_set(b[j]), side);
         K_UNROLL for (int r = 0; r < mr; r++) {
             const vf av = v_set(a[r]);
-            K_UNROLL for (int v = 0; v < nv; v++) acc[r][v] = v_fma(av, bv[v], acc[r][v]);
+            K_UNROLL for (int v = 0; v < nv; v++) acc[r][v] = K_MULTIPLY(av, bv[v], acc[r][v]);
         }
     }
     if (t->last) tile_finish(mr, nv, acc, t, all);

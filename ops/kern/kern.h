@@ -31,7 +31,8 @@
     X(GENERIC, "generic")                                                                          \
     X(AVX2, "avx2")                                                                                \
     X(AVX512, "avx512")                                                                            \
-    X(VNNI, "vnni")
+    X(VNNI, "vnni")                                                                                \
+    X(AMX, "amx")
 #endif
 
 enum k_level {
@@ -204,6 +205,38 @@ void k_gemm(const struct k_kernels *k, const struct k_product *p, int64_t m0, in
 void k_gemm_panel(const struct k_kernels *k, const struct k_product *p, int64_t m0, int64_t m1, int64_t j, int64_t n, int64_t k0, int64_t k1,
                   const float *b, int64_t b_k);
 enum { K_GEMM_BLOCK = 512 }; /* of k: 512 x 64 floats are 128 KB, a quarter of a small L2; 6 x 512 of A are a quarter of L1 */
+
+/* --- products of bf16 ---------------------------------------------------------------------------------------
+ *
+ * Both sides are rounded to bf16 (to nearest even), the sums are f32. A pair of neighbours along k takes the place of one float, k is filled with
+ * zeros to a multiple of 32 (k_half_depth): so the loops, tiles and forms above serve pairs too, with half the k, a table of tiles
+ * that multiply pairs (half->gemm), and "floats" that are pairs.
+ *
+ * On generic, avx2, avx512 and vnni an element is one chain over rising pairs of c = fma(a1, b1, c), c = fma(a0, b0, c), where a result below the
+ * normal range is zero. That is what vdpbf16ps does (on Intel's processors: test_kern_bf16.c compares), the levels without it do it in
+ * software: the same bits. amx adds the even and the odd terms of 32 in a chain each, then both to the sum: its bits are its own. */
+struct k_half {
+    const struct k_gemm *gemm; /* its a, b, a_row, a_k, b_k and k are in pairs */
+    /* y[i] = bf16 of x[i]; subnormals become zero, NaN stays NaN. */
+    void (*convert)(int64_t n, const float *x, uint16_t *y);
+};
+
+enum { K_HALF_STEP = 32 };
+static inline int64_t k_half_depth(int64_t k) { /* in pairs, the zeros included */
+    return (k + K_HALF_STEP - 1) / K_HALF_STEP * (K_HALF_STEP / 2);
+}
+struct k_kernels;
+struct k_geometry;
+/* The table to call k_gemm with on pairs: k, but for half->gemm in the place of gemm. */
+struct k_kernels k_half_kernels(const struct k_kernels *k);
+/* B (K x N, element (k, j) at b[k * b_k + j * b_j]) as k_pack_b packs it, of pairs: 4-byte units. */
+size_t k_half_pack_b_units(const struct k_kernels *k, int64_t depth, int64_t n);
+void k_half_pack_b(const struct k_kernels *k, int64_t kk, int64_t n, const float *b, int64_t b_k, int64_t b_j, void *dst);
+/* M rows of kk floats, a_row apart, as rows of k_half_depth(kk) pairs. */
+void k_half_rows(const struct k_kernels *k, int64_t m, int64_t kk, const float *a, int64_t a_row, void *dst);
+/* Rows of the matrix whose product with the weights is the convolution over images with channels last: output pixels [row0, row1) of all
+ * images, columns (kernel position, channel): rows of k_half_depth(taps * channels) pairs. */
+void k_half_pixels(const struct k_kernels *k, const struct k_geometry *g, const float *x, int64_t x_pixel, int64_t row0, int64_t row1, void *dst);
 
 /* --- convolution ------------------------------------------------------------------------------------------ */
 
@@ -393,6 +426,7 @@ struct k_kernels {
     const struct k_quant *quant; /* quant.h: on bytes */
     const struct k_outer *outer;
     const struct k_columns *columns;
+    const struct k_half *half;
 };
 
 /* The table of a level by name, "generic" to "vnni"; NULL if there is no such level or this machine lacks it. */
@@ -405,6 +439,7 @@ enum k_level k_level_best(void);
 
 extern const struct k_vmath k__vmath_generic, k__vmath_avx2, k__vmath_avx512, k__vmath_neon;
 extern const struct k_gemm k__gemm_generic, k__gemm_avx2, k__gemm_avx512, k__gemm_neon;
+extern const struct k_half k__half_generic, k__half_avx2, k__half_avx512, k__half_vnni, k__half_amx, k__half_neon;
 extern const struct k_conv k__conv_generic, k__conv_avx2, k__conv_avx512, k__conv_neon;
 extern const struct k_winograd k__winograd_generic, k__winograd_avx2, k__winograd_avx512, k__winograd_neon;
 extern const struct k_winograd_last k__winograd_last_generic, k__winograd_last_avx2, k__winograd_last_avx512, k__winograd_last_neon;

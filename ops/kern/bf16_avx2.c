@@ -1,0 +1,9 @@
+/* bf16_body.h for the level avx2; called only where cpu.c found it. */
+#if defined(__x86_64__)
+#include "ops/kern/kern.h"
+
+#define K_LANES K_LANES_AVX2
+#include "ops/kern/bf16_body.h"
+
+const struct k_half k__half_avx2 = K_HALF_TABLE;
+#endif
