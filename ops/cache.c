@@ -186,7 +186,7 @@ static bool make_key(struct op_model *m, uint8_t *key) {
         if (!digest(parts, 2, files)) return false;
     }
     if (!m->sha256[0] && !content_hash(m, m->bytes, m->n_bytes, own && own->id.ino ? &own->id : NULL, m->sha256)) return false;
-    snprintf(line, sizeof line, "%s %d %s", m->cpu, m->inputs_open, m->options.passes ? "passes " : "all");
+    snprintf(line, sizeof line, "%s %d %d %s", m->cpu, m->bf16, m->inputs_open, m->options.passes ? "passes " : "all");
     const struct iovec parts[] = {{files, HASH}, {m->sha256, HEX - 1}, {line, strlen(line)}, {(void *)(uintptr_t)m->options.passes, m->options.passes ? strlen(m->options.passes) : 0}};
     return digest(parts, 4, key);
 }

@@ -207,10 +207,20 @@ static enum op_status release_graph(struct op_graph *g, void *user) {
 
 /* --- loading ----------------------------------------------------------------------------------- */
 
+static const char *const precisions[] = {"fp32", "bf16", "int8", "auto"};
+
 static struct op_model *model_new(const char *path, const struct op_load_options *options, struct op_error *err) {
     static const struct op_load_options none;
     const char *cpu = options && options->cpu ? options->cpu : op_isa();
+    const char *precision = options && options->precision ? options->precision : "fp32";
     const struct k_kernels *kern = k_find(cpu);
+    size_t known = 0;
+    while (known < sizeof precisions / sizeof *precisions && strcmp(precisions[known], precision) != 0) known++;
+    if (known == sizeof precisions / sizeof *precisions) {
+        if (err) *err = (struct op_error){.code = OP_UNSUPPORTED};
+        if (err) snprintf(err->text, sizeof err->text, "precision \"%.40s\" is not known: \"fp32\", \"bf16\", \"int8\" and \"auto\" are", precision);
+        return NULL;
+    }
     struct op_model *m = calloc(1, sizeof *m);
     char *copy = strdup(path), *cache = options && options->cache ? strdup(options->cache) : NULL;
     if (!m || !copy || !kern || (options && options->cache && !cache)) {
@@ -228,6 +238,7 @@ static struct op_model *model_new(const char *path, const struct op_load_options
     m->folder = -1;
     m->options = options ? *options : none;
     m->options.cpu = m->cpu;
+    m->options.precision = precisions[known];
     m->options.cache = m->cache_folder = cache;
     snprintf(m->cpu, sizeof m->cpu, "%s", cpu);
     m->kern = kern;
@@ -293,10 +304,29 @@ static enum op_status describe_ios(struct op_model *m, struct op_error *err) {
     return OP_OK;
 }
 
+static enum op_status find_quantized(struct op_graph *g, void *user) {
+    static const char *const names[] = {"QuantizeLinear", "DynamicQuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"};
+    bool *found = user;
+    for (int i = 0; i < g->n_nodes; i++)
+        for (size_t k = 0; k < sizeof names / sizeof *names; k++) *found |= g->nodes[i] && strcmp(g->nodes[i]->op_type, names[k]) == 0;
+    return OP_OK;
+}
+
+static enum op_status set_precision(struct op_model *m, struct op_error *err) {
+    const char *name = m->options.precision;
+    bool quantized = false;
+    m->bf16 = strcmp(name, "bf16") == 0 && !m->options.reference && !m->transform;
+    if (strcmp(name, "int8") != 0) return OP_OK;
+    op__graph_each(m->graph, find_quantized, &quantized);
+    if (quantized) return OP_OK;
+    return op__model_fail(m, err, OP_UNSUPPORTED, "precision \"int8\" is for models that are quantized, and this one has no operator on bytes: quantize it, or take \"fp32\" or \"bf16\"");
+}
+
 static enum op_status build(struct op_model *m, struct op_error *err) {
     enum op_status st = op__onnx_read(m, m->bytes, m->n_bytes, err);
     if (st == OP_OK && m->transform) st = op__passes_run(m->graph, OP_PASSES_BEFORE_TRANSFORM, err);
     if (st == OP_OK && m->transform) st = m->transform(m, m->transform_user, err);
+    if (st == OP_OK) st = set_precision(m, err);
     if (st != OP_OK) return st;
     st = describe_ios(m, err);
     if (st == OP_OK && !m->options.reference) st = op__passes_run(m->graph, OP_PASSES_ALL, err);
@@ -478,7 +508,8 @@ void op_model_describe(struct op_model *m, struct op_model_info *dst) {
     pthread_mutex_lock(&m->lock);
     if (!m->sha256[0]) op__hash_mapped(m, m->bytes, m->n_bytes, m->sha256);
     *dst = (struct op_model_info){.path = m->path, .ir_version = m->ir_version, .opset = op__model_opset(m, ""), .producer = m->producer, .n_nodes = m->n_nodes,
-                                  .weight_bytes = m->weight_bytes, .packed_bytes = m->packed_bytes, .isa = m->cpu};
+                                  .weight_bytes = m->weight_bytes, .packed_bytes = m->packed_bytes, .isa = m->cpu,
+                                  .precision = m->bf16 ? "bf16" : strcmp(m->options.precision, "int8") == 0 ? "int8" : "fp32"};
     memcpy(dst->sha256, m->sha256, sizeof dst->sha256);
     pthread_mutex_unlock(&m->lock);
 }

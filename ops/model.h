@@ -82,6 +82,7 @@ struct op_model {
     size_t weight_bytes, packed_bytes;
     struct op_packs packs;
     struct op_cache *cache; /* that packs lie in; NULL: none */
+    bool bf16;              /* options.precision: the pass bf16 runs */
     bool fetch_failed;      /* no memory for a lazy constant */
     pthread_mutex_t lock;
     char sha256[65];

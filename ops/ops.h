@@ -136,10 +136,12 @@ OP_API void op_tensor_free(struct op_tensor *t); /* of a tensor that a function 
 /* --- models ------------------------------------------------------------------------------------ */
 
 struct op_load_options {
-    const char *cpu;           /* ISA level "generic", "avx2", "avx512", "vnni", "neon"; NULL: QUERN_CPU, else what the machine has */
+    const char *cpu;           /* ISA level "generic", "avx2", "avx512", "vnni", "amx", "neon"; NULL: QUERN_CPU, else what the machine has */
     bool reference;            /* every operator's plain-C reference and no passes: the oracle of the tests */
     uint64_t memory_bytes_max; /* cap on the memory of one plan or one run; 0: 8 GiB */
     uint64_t model_bytes_max;  /* cap on the file; 0: 16 GiB */
+    const char *precision;     /* "fp32" (NULL, "auto" too); "bf16": products with constant weights round both sides to bf16, sums stay f32; "int8": fp32, for
+                                  a model that is quantized: of any other it is refused */
     const char *cache;         /* folder for packed weights, made if it is not there: a model that was loaded before is not packed again. NULL: none */
     const char *passes;        /* only these rewriting passes, by name with commas between ("" for none); NULL: all. For finding which one is at fault */
 };
@@ -162,6 +164,7 @@ struct op_model_info {
     int n_nodes;         /* as in the file, subgraphs included */
     size_t weight_bytes; /* initializers as in the file */
     size_t packed_bytes; /* prepared copies held beside them */
+    const char *precision; /* "fp32", "bf16", "int8" */
     const char *isa;     /* the level that its kernels run at */
     char sha256[65];     /* of the file */
 };
@@ -221,6 +224,9 @@ struct op_operator {
 };
 /* Calls fn for each, by domain and name. */
 OP_API void op_each_operator(void (*fn)(void *user, const struct op_operator *o), void *user);
-OP_API const char *op_isa(void); /* the best level of this machine, or what QUERN_CPU forces */
+OP_API const char *op_isa(void); /* the best level of this machine, or what QUERN_CPU or op_isa_force force */
+/* Makes `level` what op_isa says, and what models run at whose options name none. Before any other thread runs and any model is loaded. False
+ * if this machine lacks the level. */
+OP_API bool op_isa_force(const char *level);
 
 #endif

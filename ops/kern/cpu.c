@@ -99,6 +99,12 @@ const struct k_kernels *k_default(void) {
     return dflt;
 }
 
+bool op_isa_force(const char *level) {
+    const struct k_kernels *k = k_find(level);
+    if (k) dflt = k;
+    return k != NULL;
+}
+
 const char *op_isa(void) {
     return dflt->name;
 }

@@ -7,9 +7,11 @@
  *   depthwise   one channel a group: kern/conv_body.h, vectors of channels
  *   first       input_first: panels of 64 output positions packed as for NCHW, used as the rows of the product
  *   winograd    3 x 3 of stride 1 where it pays: kern/winograd_last.c
+ *   bf16        one group and the attribute bf16, which the pass of that name sets: output pixels as rows, rounded block by block (half.h)
  *   rows        everything else: kern/last.c, output pixels as rows, nothing copied
  * Any division of the work between threads gives the same bits: an element is one chain of multiply-adds. */
 #include "ops/op/conv.h"
+#include "ops/op/half.h"
 #include "ops/op/product.h"
 
 #include <math.h>
@@ -23,7 +25,7 @@ enum {
     VECTOR_SLACK = 16
 };
 
-enum way { WAY_ROWS, WAY_DEPTHWISE, WAY_FIRST };
+enum way { WAY_ROWS, WAY_DEPTHWISE, WAY_FIRST, WAY_BF16 };
 
 struct conv_last {
     struct nn_window window;
@@ -38,11 +40,25 @@ static size_t pack_floats(const struct k_kernels *kern, const struct conv_last *
     const int64_t k = op_tensor_count(w) / w->dims[0];
     if (s->way == WAY_DEPTHWISE) return (size_t)op_tensor_count(w);
     if (s->way == WAY_FIRST) return k_pack_b_floats(kern->gemm, k, w->dims[0]);
+    if (s->way == WAY_BF16) return k_half_pack_b_units(kern, k_half_depth(k), w->dims[0]);
     return k_last_pack_floats(kern->gemm, w->dims[0] / s->group, k);
 }
 
-static void pack(const struct k_kernels *kern, const struct conv_last *s, const struct op_tensor *w, const float *data) {
+/* Weights of bf16 go through rows of (output, kernel position, channel). */
+static bool pack_half(const struct k_kernels *kern, const struct conv_last *s, int64_t oc, int64_t channels, int64_t taps, const float *data) {
+    const int64_t k = channels * taps;
+    float *rows = malloc((size_t)(oc * k) * sizeof *rows);
+    for (int64_t i = 0; rows && i < oc; i++)
+        for (int64_t q = 0; q < taps; q++)
+            for (int64_t c = 0; c < channels; c++) rows[i * k + q * channels + c] = data[(i * channels + c) * taps + q];
+    if (rows) k_half_pack_b(kern, k, oc, rows, 1, k, s->packed);
+    free(rows);
+    return rows != NULL;
+}
+
+static bool pack(const struct k_kernels *kern, const struct conv_last *s, const struct op_tensor *w, const float *data) {
     const int64_t channels = w->dims[1], k = op_tensor_count(w) / w->dims[0], taps = k / channels, oc = w->dims[0] / s->group;
+    if (s->way == WAY_BF16) return pack_half(kern, s, oc, channels, taps, data);
     if (s->way == WAY_DEPTHWISE)
         for (int64_t c = 0; c < w->dims[0]; c++)
             for (int64_t q = 0; q < taps; q++) s->packed[q * w->dims[0] + c] = data[c * taps + q];
@@ -51,6 +67,7 @@ static void pack(const struct k_kernels *kern, const struct conv_last *s, const 
     else
         for (int64_t i = 0; i < s->group; i++)
             k_last_pack(kern->gemm, oc, channels, taps, data + i * oc * k, s->packed + (size_t)i * s->packed_group);
+    return true;
 }
 
 static enum op_status prepare(struct op_prepare *p) {
@@ -71,16 +88,17 @@ static enum op_status prepare(struct op_prepare *p) {
     const bool first = op__attr_int(p->node, "input_first", 0) != 0;
     if (first && s->group != 1) return op__node_fail(p->err, p->node, OP_UNSUPPORTED, "input_first takes one group, found %lld", (long long)s->group);
     s->way = first ? WAY_FIRST : w->rank <= 4 && w->dims[1] == 1 && w->dims[0] == s->group ? WAY_DEPTHWISE : WAY_ROWS;
+    if (s->way == WAY_ROWS && s->group == 1 && op__attr_int(p->node, "bf16", 0)) s->way = WAY_BF16;
     const size_t floats = pack_floats(kern, s, w);
     s->packed_group = floats;
     int64_t bytes;
     if (!op__mul(s->way == WAY_ROWS ? s->group : 1, (int64_t)(floats * sizeof(float)), &bytes)) return op__node_fail(p->err, p->node, OP_LIMIT, "the weights are too large");
-    static const char *const kinds[] = {[WAY_ROWS] = "last", [WAY_DEPTHWISE] = "depthwise", [WAY_FIRST] = "columns"};
+    static const char *const kinds[] = {[WAY_ROWS] = "last", [WAY_DEPTHWISE] = "depthwise", [WAY_FIRST] = "columns", [WAY_BF16] = "bf16"};
     bool filled;
     s->packed = op__pack_alloc(p, kinds[s->way], (size_t)bytes, &filled);
     const float *data = s->packed && !filled ? op__prepare_data(p, 1) : NULL;
     if (!s->packed || (!filled && !data)) return op__node_fail(p->err, p->node, OP_NOMEM, "no memory to pack weights of %lld bytes", (long long)bytes);
-    if (!filled) pack(kern, s, w, data);
+    if (!filled && !pack(kern, s, w, data)) return op__node_fail(p->err, p->node, OP_NOMEM, "no memory to pack weights of %lld bytes", (long long)bytes);
     p->consumed |= 1u << 1;
     return OP_OK;
 }
@@ -197,6 +215,10 @@ static struct k_last_job job_of(const struct plan *p, int64_t group) {
                                .act = p->act.fn, .act_a = p->act.a, .act_b = p->act.b, .zeros = (const float *)p->scratch};
 }
 
+static int64_t half_depth(const struct plan *p) {
+    return k_half_depth(p->channels * p->g.kernel[0] * p->g.kernel[1] * p->g.kernel[2]);
+}
+
 static bool make_plan(const struct op_ctx *ctx, struct plan *p) {
     const struct conv_last *s = ctx->state;
     const struct op_tensor *x = ctx->in[0], *w = ctx->in[1];
@@ -214,6 +236,11 @@ static bool make_plan(const struct op_ctx *ctx, struct plan *p) {
     else if (s->way == WAY_FIRST) {
         p->n_units = p->images * ((p->out_size + gemm->nr - 1) / gemm->nr);
         p->task_bytes = aligned((size_t)(p->channels * p->g.kernel[0] * p->g.kernel[1] * p->g.kernel[2] * gemm->nr + VECTOR_SLACK) * sizeof(float));
+    } else if (s->way == WAY_BF16) {
+        const int64_t nr = op__kern(ctx)->half->gemm->nr;
+        p->by_rows = rows >= threads * SPLIT_ROWS_MIN;
+        p->n_units = p->by_rows ? rows : (p->oc + nr - 1) / nr;
+        p->task_bytes = aligned(op__half_block_bytes(half_depth(p)));
     } else {
         const struct k_last_job job = job_of(p, 0);
         p->winograd = s->group == 1 && k_winograd_last_pays(&p->g, p->oc);
@@ -246,6 +273,22 @@ static void rows_task(void *arg, int64_t task) {
         else
             k_last_run(kern, &job, r0, r1, p0, p1, memory);
     }
+}
+
+static void fill_pixels(const struct op__half_job *half, int64_t row0, int64_t row1, void *dst) {
+    const struct plan *p = half->user;
+    k_half_pixels(half->kern, &p->g, p->ctx->in[0]->data, p->channels, row0, row1, dst);
+}
+
+static void half_task(void *arg, int64_t task) {
+    const struct plan *p = arg;
+    const struct op__half_job job = {.kern = op__kern(p->ctx), .n = p->oc, .depth = half_depth(p), .packed = p->s->packed, .y = p->y.data, .y_row = p->oc,
+                                     .then = {.bias_col = nn_in(p->ctx, 2) ? p->ctx->in[2]->data : NULL, .residual = p->addend, .residual_row = p->oc,
+                                              .act = p->act.fn, .act_a = p->act.a, .act_b = p->act.b}, .fill = fill_pixels, .user = p};
+    const int64_t nr = job.kern->half->gemm->nr, from = p->n_units * task / p->n_tasks, to = p->n_units * (task + 1) / p->n_tasks;
+    char *block = p->scratch + (size_t)task * p->task_bytes;
+    if (p->by_rows) op__half_run(&job, from, to, 0, p->oc, block);
+    else op__half_run(&job, 0, p->images * p->out_size, from * nr, to * nr < p->oc ? to * nr : p->oc, block);
 }
 
 /* A unit is a panel of output positions of an image: its columns, packed as k x nr, are the rows of A. */
@@ -283,7 +326,8 @@ static void depthwise_task(void *arg, int64_t task) {
 }
 
 static enum op_status run(struct op_ctx *ctx) {
-    static void (*const tasks[])(void *, int64_t) = {[WAY_ROWS] = rows_task, [WAY_DEPTHWISE] = depthwise_task, [WAY_FIRST] = first_task};
+    static void (*const tasks[])(void *, int64_t) = {[WAY_ROWS] = rows_task, [WAY_DEPTHWISE] = depthwise_task, [WAY_FIRST] = first_task,
+                                                    [WAY_BF16] = half_task};
     struct plan p;
     if (op_tensor_count(ctx->out[0]) == 0 || !make_plan(ctx, &p)) return OP_OK;
     if (p.y_in_scratch) p.y.data = ctx->scratch;

@@ -15,15 +15,15 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "it"))
 import tap  # noqa: E402
 
-LEVELS = ("generic", "avx2", "avx512", "vnni")
+LEVELS = ("generic", "avx2", "avx512", "vnni", "amx")
 ROWS = 7
 BATCHES = ([0, 1, 2], [5, 2, 0], list(range(ROWS)), list(range(ROWS - 1, -1, -1)), [3] * 4)
 ALONE = (0, 2, 3, 5)  # rows that run alone; each is at several positions above
 
 
-def run(path, inputs, rows, folder, level, threads):
+def run(path, inputs, rows, folder, level, threads, precision="fp32"):
     """{output's file name: array} of these rows of the inputs."""
-    command = [tap.QUERN, "model", "run", path, "--output", f"{folder}/out", "--cpu", level, "--threads", str(threads)]
+    command = [tap.QUERN, "model", "run", path, "--output", f"{folder}/out", "--cpu", level, "--threads", str(threads), "--precision", precision]
     for name, array in inputs.items():
         np.save(f"{folder}/{name}.npy", np.ascontiguousarray(array[rows]))
         command += ["--input", f"{name}={folder}/{name}.npy"]
@@ -36,11 +36,11 @@ def run(path, inputs, rows, folder, level, threads):
     return {os.path.basename(f): np.load(f) for f in sorted(glob.glob(f"{folder}/out/*.npy"))}
 
 
-def check_level(path, inputs, folder, level):
-    alone = {r: run(path, inputs, [r], folder, level, 1) for r in ALONE}
+def check_level(path, inputs, folder, level, precision="fp32"):
+    alone = {r: run(path, inputs, [r], folder, level, 1, precision) for r in ALONE}
     for threads in (1, 2):
         for rows in BATCHES:
-            got = run(path, inputs, rows, folder, level, threads)
+            got = run(path, inputs, rows, folder, level, threads, precision)
             assert got, "no outputs"
             for name, array in got.items():
                 assert array.shape[0] == len(rows), f"{name} is {array.shape} for {len(rows)} rows"
@@ -61,6 +61,22 @@ def bits(path, level, make_inputs):
             for name, array in here.items():
                 worst = np.abs(array.astype(np.float64) - plain[name]).max() / np.abs(plain[name]).max()
                 assert array.tobytes() == plain[name].tobytes(), f"{name}: {level} has other bits than generic, {worst:.1e} of the largest value"
+    return test
+
+
+def bits_bf16(path, level, make_inputs):
+    """As in f32; the levels without an instruction for it have each other's bits, and the results are near those of f32 but not the same."""
+    def test():
+        full = os.path.join(HERE, "models", path)
+        with tempfile.TemporaryDirectory() as folder:
+            inputs = make_inputs(np.random.default_rng(11))
+            here = check_level(full, inputs, folder, level, "bf16")
+            exact = run(full, inputs, [ALONE[0]], folder, level, 1)
+            plain = run(full, inputs, [ALONE[0]], folder, "generic", 1, "bf16")
+            for name, array in here.items():
+                worst = np.abs(array.astype(np.float64) - exact[name]).max() / np.abs(exact[name]).max()
+                assert 0 < worst < 0.03, f"{name}: {worst:.1e} of the largest value from f32"
+                assert level in ("vnni", "amx") or array.tobytes() == plain[name].tobytes(), f"{name}: {level} has other bits than generic"
     return test
 
 
@@ -115,5 +131,6 @@ REAL = {
 }
 tests = {f"test_{name}_{level}": bits(path, level, make) for name, (path, make) in MODELS.items() for level in LEVELS}
 tests.update({f"test_{name}_{level}": bits(path, level, make) for name, (path, make) in REAL.items() for level in LEVELS[-1:] + LEVELS[:1] * (name != "darknet")})
+tests.update({f"test_{name}_bf16_{level}": bits_bf16(*MODELS[name][:1], level, MODELS[name][1]) for name in ("cnn_larger", "transformer_long") for level in LEVELS})
 tests.update({f"test_score_{name}": score(MODELS[name][0], MODELS[name][1]) for name in ("cnn", "cnn_int8", "transformer")})
 tap.main(tests)

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "queue/queue.h"
+#include "ops/ops.h"
 #include "worker/cli/cli.h"
 #include "worker/daemon/config.h"
 #include "worker/nearest.h"
@@ -343,8 +344,10 @@ int w_main(int argc, char **argv) {
     if (!c) return unknown_command(argc, argv);
     w_globals.queue = w_config()->queue;
     w_globals.redis_given = w_config()->origin[W_KEY_redis] != W_FROM_DEFAULT;
-    if (*w_config()->cpu && strcmp(w_config()->cpu, "auto"))
-        setenv("QUERN_CPU", w_config()->cpu, 1);
+    if (*w_config()->cpu && strcmp(w_config()->cpu, "auto") && !op_isa_force(w_config()->cpu))
+        return w_report(W_EXIT_CONFIG, "config", NULL,
+                        "this machine has no ISA level \"%s\": the best is \"%s\"", w_config()->cpu,
+                        op_isa());
     argc -= n_words, argv += n_words;
     rc = parse_options(c, &argc, argv);
     if (rc == 0) rc = c->run(argc, argv);

@@ -34,11 +34,12 @@ static struct w_option options[] = {
     {"input", W_OPT_LIST, &inputs_given, "NAME=FILE.npy",
      "an input; random values of the model's types otherwise", 0, 0},
     {"shape", W_OPT_LIST, &shapes_given, "NAME=1x3x224x224", "the shape of a random input", 0, 0},
-    {"precision", W_OPT_STRING, &precision, "P", "fp32 or auto", 0, 0},
+    {"precision", W_OPT_STRING, &precision, "P", "fp32, bf16, int8 (of a quantized model) or auto",
+     0, 0},
     {"models", W_OPT_STRING, &models, "DIR", "the model store (the configured one)", 0, 0},
     {"cache", W_OPT_STRING, &cache, "DIR",
      "a folder for packed weights: the model loads without packing the next time", 0, 0},
-    {"cpu", W_OPT_STRING, &cpu, "LEVEL", "generic, avx2, avx512, vnni, neon", 0, 0},
+    {"cpu", W_OPT_STRING, &cpu, "LEVEL", "generic, avx2, avx512, vnni, amx or neon", 0, 0},
     {"train", W_OPT_STRING, &train_spec, "SPEC.json",
      "measure training steps of a spec instead of a model", 0, 0},
     {"profile", W_OPT_FLAG, &want_profile, NULL, "a table of the nodes: time, GFLOP/s, share", 0,
@@ -174,9 +175,9 @@ static void print_result(struct op_model *m, const char *name, const struct resu
     op_model_describe(m, &info);
     if (!w_globals.json) {
         printf("%s: %.1f items/s (median %.1f), p50 %.3f ms, p99 %.3f ms; batch %lld, %lld "
-               "threads, %lld lanes, fp32 on %s\n",
+               "threads, %lld lanes, %s on %s\n",
                name, r->best, r->median, r->p50_ms, r->p99_ms, (long long)batch,
-               (long long)n_threads, (long long)n_lanes, info.isa);
+               (long long)n_threads, (long long)n_lanes, info.precision, info.isa);
         printf("load %.1f ms, %.3f GFLOP a run (%.1f GFLOP/s), %.1f MB of activations a lane, %.1f "
                "MB weights, %.1f MB packed\n",
                load_ms, flops / 1e9, flops * r->best / (double)batch / 1e9, (double)peak / 1e6,
@@ -186,7 +187,7 @@ static void print_result(struct op_model *m, const char *name, const struct resu
     json_t *o = json_pack(
         "{s:s,s:I,s:I,s:I,s:s,s:s,s:f,s:f,s:f,s:f,s:f,s:I,s:f,s:I,s:I,s:I}", "model", name, "batch",
         (json_int_t)batch, "threads", (json_int_t)n_threads, "lanes", (json_int_t)n_lanes,
-        "precision", "fp32", "isa", info.isa, "items_per_s", r->best, "items_per_s_median",
+        "precision", info.precision, "isa", info.isa, "items_per_s", r->best, "items_per_s_median",
         r->median, "p50_ms", r->p50_ms, "p99_ms", r->p99_ms, "load_ms", load_ms, "peak_bytes",
         (json_int_t)peak, "flops", flops, "runs", (json_int_t)r->n_runs, "weight_bytes",
         (json_int_t)info.weight_bytes, "packed_bytes", (json_int_t)info.packed_bytes);
@@ -241,12 +242,9 @@ static int run(int argc, char **argv) {
         return w_report(W_EXIT_USAGE, "usage",
                         "quern model bench M --batch B --threads T --seconds S",
                         "one model is expected");
-    if (strcmp(precision, "fp32") != 0 && strcmp(precision, "auto") != 0)
-        return w_report(W_EXIT_USAGE, "unsupported", NULL,
-                        "precision \"%.40s\" is not supported: fp32 and auto are", precision);
     int found = w__model_file(argv[0], models, path, sizeof path);
     if (found != W_EXIT_OK) return found;
-    const struct op_load_options load = {.cpu = cpu, .cache = cache};
+    const struct op_load_options load = {.cpu = cpu, .precision = precision, .cache = cache};
     uint64_t start = now_ns();
     struct op_model *m = op_model_load(path, &load, &err);
     double load_ms = (double)(now_ns() - start) / 1e6;

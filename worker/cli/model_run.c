@@ -20,11 +20,12 @@ static struct w_option options[] = {
     {"output", W_OPT_STRING, &output, "DIR", "folder for the outputs, made if it is not there (.)",
      0, 0},
     {"threads", W_OPT_INT, &n_threads, "N", "threads (1)", 1, 1024},
-    {"precision", W_OPT_STRING, &precision, "P", "fp32 or auto", 0, 0},
+    {"precision", W_OPT_STRING, &precision, "P", "fp32, bf16, int8 (of a quantized model) or auto",
+     0, 0},
     {"models", W_OPT_STRING, &models, "DIR", "the model store (the configured one)", 0, 0},
     {"cache", W_OPT_STRING, &cache, "DIR",
      "a folder for packed weights: the model loads without packing the next time", 0, 0},
-    {"cpu", W_OPT_STRING, &cpu, "LEVEL", "generic, avx2, avx512, vnni, neon", 0, 0},
+    {"cpu", W_OPT_STRING, &cpu, "LEVEL", "generic, avx2, avx512, vnni, amx or neon", 0, 0},
     {"passes", W_OPT_STRING, &passes, "A,B,…", "only these rewriting passes; an empty list: none",
      0, 0},
     {"reference", W_OPT_FLAG, &reference, NULL, "every operator's plain form, without passes", 0,
@@ -80,13 +81,13 @@ static int run(int argc, char **argv) {
         return w_report(W_EXIT_USAGE, "usage",
                         "quern model run M --input NAME=FILE.npy --output DIR",
                         "one model is expected");
-    if (strcmp(precision, "fp32") != 0 && strcmp(precision, "auto") != 0)
-        return w_report(W_EXIT_USAGE, "unsupported", NULL,
-                        "precision \"%.40s\" is not supported: fp32 and auto are", precision);
     int found = w__model_file(argv[0], models, path, sizeof path);
     if (found != W_EXIT_OK) return found;
-    const struct op_load_options load = {
-        .cpu = cpu, .reference = reference, .passes = passes, .cache = cache};
+    const struct op_load_options load = {.cpu = cpu,
+                                         .reference = reference,
+                                         .passes = passes,
+                                         .cache = cache,
+                                         .precision = precision};
     const struct op_session_options how = {.n_threads = (int)n_threads};
     struct op_model *m = op_model_load(path, &load, &err);
     struct op_session *s = m ? op_session_create(m, &how, &err) : NULL;

@@ -54,7 +54,7 @@ static struct w_option options[] = {
     {"reference", W_OPT_FLAG, &reference, NULL, "run every operator's plain form, without passes",
      0, 0},
     {"isolate", W_OPT_FLAG, &isolate, NULL, "run each case in a process of its own", 0, 0},
-    {"cpu", W_OPT_STRING, &cpu, "LEVEL", "generic, avx2, avx512, vnni, neon", 0, 0},
+    {"cpu", W_OPT_STRING, &cpu, "LEVEL", "generic, avx2, avx512, vnni, amx or neon", 0, 0},
     {"threads", W_OPT_INT, &n_threads, "N", "threads of one run (1)", 1, 1024},
     {0}};
 
