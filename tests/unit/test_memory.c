@@ -134,7 +134,7 @@ struct subject {
 static const struct subject subjects[] = {
     {"CNN", build_cnn, {.dtype = OP_F32, .rank = 4, .dims = {1, 16, 448, 448}}, false},
     {"LSTM", build_lstm, {.dtype = OP_F32, .rank = 3, .dims = {300, 32, 64}}, false},
-    {"Transformer", build_transformer, {.dtype = OP_F32, .rank = 2, .dims = {1000, 128}}, false},
+    {"Transformer", build_transformer, {.dtype = OP_F32, .rank = 2, .dims = {3000, 128}}, false},
     {"dynamic shapes", build_dynamic, {.dtype = OP_F32, .rank = 1, .dims = {4000000}}, true},
 };
 enum { N_SUBJECTS = sizeof subjects / sizeof *subjects };

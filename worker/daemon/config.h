@@ -89,7 +89,7 @@
       "restarts")                                                                                  \
     X(drain_ms, INT, "25000", 0, 3600000, "ms", W_CONFIG_W,                                        \
       "how long SIGTERM lets running jobs finish before they are handed back")                     \
-    X(cpu, ENUM, "auto", 0, 0, "auto|generic|avx2|avx512|vnni|amx", W_CONFIG_G,                    \
+    X(cpu, ENUM, "auto", 0, 0, "auto|generic|avx2|avx512|vnni|amx|neon", W_CONFIG_G,               \
       "highest instruction set that kernels use")                                                  \
     X(log_level, ENUM, "info", 0, 0, "error|warn|notice|info|debug", W_CONFIG_W | W_CONFIG_R,      \
       "least severe log line that is written")
