@@ -224,6 +224,9 @@ def test_a_sequence_of_sounds_is_spelled_by_ctc():
         f.train(spec)
         metrics = json.loads(f.read("out", "metrics.json"))
         assert metrics["test"]["wer"] < 0.2, metrics["test"]
+        steps = json.loads(f.read("out", "model.json"))["pipeline"]
+        assert steps[-1] == {"ctc": {"labels": ["", "do", "mi", "re"], "blank": 0, "separator": " "}}, steps
+        checked(f, "out")
         _, err = f.train(changed(spec, compile__metrics=["accuracy"]), rc=1)
         assert "ctc" in err and "accuracy" in err, err
         _, err = f.train(changed(spec, model__layers=[{"type": "Flatten"}, {"type": "Dense", "units": 4}]), rc=1)

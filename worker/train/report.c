@@ -79,6 +79,20 @@ static void text_step(const struct w_fit *f, json_t *steps) {
     json_array_append_new(steps, json_pack("{s:o}", "vectorize", o));
 }
 
+/* The labels are the classes but for the blank. */
+static void ctc_step(const struct w_fit *f, json_t *steps) {
+    json_t *labels = json_array(), *o = json_object(),
+           *separator = json_object_get(f->spec->data.train, "label_separator");
+    for (int64_t i = 0, at = 0; i < f->n_classes; i++)
+        json_array_append_new(
+            labels, json_string(i == f->spec->loss.blank ? "" : f->whole.names[at++]));
+    json_object_set_new(o, "labels", labels);
+    json_object_set_new(o, "blank", json_integer((json_int_t)f->spec->loss.blank));
+    if (!separator || json_string_length(separator)) /* what parts them in the data may be a list */
+        json_object_set_new(o, "separator", json_string(" "));
+    json_array_append_new(steps, json_pack("{s:o}", "ctc", o));
+}
+
 static json_t *pipeline(const struct w_fit *f) {
     json_t *steps = json_array();
     if (f->m.n_inputs > 1) { /* the job's tensors, by name, as they are */
@@ -95,6 +109,7 @@ static json_t *pipeline(const struct w_fit *f) {
         json_array_append_new(steps, json_pack("{s:{s:{s:s},s:[s]}}", "run", "in",
                                                f->m.inputs[0].name, ".", "out", f->m.output_name));
     }
+    if (f->target == OP_TARGET_LABELS && f->whole.n_names + 1 == f->n_classes) ctc_step(f, steps);
     if (!is_classifier(f)) return steps;
     if (!f->m.softmax)
         json_array_append_new(steps, json_pack("{s:{s:s}}", "activate", "kind", "softmax"));
