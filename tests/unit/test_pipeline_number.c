@@ -198,15 +198,19 @@ static void test_doubles_read_back(void **unused) {
     w_arena_finish(&a);
 }
 
+static float f16_of(uint16_t h) {
+    return (float)w__element(&(struct op_tensor){.dtype = OP_F16, .data = &h}, 0);
+}
+
 static void test_halves_equal_the_definition(void **unused) {
     (void)unused;
     for (uint32_t h = 0; h < 65536; h++) {
-        float f = w__f16_to_f32((uint16_t)h);
+        float f = f16_of((uint16_t)h);
         if (f != f) continue;
         assert_int_equal(w__f16(f), h);
         /* between neighbours the nearer one, at the middle the even one */
         if ((h & 0x7fff) >= 0x7bff) continue;
-        float next = w__f16_to_f32((uint16_t)(h + 1)), middle = f + (next - f) / 2;
+        float next = f16_of((uint16_t)(h + 1)), middle = f + (next - f) / 2;
         assert_int_equal(w__f16(middle), h & 1 ? h + 1 : h);
         assert_int_equal(w__f16(nextafterf(middle, next)), h + 1);
         assert_int_equal(w__f16(nextafterf(middle, f)), h);
@@ -216,12 +220,38 @@ static void test_halves_equal_the_definition(void **unused) {
     assert_int_equal(w__f16(-INFINITY), 0xfc00);
 }
 
+static void test_narrow_types_print_their_values(void **unused) {
+    static uint8_t e4m3[] = {0x30, 0xb8, 0x7f}, e2m1[] = {1, 15, 0}, u4[] = {0, 9, 15};
+    static int8_t i4[] = {-8, 0, 7};
+    const struct {
+        struct op_tensor t;
+        const char *text;
+    } cases[] = {{{.dtype = OP_F8E4M3FN, .data = e4m3}, "[0.5,-1,null]"},
+                 {{.dtype = OP_F4E2M1, .data = e2m1}, "[0.5,-6,0]"},
+                 {{.dtype = OP_U4, .data = u4}, "[0,9,15]"},
+                 {{.dtype = OP_I4, .data = i4}, "[-8,0,7]"}};
+    (void)unused;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct w_arena a;
+        struct w_error err;
+        struct op_tensor t = cases[i].t;
+        w_arena_init(&a, 1 << 20);
+        struct w_text text = {.arena = &a};
+        t.rank = 1;
+        t.dims[0] = 3;
+        assert_true(w_text_tensor(&text, &t, false, &err));
+        if (!strstr(text.ptr, cases[i].text)) fail_msg("%s: %s", text.ptr, cases[i].text);
+        w_arena_finish(&a);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_numbers_equal_strtod),
                                        cmocka_unit_test(test_what_is_no_number_is_refused),
                                        cmocka_unit_test(test_whole_numbers_keep_64_bits),
                                        cmocka_unit_test(test_floats_are_short_and_read_back),
                                        cmocka_unit_test(test_doubles_read_back),
-                                       cmocka_unit_test(test_halves_equal_the_definition)};
+                                       cmocka_unit_test(test_halves_equal_the_definition),
+                                       cmocka_unit_test(test_narrow_types_print_their_values)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

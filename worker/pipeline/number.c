@@ -163,51 +163,8 @@ uint16_t w__f16(float f) {
     return (uint16_t)(sign | (a - 0x38000000) >> 13);
 }
 
-float w__f16_to_f32(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, e = h >> 10 & 31, m = h & 0x3ff;
-    union {
-        uint32_t u;
-        float f;
-    } v;
-    if (e == 0) {
-        v.f = (float)m / 16777216.0f;
-        v.u |= sign;
-    } else {
-        v.u = sign | (e == 31 ? 0x7f800000 : (e + 112) << 23) | m << 13;
-    }
-    return v.f;
-}
-
 double w__element(const struct op_tensor *t, int64_t i) {
-    switch (t->dtype) {
-    case OP_F32:
-        return ((const float *)t->data)[i];
-    case OP_F64:
-        return ((const double *)t->data)[i];
-    case OP_F16:
-        return w__f16_to_f32(((const uint16_t *)t->data)[i]);
-    case OP_BF16:
-        return w__bf16_to_f32(((const uint16_t *)t->data)[i]);
-    case OP_U8:
-    case OP_BOOL:
-        return ((const uint8_t *)t->data)[i];
-    case OP_I8:
-        return ((const int8_t *)t->data)[i];
-    case OP_U16:
-        return ((const uint16_t *)t->data)[i];
-    case OP_I16:
-        return ((const int16_t *)t->data)[i];
-    case OP_U32:
-        return ((const uint32_t *)t->data)[i];
-    case OP_I32:
-        return ((const int32_t *)t->data)[i];
-    case OP_U64:
-        return (double)((const uint64_t *)t->data)[i];
-    case OP_I64:
-        return (double)((const int64_t *)t->data)[i];
-    default:
-        return NAN;
-    }
+    return op_tensor_number(t, i);
 }
 
 /* A whole number as magnitude and sign, from a form with fraction or exponent too (1e3, 2.0). */

@@ -44,7 +44,6 @@ const char *w__number_read(const char *p, const char *end, struct w_number *dst)
 
 /* binary16 and bfloat16, round to nearest even. */
 uint16_t w__f16(float f);
-float w__f16_to_f32(uint16_t h);
 static inline uint16_t w__bf16(float f) {
     union {
         float f;

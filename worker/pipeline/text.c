@@ -235,6 +235,12 @@ static char *put_element(char *d, const struct op_tensor *t, int64_t i) {
         return put_float(d, ((const float *)t->data)[i]);
     case OP_F16:
     case OP_BF16:
+    case OP_F8E4M3FN:
+    case OP_F8E4M3FNUZ:
+    case OP_F8E5M2:
+    case OP_F8E5M2FNUZ:
+    case OP_F8E8M0:
+    case OP_F4E2M1:
         return put_float(d, (float)w__element(t, i));
     case OP_F64:
         return put_double(d, ((const double *)t->data)[i]);
