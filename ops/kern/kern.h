@@ -116,6 +116,9 @@ struct k_vmath {
      * x = e^(x - shift), or e^-87 where that is less, for a shift that is not below any x, and the sum. */
     float (*scale_max)(int64_t n, float scale, const float *add, float *x);
     float (*exp_sum)(int64_t n, float shift, float *x);
+    /* A line of pixels of n channels each: pixel i of y is the sum, or with `max` the largest (NaN if there is one), of the pixels of x at offset[t]
+     * + i x_step, t below `taps` (at least 1) in rising order; element by element. */
+    void (*pool)(int64_t pixels, int64_t n, int taps, const int64_t *offset, const float *x, int64_t x_step, bool max, float *y);
     /* n cells of an LSTM with its usual activations, gates [i o f z], n of each, before them:
      *     c = sigmoid(f) c + sigmoid(i) tanh(z),  h = sigmoid(o) tanh(c);  error of c and h at most 2^-21 of the largest summand */
     void (*lstm_cell)(int64_t n, const float *gates, float *c, float *h);

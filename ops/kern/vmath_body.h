@@ -301,6 +301,24 @@ static void lstm_cell(int64_t n, const float *gates, float *c, float *h) {
     }
 }
 
+K_INLINE vf pool_vector(int taps, const int64_t *offset, const float *x, const bool max, vp part) {
+    vf acc = v_loadp(x + offset[0], part);
+    for (int t = 1; t < taps; t++) {
+        const vf v = v_loadp(x + offset[t], part);
+        if (max) acc = v_max_nan(acc, v);
+        else acc = acc + v;
+    }
+    return acc;
+}
+
+static void pool(int64_t pixels, int64_t n, int taps, const int64_t *offset, const float *x, int64_t x_step, bool max, float *y) {
+    for (int64_t p = 0; p < pixels; p++, x += x_step, y += n)
+        for (int64_t i = 0; i < n; i += VW) {
+            const vp part = v_part(n - i);
+            v_storep(y + i, max ? pool_vector(taps, offset, x + i, true, part) : pool_vector(taps, offset, x + i, false, part), part);
+        }
+}
+
 /* --- reductions -------------------------------------------------------------------------------------- */
 
 enum { PARTIALS = 64, PARTIAL_VECTORS = PARTIALS / VW };
@@ -519,6 +537,6 @@ static void adam(int64_t n, float rate, float c1, float c2, float epsilon, const
                   [K_SQUARE] = a_square, [K_LINEAR] = a_linear, [K_COPY] = a_copy},                \
         .binary = {[K_ADD] = b_add, [K_SUB] = b_sub, [K_MUL] = b_mul, [K_DIV] = b_div, [K_MAX] = b_max, [K_MIN] = b_min}, \
         .axpy = axpy, .fma = fma_arrays, .sum = sum, .dot = dot, .sum_square = sum_square, .max = reduce_max, .min = reduce_min, \
-        .softmax = softmax, .log_softmax = log_softmax, .scale_max = scale_max, .exp_sum = exp_sum, .lstm_cell = lstm_cell, .layer_norm = layer_norm, .rms_norm = rms_norm, \
+        .softmax = softmax, .log_softmax = log_softmax, .scale_max = scale_max, .exp_sum = exp_sum, .lstm_cell = lstm_cell, .pool = pool, .layer_norm = layer_norm, .rms_norm = rms_norm, \
         .sgd = sgd, .adam = adam, \
     }

@@ -1,7 +1,8 @@
 /* grid_sample.c: GridSample (opsets 16 and 20) and AffineGrid: sampling at positions that are data.
  *
  * An output position reads up to 4 positions along each axis; with up to 3 spatial axes that is a list of at most 64
- * places and weights, made once for all channels; 32 positions at a time, so that a channel's plane stays in cache. A position is in [-1, 1] over the image: with align_corners from the centre of
+ * places and weights, made once for all channels; 64 positions at a time, so that a channel's plane stays in cache. The four corners of
+ * a linear sample of an f32 image that lie inside have a loop of their own, with weights in f32. A position is in [-1, 1] over the image: with align_corners from the centre of
  * the first element to that of the last, else from edge to edge.
  *
  * Outside the image: "zeros" reads 0; "border" reads the nearest element; "reflection" mirrors at the edge as often as needed.
@@ -122,6 +123,7 @@ struct job {
     const struct op_ctx *ctx;
     int axes;
     int64_t in_size, out_size, row; /* positions of a channel; positions in a task */
+    bool plane;                     /* linear samples of planes, all in f32 */
 };
 
 /* The elements of a channel that a position reads and their weights; how many. */
@@ -149,29 +151,95 @@ static int places(const struct job *job, int64_t position, int64_t *at, double *
     return n;
 }
 
-#define CHUNK 32 /* positions whose places are worked out before the channels are gone through */
+#define CHUNK 64 /* positions whose places are worked out before the channels are gone through */
+
+struct corners { /* of CHUNK positions */
+    int32_t at[4][CHUNK];
+    float w[4][CHUNK];
+};
+
+/* The two places along one axis that position g reads and the share of the second, as axis_places has it; false if one is outside. */
+static bool pair_of(const struct grid_sample *s, double g, int64_t n, int64_t *at, double *share) {
+    const double size = (double)n;
+    double v = s->align ? (g + 1) / 2 * (size - 1) : ((g + 1) * size - 1) / 2;
+    if (!(v >= 0 && v < size - 1)) {
+        double w[4];
+        const bool inside = axis_places(s, g, n, at, w) == 2 && at[0] >= 0 && at[1] >= 0;
+        *share = w[1];
+        return inside;
+    }
+    at[0] = (int64_t)v;
+    at[1] = at[0] + 1;
+    *share = v - (double)at[0];
+    return true;
+}
+
+/* The corners of m positions from `first` on. Positions with a corner outside, which reads a zero, are listed in `outside`; returns how many. */
+static int find_corners(const struct job *job, int64_t first, int64_t m, struct corners *c, int *outside) {
+    const struct grid_sample *s = job->ctx->state;
+    const struct op_tensor *x = job->ctx->in[0];
+    const float *grid = (const float *)job->ctx->in[1]->data + first * 2;
+    int n = 0;
+    for (int64_t k = 0; k < m; k++) {
+        int64_t row[4] = {0}, col[4] = {0};
+        double down = 0, right = 0;
+        if (!pair_of(s, (double)grid[2 * k + 1], x->dims[2], row, &down) || !pair_of(s, (double)grid[2 * k], x->dims[3], col, &right)) {
+            outside[n++] = (int)k;
+            memset(row, 0, sizeof row); /* any place: the result is overwritten */
+            memset(col, 0, sizeof col);
+        }
+        for (int i = 0; i < 4; i++) {
+            c->at[i][k] = (int32_t)(row[i / 2] * x->dims[3] + col[i % 2]);
+            c->w[i][k] = (float)((i / 2 ? down : 1 - down) * (i % 2 ? right : 1 - right));
+        }
+    }
+    return n;
+}
+
+static void blend(const struct corners *c, int64_t m, const float *plane, float *y) {
+    for (int64_t k = 0; k < m; k++)
+        y[k] = c->w[0][k] * plane[c->at[0][k]] + c->w[1][k] * plane[c->at[1][k]] + (c->w[2][k] * plane[c->at[2][k]] + c->w[3][k] * plane[c->at[3][k]]);
+}
+
+/* Positions first + which[0 .. m) of image n (which NULL: 0 .. m), m at most CHUNK, each by its list of places. */
+static void sample_lists(const struct job *job, int64_t n, int64_t first, int64_t m, const int *which) {
+    const struct op_tensor *x = job->ctx->in[0], *y = job->ctx->out[0];
+    int64_t at[CHUNK][PLACES_MAX];
+    double w[CHUNK][PLACES_MAX];
+    int count[CHUNK];
+    for (int64_t k = 0; k < m; k++) count[k] = places(job, n * job->out_size + first + (which ? which[k] : k), at[k], w[k]);
+    for (int64_t c = n * x->dims[1]; c < (n + 1) * x->dims[1]; c++)
+        for (int64_t k = 0; k < m; k++) {
+            const int64_t to = c * job->out_size + first + (which ? which[k] : k);
+            double sum = 0;
+            if (x->dtype == OP_F32) {
+                const float *plane = (const float *)x->data + c * job->in_size;
+                for (int j = 0; j < count[k]; j++) sum += w[k][j] * (double)plane[at[k][j]];
+                ((float *)y->data)[to] = (float)sum;
+                continue;
+            }
+            for (int j = 0; j < count[k]; j++) sum += w[k][j] * nn_load(x, c * job->in_size + at[k][j]);
+            nn_store(y, to, sum);
+        }
+}
+
+static void sample_corners(const struct job *job, int64_t n, int64_t first, int64_t m) {
+    const struct op_tensor *x = job->ctx->in[0], *y = job->ctx->out[0];
+    struct corners corners;
+    int outside[CHUNK];
+    const int n_outside = find_corners(job, n * job->out_size + first, m, &corners, outside);
+    for (int64_t c = n * x->dims[1]; c < (n + 1) * x->dims[1]; c++)
+        blend(&corners, m, (const float *)x->data + c * job->in_size, (float *)y->data + c * job->out_size + first);
+    if (n_outside) sample_lists(job, n, first, n_outside, outside);
+}
 
 static void sample_row(void *arg, int64_t task) {
     const struct job *job = arg;
-    const struct op_tensor *x = job->ctx->in[0], *y = job->ctx->out[0];
-    int64_t rows = job->out_size / job->row, n = task / rows, first = task % rows * job->row, at[CHUNK][PLACES_MAX];
-    double w[CHUNK][PLACES_MAX];
-    int count[CHUNK];
+    const int64_t rows = job->out_size / job->row, n = task / rows, first = task % rows * job->row;
     for (int64_t i = first; i < first + job->row; i += CHUNK) {
-        int64_t m = first + job->row - i < CHUNK ? first + job->row - i : CHUNK;
-        for (int64_t k = 0; k < m; k++) count[k] = places(job, n * job->out_size + i + k, at[k], w[k]);
-        for (int64_t c = n * x->dims[1]; c < (n + 1) * x->dims[1]; c++)
-            for (int64_t k = 0; k < m; k++) {
-                double sum = 0;
-                if (x->dtype == OP_F32) {
-                    const float *plane = (const float *)x->data + c * job->in_size;
-                    for (int j = 0; j < count[k]; j++) sum += w[k][j] * (double)plane[at[k][j]];
-                    ((float *)y->data)[c * job->out_size + i + k] = (float)sum;
-                    continue;
-                }
-                for (int j = 0; j < count[k]; j++) sum += w[k][j] * nn_load(x, c * job->in_size + at[k][j]);
-                nn_store(y, c * job->out_size + i + k, sum);
-            }
+        const int64_t m = first + job->row - i < CHUNK ? first + job->row - i : CHUNK;
+        if (job->plane) sample_corners(job, n, i, m);
+        else sample_lists(job, n, i, m, NULL);
     }
 }
 
@@ -183,6 +251,8 @@ static enum op_status run(struct op_ctx *ctx) {
         job.in_size *= x->dims[a];
         job.out_size *= y->dims[a];
     }
+    job.plane = job.axes == 2 && x->dtype == OP_F32 && ctx->in[1]->dtype == OP_F32 && job.in_size <= INT32_MAX &&
+                ((const struct grid_sample *)ctx->state)->mode == LINEAR;
     op__parallel(ctx, x->dims[0] * (job.out_size / job.row), sample_row, &job);
     return OP_OK;
 }

@@ -112,6 +112,43 @@ static void pixel_of_bytes(const struct job *job, const uint8_t *image, const in
         } while (nn_next(tap, n, f->rank));
 }
 
+enum { TAPS_MAX = 128 };
+
+/* Output pixels [*from, *to) of a line in f32 whose windows lie whole inside the image along the line, in one call of a kernel; o is the line, the
+ * caller does the others. */
+static void middle(const struct job *job, const float *image, const int64_t *o, float *y, int64_t *from, int64_t *to) {
+    const struct pool_last *s = job->ctx->state;
+    const struct nn_fit *f = &job->f;
+    const struct k_vmath *math = op__kern(job->ctx)->math;
+    const int last = f->rank - 1;
+    int64_t n[NN_SPATIAL_MAX], start[NN_SPATIAL_MAX], tap[NN_SPATIAL_MAX] = {0}, offset[TAPS_MAX], first, taps = 1, count = 1;
+    const int64_t stride = f->stride[last], reach = (f->kernel[last] - 1) * f->dilation[last];
+    *from = f->begin[last] > 0 ? (f->begin[last] + stride - 1) / stride : 0;
+    *to = f->in[last] + f->begin[last] > reach ? (f->in[last] + f->begin[last] - reach - 1) / stride + 1 : 0;
+    if (*to > f->out[last]) *to = f->out[last];
+    for (int a = 0; a < last; a++) {
+        nn_taps(f, a, o[a], &first, &n[a], &start[a]);
+        taps = n[a] > 0 && taps <= TAPS_MAX ? taps * n[a] : TAPS_MAX + 1;
+        count *= nn_counted(f, a, o[a], s->count_include_pad);
+    }
+    n[last] = f->kernel[last];
+    if (*from >= *to || taps > TAPS_MAX || taps * n[last] > TAPS_MAX) {
+        *to = *from = 0;
+        return;
+    }
+    start[last] = *from * stride - f->begin[last];
+    taps = 0;
+    do {
+        int64_t at = 0;
+        for (int a = 0; a < f->rank; a++) at = at * f->in[a] + start[a] + tap[a] * f->dilation[a];
+        offset[taps++] = at * job->channels;
+    } while (nn_next(tap, n, f->rank));
+    y += *from * job->channels;
+    math->pool(*to - *from, job->channels, (int)taps, offset, image, stride * job->channels, s->how == K_MAX, y);
+    count *= nn_counted(f, last, *from, s->count_include_pad);
+    if (s->how == K_ADD) math->unary[K_LINEAR]((*to - *from) * job->channels, y, y, 1 / (float)count, 0);
+}
+
 /* A task is a line of output pixels. */
 static void line(void *arg, int64_t task) {
     const struct job *job = arg;
@@ -130,7 +167,10 @@ static void line(void *arg, int64_t task) {
     }
     const float *x = (const float *)job->ctx->in[0]->data + from;
     float *y = (float *)job->ctx->out[0]->data + to;
-    for (; o[f->rank - 1] < across; o[f->rank - 1]++, y += job->channels) pixel(job, x, o, y);
+    int64_t from_pixel, to_pixel;
+    middle(job, x, o, y, &from_pixel, &to_pixel);
+    for (; o[f->rank - 1] < across; o[f->rank - 1]++, y += job->channels)
+        if (o[f->rank - 1] < from_pixel || o[f->rank - 1] >= to_pixel) pixel(job, x, o, y);
 }
 
 static enum op_status run(struct op_ctx *ctx) {

@@ -215,6 +215,18 @@ static void test_levels_agree_in_every_bit(void **state) {
             m->lstm_cell(n / 4, x, got + offset, h[1]);
             assert_same(want, got + offset, n, "lstm_cell's c", isa);
             assert_same(h[0], h[1], n / 4, "lstm_cell's h", isa);
+            for (int max = 0; max < 2 && n > 8; max++) { /* three pixels of n / 4 channels, two taps each */
+                const int64_t taps[] = {n / 8, 0}, step = n / 4;
+                set_canaries(got, N_MAX + 2 * GUARD);
+                plain->pool(3, step, 2, taps, x, step, max, want);
+                m->pool(3, step, 2, taps, x, step, max, got + offset);
+                assert_same(want, got + offset, (int)(3 * step), "pool", isa);
+                check_canaries(got, offset, (int)(3 * step));
+                for (int64_t i = 0; i < 3 * step; i++) {
+                    const float first = x[i + taps[0]], second = x[i];
+                    if (first == first && second == second) assert_true(want[i] == (max ? (first > second ? first : second) : first + second));
+                }
+            }
             for (int masked = 0; masked < 2; masked++) {
                 memcpy(want, x, (size_t)n * sizeof *x);
                 memcpy(got + offset, x, (size_t)n * sizeof *x);

@@ -416,6 +416,35 @@ static void test_nearest_positions(void **state) {
     free(x.data);
 }
 
+/* The loop over four corners of f32 planes against the lists of places that f64 goes through; some positions are outside. */
+static void test_grid_sample_corners_are_the_lists(void **state) {
+    (void)state;
+    static const char *const paddings[] = {"zeros", "border", "reflection"};
+    for (int i = 0; i < 12; i++) {
+        struct op_tensor x = TENSOR(2, 3, pick(1, 9), pick(2, 9)), grid = TENSOR(2, 5, 90, 2), wide = x;
+        double *doubles = malloc((size_t)op_tensor_count(&x) * sizeof *doubles);
+        assert_non_null(doubles);
+        for (int64_t j = 0; j < op_tensor_count(&x); j++) doubles[j] = (double)values(&x)[j];
+        for (int64_t j = 0; j < op_tensor_count(&grid); j++) ((float *)grid.data)[j] *= 1.2f;
+        ((float *)grid.data)[7] = NAN;
+        wide.dtype = OP_F64;
+        wide.data = doubles;
+        const struct op_tensor *y[2];
+        struct ot m[2];
+        struct op_error err;
+        for (int k = 0; k < 2; k++) {
+            const struct op_tensor in[2] = {k ? wide : x, grid};
+            node(&m[k], 20, "", "GridSample", in, 2, "y");
+            ot_string(&m[k], "padding_mode", paddings[i % 3]);
+            ot_int(&m[k], "align_corners", i / 3 % 2);
+            y[k] = must(go(&m[k], false, in, 2, "y", &err), &err);
+        }
+        for (int64_t j = 0; j < op_tensor_count(y[0]); j++) near("y", (double)values(y[0])[j], ((const double *)y[1]->data)[j], 2e-6);
+        ot_end(&m[0]), ot_end(&m[1]);
+        free(x.data), free(grid.data), free(doubles);
+    }
+}
+
 /* --- attention --------------------------------------------------------------------------------- */
 
 static void test_attention_forms_agree(void **state) {
@@ -650,6 +679,7 @@ int main(void) {
         cmocka_unit_test(test_resize_forms_agree),
         cmocka_unit_test(test_resize_keeps_a_plane),
         cmocka_unit_test(test_nearest_positions),
+        cmocka_unit_test(test_grid_sample_corners_are_the_lists),
         cmocka_unit_test(test_attention_forms_agree),
         cmocka_unit_test(test_dft_of_every_length),
         cmocka_unit_test(test_rows_keep_their_bits_in_a_batch),
