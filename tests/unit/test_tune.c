@@ -183,8 +183,9 @@ static void test_the_best_is_done_and_has_a_value(void **state) {
         assert_int_equal(json_integer_value(json_object_get(json_array_get(json_object_get(report, "trials"), i), "trial")), order[i]);
     assert_int_equal(json_integer_value(json_object_get(report, "pruned")), 1);
     json_decref(report);
-    assert_false(w_trial_read(0, "{", 1, &known[0]));
-    assert_false(w_trial_read(0, "{\"state\":\"odd\"}", 15, &known[0]));
+    struct w_trial none;
+    assert_false(w_trial_read(0, "{", 1, &none));
+    assert_false(w_trial_read(0, "{\"state\":\"odd\"}", 15, &none));
     for (int i = 0; i < 5; i++) w_trial_finish(&known[i]);
     w_study_destroy(s);
 }

@@ -79,8 +79,10 @@ void w_cli_set_paths(json_t *set, const char *spec_path) {
         for (size_t i = 0; i < sizeof words / sizeof *words; i++)
             is_word |= strcmp(key, words[i]) == 0;
         if (is_word) continue;
-        make_absolute(set, key, spec_path);
-        w_cli_set_paths(value, spec_path);
+        if (json_is_string(value))
+            make_absolute(set, key, spec_path); /* puts another in its place */
+        else
+            w_cli_set_paths(value, spec_path);
     }
 }
 

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #define TRIALS 20 /* where max_trials is not said */
+#define TRIALS_TRIED 16
 
 /* --- reading ---------------------------------------------------------------------------------- */
 
@@ -111,10 +112,9 @@ static bool read_tune(struct w_study *s, struct w_error *err) {
     return true;
 }
 
-/* The spec of the first trial is read and its layers are put together: what is wrong with it would
- * be wrong with all. */
-static bool try_first(struct w_study *s, struct w_error *err) {
-    json_t *params = w_study_suggest(s, 0, NULL, 0), *json = w_study_spec(s, params, err);
+/* Reads the spec of a trial and puts its layers together. */
+static bool try_trial(struct w_study *s, int64_t trial, struct w_error *err) {
+    json_t *params = w_study_suggest(s, trial, NULL, 0), *json = w_study_spec(s, params, err);
     struct w_spec_train *spec = json ? w_train_spec_from(json, err) : NULL;
     struct w_train_model model = {0};
     bool ok = spec && (spec->model.onnx || w_train_model_build(spec, NULL, NULL, &model, err));
@@ -127,6 +127,16 @@ static bool try_first(struct w_study *s, struct w_error *err) {
     return ok;
 }
 
+/* What is wrong with the first and with others would be wrong with all; a single bad choice is a
+ * trial that fails. */
+static bool try_some(struct w_study *s, struct w_error *err) {
+    struct w_error later;
+    if (try_trial(s, 0, err)) return true;
+    for (int64_t i = 1; i < s->n_trials && i < TRIALS_TRIED; i++)
+        if (try_trial(s, i, &later)) return true;
+    return false;
+}
+
 struct w_study *w_study_create(json_t *json, struct w_error *err) {
     struct w_study *s = calloc(1, sizeof *s);
     json_t *tune = json_object_get(json, "tune");
@@ -135,7 +145,7 @@ struct w_study *w_study_create(json_t *json, struct w_error *err) {
     s->spec = json_copy(json);
     if (!json_is_object(tune))
         w_fail(err, W_BAD_SPEC, "the spec has no \"tune\": {\"space\": [...], ...}");
-    else if (json_object_del(s->spec, "tune") == 0 && read_tune(s, err) && try_first(s, err))
+    else if (json_object_del(s->spec, "tune") == 0 && read_tune(s, err) && try_some(s, err))
         return s;
     w_study_destroy(s);
     return NULL;
