@@ -53,7 +53,7 @@ static const struct k_kernels tables[K_N_LEVELS] = {
     [K_AVX2] = {K_AVX2, "avx2", F32_KERNELS(avx2), .quant = &k__quant_avx2, .half = &k__half_avx2},
     [K_AVX512] = {K_AVX512, "avx512", F32_KERNELS(avx512), .quant = &k__quant_avx512, .half = &k__half_avx512},
     [K_VNNI] = {K_VNNI, "vnni", F32_KERNELS(avx512), .quant = &k__quant_vnni, .half = &k__half_vnni},
-    [K_AMX] = {K_AMX, "amx", F32_KERNELS(avx512), .quant = &k__quant_vnni, .half = &k__half_amx},
+    [K_AMX] = {K_AMX, "amx", F32_KERNELS(avx512), .quant = &k__quant_amx, .half = &k__half_amx},
 };
 #elif defined(__aarch64__)
 static enum k_level detect(void) { /* the architecture has it */

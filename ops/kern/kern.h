@@ -432,7 +432,7 @@ struct k_kernels {
     const struct k_half *half;
 };
 
-/* The table of a level by name, "generic" to "vnni"; NULL if there is no such level or this machine lacks it. */
+/* The table of a level by name, "generic" to "amx"; NULL if there is no such level or this machine lacks it. */
 const struct k_kernels *k_find(const char *name);
 /* The level that QUERN_CPU names, else the best one of this machine. A QUERN_CPU that k_find refuses counts as not set here:
  * op_model_load is where it is an error. Never NULL. */

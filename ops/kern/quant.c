@@ -4,6 +4,8 @@
 
 #include <string.h>
 
+enum { SLACK = 15 * 4 * 64 }; /* the tile of amx reads fours by sixteen, whose surplus meets zeros of A */
+
 static int64_t min64(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
@@ -13,7 +15,7 @@ static int64_t round_up(int64_t n, int64_t to) {
 }
 
 size_t k_quant_packed_bytes(const struct k_quant *q, int64_t segments, int64_t k, int64_t n) {
-    return (size_t)segments * (size_t)round_up(k, 4) * (size_t)round_up(n, q->vw);
+    return (size_t)segments * (size_t)round_up(k, 4) * (size_t)round_up(n, q->vw) + SLACK;
 }
 
 /* The product with a row of ones: a block of k at a time, as that row is. */
@@ -82,6 +84,7 @@ void k_quant_pack(const struct k_kernels *kern, int64_t segments, int64_t k, int
             }
         }
     }
+    memset(dst, 0, SLACK);
     if (sums) sum_columns(q, segments * round_up(k, 4), n, packed, sums);
 }
 
@@ -115,6 +118,7 @@ void k_quant_rows(const struct k_kernels *kern, const struct k_quant_product *p,
     struct k_quant_after after = p->after;
     struct k_quant_tile t = {.segment = p->segment, .n_segments = p->n_segments, .quads = (p->k + 3) / 4, .c_row = p->c_row, .after = &after};
 
+    if (q->begin) q->begin();
     for (int64_t j = n0; j < n1; j += q->nr) {
         const int64_t width = round_up(min64(q->nr, p->n - j), q->vw), rows = q->rows[width / q->vw], tiles = (m + rows - 1) / rows;
         const int8_t *next = p->b + (j + q->nr) * depth;
@@ -135,4 +139,5 @@ void k_quant_rows(const struct k_kernels *kern, const struct k_quant_product *p,
             q->tile((int)min64(rows, m - i), &t);
         }
     }
+    if (q->end) q->end();
 }

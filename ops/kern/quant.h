@@ -7,7 +7,7 @@
  * Values of i8 count as u8 by adding 128 to them and to their zero point: k_quant.flip.
  *
  * PACKED B, in panels of nr columns: for each four steps of k the columns side by side, four bytes each. The last panel is as wide as
- * its columns rounded up to a vector, zeros beyond; zeros too where k ends within four. */
+ * its columns rounded up to a vector, zeros beyond; zeros too where k ends within four, and behind the last panel. */
 #ifndef QUERN_KERN_QUANT_H
 #define QUERN_KERN_QUANT_H
 
@@ -21,7 +21,7 @@ enum k_quant_out { K_QUANT_SUM, K_QUANT_FLOAT, K_QUANT_BYTE };
  *   else   v = (f32) s * scale[j]
  *   mid    v = round(clip(v, mid_lo, mid_hi))                     a value that was quantized and read back, less its zero point
  *   FLOAT  v = v * mid_scale (if mid), v + bias[j] (if bias)      y = v
- *   BYTE   v = fma(v, mid_scale, (residual[i][j] - residual_zero) * residual_scale)   (if residual; mid is then set)
+ *   BYTE   v = v * mid_scale + (residual[i][j] - residual_zero) * residual_scale   (if residual; mid is then set)
  *          y = round(clip(v, lo, hi)) + zero
  * round: halves to even. Scales are finite, limits whole numbers of at most 2^20. */
 struct k_quant_after {
@@ -68,11 +68,12 @@ struct k_quant {
     int nr, vw, vb; /* columns of a panel, of a vector; bytes of a vector */
     int rows[5];    /* rows of the tallest tile for 1, 2, … vectors of columns */
     void (*tile)(int m, const struct k_quant_tile *t); /* 1 <= m <= rows[vectors of t->n] */
+    void (*begin)(void), (*end)(void);                 /* around the tiles of one thread; NULL: nothing to do */
     void (*depthwise)(const struct k_depthwise_q *d);
     /* dst[i] = round(clip(x[i] / scale, lo, hi)) + zero with the quotient correctly rounded; NaN gives zero. dst is u8 or i8 */
     void (*quantize)(int64_t n, const float *x, float scale, float lo, float hi, int32_t zero, uint8_t *dst);
     void (*dequantize)(int64_t n, const uint8_t *x, bool is_signed, int32_t zero, float scale, float *dst);
-    /* dst[i] = round(clip(fma(a[i] - a_zero, a_scale, (b[i] - b_zero) * b_scale), lo, hi)) + zero */
+    /* dst[i] = round(clip((a[i] - a_zero) a_scale + (b[i] - b_zero) b_scale, lo, hi)) + zero; of b: residual_zero, residual_scale */
     void (*add)(int64_t n, const uint8_t *a, bool a_signed, float a_zero, float a_scale, const uint8_t *b, const struct k_quant_after *after, uint8_t *dst);
     /* dst[i] = round(clip((a[i] - a_zero) (b[i] - b_zero) scale, lo, hi)) + zero; b_zero is residual_zero */
     void (*multiply)(int64_t n, const uint8_t *a, bool a_signed, float a_zero, float scale, const uint8_t *b, const struct k_quant_after *after, uint8_t *dst);
@@ -109,6 +110,6 @@ struct k_quant_product {
 void k_quant_rows(const struct k_kernels *k, const struct k_quant_product *p, const uint8_t *const *a, int64_t i0, int64_t m, int64_t n0, int64_t n1,
                   void *c);
 
-extern const struct k_quant k__quant_generic, k__quant_avx2, k__quant_avx512, k__quant_vnni, k__quant_neon;
+extern const struct k_quant k__quant_generic, k__quant_avx2, k__quant_avx512, k__quant_vnni, k__quant_amx, k__quant_neon;
 
 #endif

@@ -5,5 +5,5 @@
 #define K_LANES K_LANES_AVX2
 #include "ops/kern/quant_body.h"
 
-const struct k_quant k__quant_avx2 = K_QUANT_TABLE;
+const struct k_quant k__quant_avx2 = K_QUANT_TABLE(run_tile, NULL, NULL, TILE_ROWS_NARROW, TILE_ROWS);
 #endif

@@ -5,5 +5,5 @@
 #define K_LANES K_LANES_AVX512
 #include "ops/kern/quant_body.h"
 
-const struct k_quant k__quant_avx512 = K_QUANT_TABLE;
+const struct k_quant k__quant_avx512 = K_QUANT_TABLE(run_tile, NULL, NULL, TILE_ROWS_NARROW, TILE_ROWS_NARROW, TILE_ROWS_NARROW, TILE_ROWS);
 #endif

@@ -27,38 +27,50 @@ K_INLINE vi residual_bytes(const struct k_quant_after *f, const uint8_t *p, vp p
 K_INLINE vi byte_of(const struct k_quant_after *f, const bool with_residual, vf x, vi residual) {
     if (with_residual) {
         const vf other = (v_float(residual) - v_set(f->residual_zero)) * v_set(f->residual_scale);
-        x = v_fma(rounded(x, v_set(f->mid_lo), v_set(f->mid_hi)), v_set(f->mid_scale), other);
+        x = rounded(x, v_set(f->mid_lo), v_set(f->mid_hi)) * v_set(f->mid_scale) + other;
     }
     return (vi)((vu)v_round(v_clip(x, v_set(f->lo), v_set(f->hi))) + (vu)v_seti(f->zero));
 }
 
+#ifdef K_SATURATES
+/* Results whose values are below 2^31 before they are rounded: saturating while packing does what clipping would. */
+struct packing {
+    vs zero; /* 16 bits */
+    vb lo, hi;
+    bool is_signed;
+};
+
+K_INLINE struct packing packing_of(const struct k_quant_after *f) {
+    return (struct packing){v_set16(f->zero), v_setb((uint8_t)((int32_t)f->lo + f->zero)), v_setb((uint8_t)((int32_t)f->hi + f->zero)), f->lo + (float)f->zero < 0};
+}
+
+/* q: four vectors of rounded values; in each 16 bytes the result has four bytes of each. */
+K_INLINE vb packed(const struct packing *p, const vi *q) {
+    const vs low = v_adds16(v_packs32(q[0], q[1]), p->zero), high = v_adds16(v_packs32(q[2], q[3]), p->zero);
+    return p->is_signed ? v_clip_signed(v_packs16(low, high), p->lo, p->hi) : v_clip_unsigned(v_packus16(low, high), p->lo, p->hi);
+}
+#endif
+
 #if K_LANES == K_LANES_AVX512
-/* 64 columns whose scaled sums are below 2^31: saturating while packing does what clipping would. */
-K_INLINE void finish_packed(const int mr, const bool with_residual, vi acc[TILE_ROWS_NARROW][TILE_VECTORS], const struct k_quant_tile *t) {
+K_INLINE void finish_packed(const int mr, const int nv, const bool with_residual, vi acc[TILE_ROWS_NARROW][TILE_VECTORS], const struct k_quant_tile *t, vp part) {
     const struct k_quant_after *f = t->after;
-    const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), zero = _mm512_set1_epi16((short)f->zero);
-    const __m512i lo = _mm512_set1_epi8((char)((int)f->lo + f->zero)), hi = _mm512_set1_epi8((char)((int)f->hi + f->zero));
-    const bool is_signed = f->lo + (float)f->zero < 0;
+    const struct packing p = packing_of(f);
+    const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __mmask64 columns = ~(__mmask64)0 >> (64 - t->n);
     vf scale[4];
-    K_UNROLL for (int v = 0; v < 4; v++) scale[v] = v_load(f->scale + VW * v);
+    K_UNROLL for (int v = 0; v < nv; v++) scale[v] = v_loadp(f->scale + VW * v, v == nv - 1 ? part : 0xffff);
     K_UNROLL for (int r = 0; r < mr; r++) {
-        __m512i q[4];
-        K_UNROLL for (int v = 0; v < 4; v++) {
+        vi q[4] = {v_seti(0), v_seti(0), v_seti(0), v_seti(0)};
+        K_UNROLL for (int v = 0; v < nv; v++) {
             vf x = v_float(acc[r][v]) * scale[v];
             if (with_residual) {
-                const vi residual = residual_bytes(f, f->residual + r * f->residual_row + VW * v, 0xffff);
+                const vi residual = residual_bytes(f, f->residual + r * f->residual_row + VW * v, v == nv - 1 ? part : 0xffff);
                 const vf other = (v_float(residual) - v_set(f->residual_zero)) * v_set(f->residual_scale);
-                x = v_fma(rounded(x, v_set(f->mid_lo), v_set(f->mid_hi)), v_set(f->mid_scale), other);
+                x = rounded(x, v_set(f->mid_lo), v_set(f->mid_hi)) * v_set(f->mid_scale) + other;
             }
-            q[v] = _mm512_cvtps_epi32(x);
+            q[v] = v_round(x);
         }
-        const __m512i low = _mm512_adds_epi16(_mm512_packs_epi32(q[0], q[1]), zero), high = _mm512_adds_epi16(_mm512_packs_epi32(q[2], q[3]), zero);
-        __m512i y;
-        if (is_signed)
-            y = _mm512_min_epi8(hi, _mm512_max_epi8(lo, _mm512_packs_epi16(low, high)));
-        else
-            y = _mm512_min_epu8(hi, _mm512_max_epu8(lo, _mm512_packus_epi16(low, high)));
-        _mm512_storeu_si512((uint8_t *)t->c + r * t->c_row, _mm512_permutexvar_epi32(in_order, y));
+        _mm512_mask_storeu_epi8((uint8_t *)t->c + r * t->c_row, columns, _mm512_permutexvar_epi32(in_order, (__m512i)packed(&p, q)));
     }
 }
 #endif
@@ -66,8 +78,8 @@ K_INLINE void finish_packed(const int mr, const bool with_residual, vi acc[TILE_
 K_INLINE void finish_bytes(const int mr, const int nv, const bool with_residual, vi acc[TILE_ROWS_NARROW][TILE_VECTORS], const struct k_quant_tile *t, vp part) {
     const struct k_quant_after *f = t->after;
 #if K_LANES == K_LANES_AVX512
-    if (nv == 4 && t->n == 4 * VW && f->small) {
-        finish_packed(mr, with_residual, acc, t);
+    if (f->small) {
+        finish_packed(mr, nv, with_residual, acc, t, part);
         return;
     }
 #endif
@@ -170,9 +182,13 @@ static void run_tile(int m, const struct k_quant_tile *t) {
 #endif
     };
     const int nv = (t->n + VW - 1) / VW, size = t->after->out == K_QUANT_BYTE ? 1 : 4;
+    if (m == all[nv - 1][0].rows) {
+        all[nv - 1][0].fn(t);
+        return;
+    }
     struct k_quant_tile part = *t;
     struct k_quant_after after = *t->after;
-    for (int i = 0, left = m; left > 0;) {
+    for (int i = 1, left = m; left > 0;) {
         const int rows = all[nv - 1][i].rows;
         if (left < rows) {
             i++;
@@ -205,14 +221,24 @@ K_INLINE struct column load_column(const struct k_depthwise_q *d, int64_t column
 }
 
 K_INLINE void depthwise_store(const struct k_depthwise_q *d, const vi *acc, const vf *scale, int64_t o, int64_t channel) {
-    vi y[4];
-    K_UNROLL for (int i = 0; i < 4; i++) y[i] = byte_of(d->after, false, v_float(acc[i]) * scale[i], acc[i]);
-    const vb packed = v_pack(y[0], y[1], y[2], y[3]);
     uint8_t *to = d->y + o * d->channels + channel;
+    vi q[4];
+    vb y;
+#ifdef K_SATURATES
+    if (d->after->small) {
+        const struct packing p = packing_of(d->after);
+        K_UNROLL for (int i = 0; i < 4; i++) q[i] = v_round(v_float(acc[i]) * scale[i]);
+        y = packed(&p, q);
+    } else
+#endif
+    {
+        K_UNROLL for (int i = 0; i < 4; i++) q[i] = byte_of(d->after, false, v_float(acc[i]) * scale[i], acc[i]);
+        y = v_pack(q[0], q[1], q[2], q[3]);
+    }
     if (d->channels - channel >= VB)
-        v_storeb(to, packed);
+        v_storeb(to, y);
     else
-        memcpy(to, &packed, (size_t)(d->channels - channel));
+        v_storebn(to, y, d->channels - channel);
 }
 
 /* 3 x 3 of stride and dilation 1. */
@@ -242,6 +268,29 @@ K_INLINE void depthwise_3(const struct k_depthwise_q *d, int64_t channel) {
     }
 }
 
+/* 3 x 3 of stride 2: one column of three serves two outputs. */
+K_INLINE void depthwise_3_by_2(const struct k_depthwise_q *d, int64_t channel) {
+    const int8_t *w = d->w + channel * 12;
+    vi offset[4];
+    vf scale[4];
+    K_UNROLL for (int i = 0; i < 4; i++) {
+        offset[i] = v_loadi(d->after->offset + channel + VW * i);
+        scale[i] = v_load(d->after->scale + channel + VW * i);
+    }
+    struct column first = load_column(d, d->left, 0, channel);
+    for (int64_t o = 0; o < d->width; o++) {
+        const struct column second = load_column(d, d->left + 2 * o + 1, 0, channel), third = load_column(d, d->left + 2 * o + 2, 0, channel);
+        vi acc[4];
+        K_UNROLL for (int i = 0; i < 4; i++) {
+            acc[i] = v_dot(offset[i], first.of[i], v_loadi(w + i * VB));
+            acc[i] = v_dot(acc[i], second.of[i], v_loadi(w + (4 + i) * VB));
+            acc[i] = v_dot(acc[i], third.of[i], v_loadi(w + (8 + i) * VB));
+        }
+        depthwise_store(d, acc, scale, o, channel);
+        first = third;
+    }
+}
+
 K_INLINE void depthwise_any(const struct k_depthwise_q *d, int64_t channel) {
     const int64_t quads = (d->kh + 3) / 4;
     vf scale[4];
@@ -264,6 +313,8 @@ static void depthwise(const struct k_depthwise_q *d) {
     for (int64_t channel = 0; channel < d->channels; channel += VB) {
         if (d->kh == 3 && d->kw == 3 && d->stride == 1 && d->dilation == 1)
             depthwise_3(d, channel);
+        else if (d->kh == 3 && d->kw == 3 && d->stride == 2 && d->dilation == 1)
+            depthwise_3_by_2(d, channel);
         else
             depthwise_any(d, channel);
     }
@@ -303,7 +354,7 @@ static void add(int64_t n, const uint8_t *a, bool a_signed, float a_zero, float 
     for (int64_t i = 0; i < n; i += VW) {
         const vp m = v_part(n - i);
         const vf other = (v_float(residual_bytes(f, b + i, m)) - v_set(f->residual_zero)) * v_set(f->residual_scale);
-        const vf sum = v_fma(v_float(v_bytesp(a + i, m) ^ flip) - zero, scale, other);
+        const vf sum = (v_float(v_bytesp(a + i, m) ^ flip) - zero) * scale + other;
         v_store_bytesp(dst + i, (vi)((vu)v_round(v_clip(sum, lo, hi)) + (vu)v_seti(f->zero)), m);
     }
 }
@@ -354,11 +405,6 @@ static void flip_bytes(int64_t n, const uint8_t *x, uint8_t *dst) {
     for (; i < n; i++) dst[i] = x[i] ^ 0x80;
 }
 
-#if K_LANES == K_LANES_AVX512
-#define K_QUANT_ROWS {0, TILE_ROWS_NARROW, TILE_ROWS_NARROW, TILE_ROWS_NARROW, TILE_ROWS}
-#else
-#define K_QUANT_ROWS {0, TILE_ROWS, TILE_ROWS}
-#endif
-#define K_QUANT_TABLE                                                                              \
-    { .nr = TILE_VECTORS * VW, .vw = VW, .vb = VB, .rows = K_QUANT_ROWS, .tile = run_tile, .depthwise = depthwise, .quantize = quantize, \
-      .dequantize = dequantize, .add = add, .multiply = multiply, .max = max, .sums = sums, .sum = sum, .flip = flip_bytes }
+#define K_QUANT_TABLE(tile_fn, begin_fn, end_fn, ...)                                              \
+    { .nr = TILE_VECTORS * VW, .vw = VW, .vb = VB, .rows = {0, __VA_ARGS__}, .tile = tile_fn, .begin = begin_fn, .end = end_fn, .depthwise = depthwise, \
+      .quantize = quantize, .dequantize = dequantize, .add = add, .multiply = multiply, .max = max, .sums = sums, .sum = sum, .flip = flip_bytes }

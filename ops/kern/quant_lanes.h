@@ -124,7 +124,9 @@ K_INLINE vb v_setb(uint8_t x) { return (vb)v_seti((int32_t)(x * 0x01010101u)); }
 
 /* In each 16 bytes on their own: v_zip8 and v_zip16 interleave the lower or upper halves of a and b by bytes and by pairs of bytes; v_pack is the
  * way back from four vectors of integers, which lie within u8 or i8. */
+/* K_SATURATES: there are packs that saturate. */
 #if K_LANES == K_LANES_AVX512
+#define K_SATURATES
 K_INLINE vb v_zip8_low(vb a, vb b) { return (vb)_mm512_unpacklo_epi8((__m512i)a, (__m512i)b); }
 K_INLINE vb v_zip8_high(vb a, vb b) { return (vb)_mm512_unpackhi_epi8((__m512i)a, (__m512i)b); }
 K_INLINE vi v_zip16_low(vb a, vb b) { return (vi)_mm512_unpacklo_epi16((__m512i)a, (__m512i)b); }
@@ -136,7 +138,17 @@ K_INLINE vb v_pack(vi a, vi b, vi c, vi d) {
     return (vb)_mm512_packus_epi16(ab, cd);
 }
 K_INLINE vb v_maxb(vb a, vb b) { return (vb)_mm512_max_epu8((__m512i)a, (__m512i)b); }
+typedef int16_t vs __attribute__((vector_size(64)));
+K_INLINE vs v_set16(int32_t x) { return (vs)_mm512_set1_epi16((short)x); }
+K_INLINE vs v_adds16(vs a, vs b) { return (vs)_mm512_adds_epi16((__m512i)a, (__m512i)b); }
+K_INLINE vs v_packs32(vi a, vi b) { return (vs)_mm512_packs_epi32((__m512i)a, (__m512i)b); }
+K_INLINE vb v_packs16(vs a, vs b) { return (vb)_mm512_packs_epi16((__m512i)a, (__m512i)b); }
+K_INLINE vb v_packus16(vs a, vs b) { return (vb)_mm512_packus_epi16((__m512i)a, (__m512i)b); }
+K_INLINE vb v_clip_signed(vb x, vb lo, vb hi) { return (vb)_mm512_min_epi8((__m512i)hi, _mm512_max_epi8((__m512i)lo, (__m512i)x)); }
+K_INLINE vb v_clip_unsigned(vb x, vb lo, vb hi) { return (vb)_mm512_min_epu8((__m512i)hi, _mm512_max_epu8((__m512i)lo, (__m512i)x)); }
+K_INLINE void v_storebn(uint8_t *p, vb x, int64_t n) { _mm512_mask_storeu_epi8(p, ~(__mmask64)0 >> (64 - n), (__m512i)x); } /* 1 <= n <= 64 */
 #elif K_LANES == K_LANES_AVX2
+#define K_SATURATES
 K_INLINE vb v_zip8_low(vb a, vb b) { return (vb)_mm256_unpacklo_epi8((__m256i)a, (__m256i)b); }
 K_INLINE vb v_zip8_high(vb a, vb b) { return (vb)_mm256_unpackhi_epi8((__m256i)a, (__m256i)b); }
 K_INLINE vi v_zip16_low(vb a, vb b) { return (vi)_mm256_unpacklo_epi16((__m256i)a, (__m256i)b); }
@@ -148,6 +160,15 @@ K_INLINE vb v_pack(vi a, vi b, vi c, vi d) {
     return (vb)_mm256_packus_epi16(ab, cd);
 }
 K_INLINE vb v_maxb(vb a, vb b) { return (vb)_mm256_max_epu8((__m256i)a, (__m256i)b); }
+typedef int16_t vs __attribute__((vector_size(32)));
+K_INLINE vs v_set16(int32_t x) { return (vs)_mm256_set1_epi16((short)x); }
+K_INLINE vs v_adds16(vs a, vs b) { return (vs)_mm256_adds_epi16((__m256i)a, (__m256i)b); }
+K_INLINE vs v_packs32(vi a, vi b) { return (vs)_mm256_packs_epi32((__m256i)a, (__m256i)b); }
+K_INLINE vb v_packs16(vs a, vs b) { return (vb)_mm256_packs_epi16((__m256i)a, (__m256i)b); }
+K_INLINE vb v_packus16(vs a, vs b) { return (vb)_mm256_packus_epi16((__m256i)a, (__m256i)b); }
+K_INLINE vb v_clip_signed(vb x, vb lo, vb hi) { return (vb)_mm256_min_epi8((__m256i)hi, _mm256_max_epi8((__m256i)lo, (__m256i)x)); }
+K_INLINE vb v_clip_unsigned(vb x, vb lo, vb hi) { return (vb)_mm256_min_epu8((__m256i)hi, _mm256_max_epu8((__m256i)lo, (__m256i)x)); }
+K_INLINE void v_storebn(uint8_t *p, vb x, int64_t n) { memcpy(p, &x, (size_t)n); }
 #else
 K_INLINE vb v_zip8_low(vb a, vb b) { return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23); }
 K_INLINE vb v_zip8_high(vb a, vb b) { return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31); }
@@ -158,6 +179,7 @@ K_INLINE vb v_pack(vi a, vi b, vi c, vi d) {
     for (int i = 0; i < VW; i++) y[i] = (uint8_t)a[i], y[VW + i] = (uint8_t)b[i], y[2 * VW + i] = (uint8_t)c[i], y[3 * VW + i] = (uint8_t)d[i];
     return y;
 }
+K_INLINE void v_storebn(uint8_t *p, vb x, int64_t n) { memcpy(p, &x, (size_t)n); }
 K_INLINE vb v_maxb(vb a, vb b) {
     const vb above = (vb)(a > b);
     return (a & above) | (b & ~above);

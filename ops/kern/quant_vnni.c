@@ -6,5 +6,5 @@
 #define K_DOT
 #include "ops/kern/quant_body.h"
 
-const struct k_quant k__quant_vnni = K_QUANT_TABLE;
+const struct k_quant k__quant_vnni = K_QUANT_TABLE(run_tile, NULL, NULL, TILE_ROWS_NARROW, TILE_ROWS_NARROW, TILE_ROWS_NARROW, TILE_ROWS);
 #endif

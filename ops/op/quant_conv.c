@@ -200,9 +200,16 @@ static enum op_status conv_infer(struct op_ctx *ctx) {
         if (f.begin[a] > MARGIN_MAX || f.end[a] > MARGIN_MAX || f.kernel[a] > MARGIN_MAX || (f.kernel[a] - 1) * f.dilation[a] > MARGIN_MAX)
             return op__fail(ctx, OP_LIMIT, "padding and kernel may span at most %d along a spatial dimension", (int)MARGIN_MAX);
     const int64_t dims[4] = {x->dims[0], f.out[0], f.out[1], s->outputs};
-    if (addend && (addend->rank != 4 || memcmp(addend->dims, dims, sizeof dims) || addend->dtype != ctx->in[ADDEND_ZERO]->dtype))
-        return op__fail(ctx, OP_BAD_SHAPE, "the addend is %s, expected the output's shape", op_tensor_describe(addend, text, sizeof text));
-    op__set(ctx, 0, ctx->in[addend ? SUM_ZERO : Y_ZERO]->dtype, 4, dims);
+    if (!addend) {
+        op__set(ctx, 0, ctx->in[Y_ZERO]->dtype, 4, dims);
+        return OP_OK;
+    }
+    int64_t sum[OP_RANK_MAX];
+    int rank;
+    if (addend->dtype != ctx->in[ADDEND_ZERO]->dtype) return op__fail(ctx, OP_BAD_TYPE, "the addend must be of its zero point's type");
+    if (!op__broadcast(4, dims, addend->rank, addend->dims, &rank, sum))
+        return op__fail(ctx, OP_BAD_SHAPE, "the addend is %s, which does not broadcast with the convolution", op_tensor_describe(addend, text, sizeof text));
+    op__set(ctx, 0, ctx->in[SUM_ZERO]->dtype, rank, sum);
     return OP_OK;
 }
 
@@ -216,6 +223,10 @@ struct plan {
     int64_t copy_row, copy_image;         /* bytes of a row and of an image's part in the copy */
     size_t segment_bytes, rows_bytes, copy_bytes, each; /* scratch of a task; the table of segments ends where that of rows does */
     int64_t n_units, n_tasks;
+    bool apart;        /* the addend broadcasts: the convolution goes to scratch memory, then the sum is made */
+    size_t conv_bytes; /* of it, behind all tasks' scratch */
+    uint8_t *y;        /* where the convolution goes */
+    struct k_quant_after after;
 };
 
 static int64_t min64(int64_t a, int64_t b) {
@@ -253,12 +264,24 @@ static bool make_plan(const struct op_ctx *ctx, struct plan *p) {
         p->each = (size_t)((s->kernel[0] + 1) * p->copy_row);
     }
     p->n_tasks = min64(op__n_threads(ctx), p->n_units);
+    const struct op_tensor *addend = nn_in(ctx, ADDEND), *y = ctx->out[0];
+    const int64_t dims[4] = {p->images, f->out[0], f->out[1], s->outputs};
+    p->y = y ? y->data : NULL;
+    p->after = s->after;
+    if (addend && (addend->rank != 4 || memcmp(addend->dims, dims, sizeof dims) || !y || y->rank != 4 || memcmp(y->dims, dims, sizeof dims))) {
+        p->apart = true;
+        p->conv_bytes = (size_t)(p->images * f->out_size * s->outputs);
+        p->after.lo = s->after.mid_lo;
+        p->after.hi = s->after.mid_hi;
+        p->after.zero = quantized_byte(ctx->in[Y_ZERO], 0);
+        p->after.mid = false;
+    }
     return true;
 }
 
 static size_t conv_scratch(const struct op_ctx *ctx) {
     struct plan p;
-    return make_plan(ctx, &p) && p.n_tasks > 0 ? p.each * (size_t)p.n_tasks : 0;
+    return make_plan(ctx, &p) && p.n_tasks > 0 ? p.each * (size_t)p.n_tasks + p.conv_bytes : 0;
 }
 
 struct running {
@@ -354,14 +377,14 @@ static void product_unit(const struct running *r, int64_t unit, char *scratch) {
         for (int64_t i = 0; i < s->segments; i++)
             segment[i] = i / across * p->f.dilation[0] * pitch + i % across * p->f.dilation[1] * s->pixel + g * (s->channels / s->group);
         struct k_quant_product product = {.n = oc, .k = s->length, .n_segments = s->segments, .segment = segment, .b = s->packed + (size_t)g * s->packed_group,
-                                          .c_row = s->outputs, .after = s->after};
+                                          .c_row = s->outputs, .after = p->after};
         product.after.offset += g * oc;
         product.after.scale += g * oc;
-        if (nn_in(ctx, ADDEND)) {
+        if (nn_in(ctx, ADDEND) && !p->apart) {
             product.after.residual = (const uint8_t *)ctx->in[ADDEND]->data + first * s->outputs + g * oc;
             product.after.residual_row = s->outputs;
         }
-        k_quant_rows(op__kern(ctx), &product, rows, 0, n, 0, oc, (uint8_t *)ctx->out[0]->data + first * s->outputs + g * oc);
+        k_quant_rows(op__kern(ctx), &product, rows, 0, n, 0, oc, p->y + first * s->outputs + g * oc);
     }
 }
 
@@ -416,7 +439,13 @@ static enum op_status conv_run(struct op_ctx *ctx) {
     struct plan p;
     if (!ctx->out[0] || op_tensor_count(ctx->out[0]) <= 0 || !make_plan(ctx, &p)) return OP_OK;
     struct running r = {.ctx = ctx, .plan = &p};
+    if (p.apart) p.y = (uint8_t *)ctx->scratch + p.each * (size_t)p.n_tasks;
     op__parallel(ctx, p.n_tasks, conv_task, &r);
+    if (p.apart) {
+        const struct quant_conv *s = ctx->state;
+        const struct op_tensor conv = {.dtype = ctx->in[Y_ZERO]->dtype, .rank = 4, .dims = {p.images, p.f.out[0], p.f.out[1], s->outputs}, .data = p.y};
+        op__quant_sum(ctx, &(struct quant_sum){.a = &conv, .b = ctx->in[ADDEND], .y = ctx->out[0], .a_zero = (float)p.after.zero, .a_scale = s->after.mid_scale, .after = s->after});
+    }
     return OP_OK;
 }
 

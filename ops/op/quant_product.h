@@ -22,6 +22,16 @@ enum op_status op__quant_rhs_pack(struct op_prepare *p, int index, bool transpos
 bool op__quant_scales(int64_t n, float a, const struct op_tensor *b, float y, float *dst, bool *small);
 void op__quant_rhs_free(struct quant_rhs *rhs);
 
+/* y = round((a - a_zero) a_scale + (b - b_zero) b_scale) + zero of two tensors of bytes that broadcast to y's shape; what is b's and y's as in
+ * `after` (k_quant.add). The product of both with `multiplies`. */
+struct quant_sum {
+    const struct op_tensor *a, *b, *y;
+    bool multiplies;
+    float a_zero, a_scale;
+    struct k_quant_after after;
+};
+void op__quant_sum(const struct op_ctx *ctx, const struct quant_sum *sum);
+
 /* One product: A (m x k, rows side by side) and B, which is packed or lies as (k, n), or (n, k) if transposed. */
 struct quant_job {
     int64_t m, n, k;

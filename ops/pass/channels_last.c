@@ -20,7 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { RANK = 4, ALL = -1, FIRST_CHANNELS_MAX = 4 };
+enum { RANK = 4, ALL = -1, FIRST_CHANNELS_MAX = 4, BYTES_WORTH = 8 }; /* a convolution of bytes has no other fast form */
 static const int64_t to_last[RANK] = {0, 2, 3, 1}, to_first[RANK] = {0, 3, 1, 2};
 
 struct walk {
@@ -278,7 +278,7 @@ static void weigh(const struct walk *w, int *worth, bool *counted) {
     for (int i = 0; i < w->n_nodes; i++) {
         const struct op_node *n = g->nodes[i];
         const struct row *row = w->row[i];
-        if (row && row->asks) worth[root(w->region, i)]++;
+        if (row && row->asks) worth[root(w->region, i)] += row->fits == quant_conv_fits ? BYTES_WORTH : 1;
         for (int k = 0; row && row->asks && k < n->n_in; k++) {
             const int v = n->in[k];
             if (v < 0 || !is_image(row, k) || w->last[v] || counted[v] || op__graph_constant(g, v)) continue;

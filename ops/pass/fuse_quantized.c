@@ -156,6 +156,8 @@ static enum op_status fuse_at(struct op_graph *g, struct op__links *links, int a
     while (n_in > 6 && m.in[n_in - 1] < 0) n_in--;
     struct op_node *f = g->nodes[m.last];
     const char *name = n->name;
+    for (int i = 0; i < n->n_in; i++)
+        if (i < 2 || (n->in[i] >= 0 && m.in[6] != n->in[i])) op__reads_bytes(g, links, n->in[i]);
     for (int p = at; p != m.last;) { /* the chain up to the last */
         const int next = links->user[g->nodes[p]->out[0]];
         op__graph_remove(g, p);

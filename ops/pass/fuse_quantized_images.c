@@ -112,6 +112,7 @@ static enum op_status fuse_conv(struct op_graph *g, struct op__links *links, int
     if (!weights || weights->rank < 3 || (w.n_scales != 1 && (op__axis(w.axis, weights->rank) != 0 || w.n_scales != weights->dims[0]))) return OP_OK;
     const int bias = bias_of(g, links, n->n_in > 2 ? n->in[2] : -1, &x, &w, weights->dims[0]);
     if (bias == -2) return OP_OK;
+    for (int i = 0; i < 2; i++) op__reads_bytes(g, links, n->in[i]);
     struct op_attr *attrs = n->attrs;
     const int n_attrs = n->n_attrs, in[9] = {x.value, x.scale, x.zero, w.value, w.scale, w.zero, t.y.scale, t.y.zero, bias};
     const struct limits limits = t.limits;
@@ -133,6 +134,7 @@ static enum op_status fuse_binary(struct op_graph *g, struct op__links *links, i
         !match_tail(g, links, n->out[0], &t))
         return OP_OK;
     ++*changed;
+    for (int i = 0; i < 2; i++) op__reads_bytes(g, links, n->in[i]);
     return become(g, links, at, &t, op_type, 8, (const int[]){a.value, a.scale, a.zero, b.value, b.scale, b.zero, t.y.scale, t.y.zero});
 }
 
@@ -142,6 +144,7 @@ static enum op_status fuse_mean(struct op_graph *g, struct op__links *links, int
     struct tail t;
     if (!op__read_back(g, links, n->in[0], &x) || x.n_scales != 1 || !match_tail(g, links, n->out[0], &t) || t.limits.some) return OP_OK;
     ++*changed;
+    op__reads_bytes(g, links, n->in[0]);
     return become(g, links, at, &t, "QuantGlobalAveragePool", 5, (const int[]){x.value, x.scale, x.zero, t.y.scale, t.y.zero});
 }
 
@@ -164,6 +167,7 @@ static enum op_status carry(struct op_graph *g, struct op__links *links, int at,
         if (!op__read_back(g, links, n->in[i], &x) || !op__same_bytes(g, &x, &y)) return OP_OK;
     for (int i = 0; i < sides; i++) {
         op__read_back(g, links, n->in[i], &x);
+        op__reads_bytes(g, links, n->in[i]);
         n->in[i] = x.value;
         if (links->user[x.value] < at) links->user[x.value] = at;
     }

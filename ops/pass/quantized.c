@@ -46,3 +46,11 @@ bool op__same_bytes(const struct op_graph *g, const struct op__bytes *a, const s
     return a->n_scales == 1 && b->n_scales == 1 && op__bytes_scale(g, a, 0) == op__bytes_scale(g, b, 0) && za->dtype == zb->dtype &&
            quantized_byte(za, 0) == quantized_byte(zb, 0);
 }
+
+void op__reads_bytes(struct op_graph *g, struct op__links *links, int v) {
+    const int at = links->producer[v], bytes = g->nodes[at]->in[0];
+    links->uses[bytes]++;
+    if (--links->uses[v] > 0) return;
+    op__graph_remove(g, at);
+    links->uses[bytes]--;
+}

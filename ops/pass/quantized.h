@@ -17,6 +17,8 @@ bool op__read_back(struct op_graph *g, const struct op__links *links, int v, str
 bool op__goes_to_bytes(struct op_graph *g, const struct op__links *links, int v, struct op__bytes *dst, int *at);
 /* Whether both have one scale and zero point, and they are equal. */
 bool op__same_bytes(const struct op_graph *g, const struct op__bytes *a, const struct op__bytes *b);
+/* A node that reads v, which op__read_back has found, will read its bytes: DequantizeLinear goes where it was the last reader. */
+void op__reads_bytes(struct op_graph *g, struct op__links *links, int v);
 float op__bytes_scale(const struct op_graph *g, const struct op__bytes *b, int64_t i);
 
 #endif

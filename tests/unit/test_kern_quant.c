@@ -68,7 +68,7 @@ static uint32_t finished(const struct k_quant_after *f, uint32_t sum, int64_t i,
         if (f->bias) y.f = y.f + f->bias[j];
         return y.u;
     }
-    if (f->residual) v = fmaf(v, f->mid_scale, ((float)read_residual(f, i, j) - f->residual_zero) * f->residual_scale);
+    if (f->residual) v = v * f->mid_scale + ((float)read_residual(f, i, j) - f->residual_zero) * f->residual_scale;
     return (uint8_t)((int32_t)limited(v, f->lo, f->hi) + f->zero);
 }
 
@@ -188,6 +188,7 @@ static void test_product_equals_the_plain_sum(void **state) {
 static void test_product_of_whole_panels(void **state) {
     (void)state;
     for (int form = 0; form < N_FORMS; form++) check_product(&(struct sizes){13, 128, 64, 1}, (enum form)form, form & 1, true, true);
+    for (int form = 0; form < N_FORMS; form++) check_product(&(struct sizes){70, 144, 128, 1 + form % 3}, (enum form)form, form & 1, true, form & 1);
     check_product(&(struct sizes){2, 17, 2500, 1}, SUM, 1, false, true);
 }
 
@@ -205,7 +206,7 @@ static void test_depthwise_equals_the_plain_sum(void **state) {
         uint8_t *y = malloc((size_t)(width * channels + 2 * GUARD));
         assert_true(offset && plain_offset && scale && y);
         for (int64_t c = 0; c < channels; c++) plain_offset[c] = (int32_t)(next() % 20001) - 10000;
-        struct k_quant_after after = {.out = K_QUANT_BYTE, .lo = -3, .hi = 252, .zero = 3, .offset = offset, .scale = scale};
+        struct k_quant_after after = {.out = K_QUANT_BYTE, .lo = -3, .hi = 252, .zero = 3, .offset = offset, .scale = scale, .small = round % 5 != 0};
         struct k_quant_after plain = after;
         plain.offset = plain_offset, plain.scale = plain_scale;
         for (int l = 0; level(l); l++) {
@@ -272,7 +273,7 @@ static void test_elements(void **state) {
             int32_t total = 0;
             q->add(n, a, n % 2, 3, 0.7f, b, &after, y);
             for (int64_t i = 0; i < n; i++)
-                assert_int_equal(y[i], (int)limited(fmaf((float)(n % 2 ? (int8_t)a[i] : a[i]) - 3, 0.7f, ((float)b[i] - 17) * 0.4f), -20, 235) + 20);
+                assert_int_equal(y[i], (int)limited(((float)(n % 2 ? (int8_t)a[i] : a[i]) - 3) * 0.7f + ((float)b[i] - 17) * 0.4f, -20, 235) + 20);
             q->multiply(n, a, n % 2, 3, 0.007f, b, &after, y);
             for (int64_t i = 0; i < n; i++)
                 assert_int_equal(y[i], (int)limited(((float)(n % 2 ? (int8_t)a[i] : a[i]) - 3) * ((float)b[i] - 17) * 0.007f, -20, 235) + 20);

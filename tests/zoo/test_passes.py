@@ -19,7 +19,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import random_graph  # noqa: E402
 import tap  # noqa: E402
 
-PASSES = "identity fold inline_if cse fold_batchnorm fuse_swish fuse_gelu fuse_layer_norm sink_transpose fuse_attention fuse_quantized fold_weights fuse_quantized_images fuse_epilogue channels_last fuse_strips dead".split()
+PASSES = "identity fold inline_if cse fold_batchnorm fuse_swish fuse_gelu fuse_layer_norm sink_transpose fuse_attention fuse_quantized fuse_quantized_images fold_weights fuse_epilogue channels_last fuse_quant_add fuse_strips dead".split()
 with open("/proc/cpuinfo", encoding="ascii", errors="replace") as cpuinfo:
     HAS_AVX2 = " avx2 " in cpuinfo.read().replace("\n", " ")
 TOLERANCE = 2e-4  # of the largest magnitude of an output: sums in another order, polynomials for libm
