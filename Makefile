@@ -162,7 +162,7 @@ soak: all ## soak: SOAK_MINUTES (30) of mixed jobs with kills; memory must stay 
 bench: bench-queue bench-infer bench-train bench-e2e ## bench: quern beside its rivals: tables, and build/bench.json
 bench-queue: all ## bench-queue: jobs/s beside BullMQ
 	@$(PYTHON) tests/bench/bench.py queue
-bench-infer: all ## bench-infer: items/s of the engine beside ONNX Runtime
+bench-infer: all lib ## bench-infer: items/s of the engine beside ONNX Runtime
 	@$(PYTHON) tests/bench/bench.py infer
 bench-train: all ## bench-train: training steps beside PyTorch
 	@$(PYTHON) tests/bench/bench.py train

@@ -102,15 +102,6 @@ void k_quant_pack_depthwise(const struct k_quant *q, int64_t channels, int64_t k
     }
 }
 
-/* What is wanted soon, fetched into L2 in as many parts as there are tiles in a panel. */
-static void fetch_part(const int8_t **at, int64_t *bytes, int64_t part) {
-    enum { LINE = 64 };
-    const int64_t n = min64(part, *bytes);
-    for (int64_t i = 0; i < n; i += LINE) __builtin_prefetch(*at + i, 0, 2);
-    *at += n;
-    *bytes -= n;
-}
-
 void k_quant_rows(const struct k_kernels *kern, const struct k_quant_product *p, const uint8_t *const *a, int64_t i0, int64_t m, int64_t n0, int64_t n1,
                   void *c) {
     const struct k_quant *q = kern->quant;
@@ -121,8 +112,7 @@ void k_quant_rows(const struct k_kernels *kern, const struct k_quant_product *p,
     if (q->begin) q->begin();
     for (int64_t j = n0; j < n1; j += q->nr) {
         const int64_t width = round_up(min64(q->nr, p->n - j), q->vw), rows = q->rows[width / q->vw], tiles = (m + rows - 1) / rows;
-        const int8_t *next = p->b + (j + q->nr) * depth;
-        int64_t left = j + q->nr < n1 ? min64(q->nr, n1 - j - q->nr) * depth : 0;
+        const int64_t next = j + q->nr < n1 ? min64(q->nr, n1 - j - q->nr) * depth : 0; /* bytes of the next panel: weights come from memory the first time */
         t.n = (int)min64(q->nr, n1 - j);
         t.b = p->b + j * depth;
         t.b_quad = 4 * width;
@@ -135,7 +125,8 @@ void k_quant_rows(const struct k_kernels *kern, const struct k_quant_product *p,
             t.c = (char *)c + (i * p->c_row + j - n0) * size;
             after.row_sum = p->after.row_sum ? p->after.row_sum + i0 + i : NULL;
             after.residual = p->after.residual ? p->after.residual + (i0 + i) * p->after.residual_row + j : NULL;
-            if (left > 0) fetch_part(&next, &left, round_up(t.b_quad / 4 * depth / tiles + 1, 64));
+            t.ahead_step = next * 4 / (depth * tiles + 1); /* lines of 64, shared out evenly */
+            t.ahead = next ? p->b + (j + q->nr) * depth + i / rows * (depth / 4) * t.ahead_step : t.b;
             q->tile((int)min64(rows, m - i), &t);
         }
     }

@@ -46,6 +46,8 @@ struct k_quant_tile {
     int64_t n_segments, quads;       /* quads: fours in a segment */
     const int8_t *b;         /* the panel at this tile's first column */
     int64_t b_quad;          /* bytes from one four to the next: 4 * width of the panel */
+    const int8_t *ahead;     /* what is wanted next: `ahead_step` bytes of it are fetched for each four of k, then ahead stands further */
+    int64_t ahead_step;
     int n;                   /* columns */
     void *c;
     int64_t c_row; /* elements */

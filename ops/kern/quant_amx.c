@@ -64,13 +64,15 @@ static void copy_rows(const uint8_t *const *a, int rows, const struct k_quant_ti
 
 /* `columns` times 16 columns of B, of both halves or one. A piece has `blocks` blocks; pieces are at from + segment[i]. */
 K_INLINE void products(const int halves, const int columns, const struct half *h, const int64_t *segment, int64_t n_segments, int64_t blocks, const int8_t *b,
-                       int64_t b_quad, int32_t *sums) {
+                       int64_t b_quad, const int8_t *ahead, int64_t ahead_step, int32_t *sums) {
     TILE_ZERO(0);
     if (columns > 1) TILE_ZERO(1);
     if (halves > 1) TILE_ZERO(2);
     if (halves > 1 && columns > 1) TILE_ZERO(3);
     for (int64_t s = 0; s < n_segments; s++) {
         for (int64_t i = 0; i < blocks; i++, b += QUADS_OF_BLOCK * b_quad) {
+            for (int64_t line = 0; line < ahead_step; line += 4) __builtin_prefetch(ahead + line * QUADS_OF_BLOCK, 0, 2);
+            ahead += ahead_step * QUADS_OF_BLOCK;
             TILE_LOAD(6, b, b_quad);
             TILE_LOAD(4, h[0].from + segment[s] + i * BLOCK, h[0].stride);
             TILE_DOT(0, 4, 6);
@@ -122,13 +124,13 @@ static void all_products(int halves, int nv, const struct half *h, const int64_t
     for (int v = 0; v < nv; v += 2) {
         const int8_t *b = t->b + v * BLOCK;
         if (halves == 2 && v + 1 < nv)
-            products(2, 2, h, segment, n_segments, blocks, b, t->b_quad, sums + VW * v);
+            products(2, 2, h, segment, n_segments, blocks, b, t->b_quad, t->ahead, v ? 0 : t->ahead_step, sums + VW * v);
         else if (halves == 2)
-            products(2, 1, h, segment, n_segments, blocks, b, t->b_quad, sums + VW * v);
+            products(2, 1, h, segment, n_segments, blocks, b, t->b_quad, t->ahead, v ? 0 : t->ahead_step, sums + VW * v);
         else if (v + 1 < nv)
-            products(1, 2, h, segment, n_segments, blocks, b, t->b_quad, sums + VW * v);
+            products(1, 2, h, segment, n_segments, blocks, b, t->b_quad, t->ahead, v ? 0 : t->ahead_step, sums + VW * v);
         else
-            products(1, 1, h, segment, n_segments, blocks, b, t->b_quad, sums + VW * v);
+            products(1, 1, h, segment, n_segments, blocks, b, t->b_quad, t->ahead, v ? 0 : t->ahead_step, sums + VW * v);
     }
 }
 

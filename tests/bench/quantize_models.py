@@ -180,7 +180,12 @@ class Quantizer:
                     n.output[k] = name + "_f32"
                 elif name.endswith("_DequantizeLinear_Output") and name[: -len("_DequantizeLinear_Output")] in outputs:
                     n.output[k] = name[: -len("_DequantizeLinear_Output")]
-        used = {i for n in self.nodes for i in n.input}
+        while True:  # constants that nobody reads any more
+            used = {i for n in self.nodes for i in n.input} | outputs
+            nodes = [n for n in self.nodes if used & set(n.output)]
+            if len(nodes) == len(self.nodes):
+                break
+            self.nodes = nodes
         kept = [t for t in self.graph.initializer if t.name in used]
         del self.graph.node[:], self.graph.initializer[:]
         self.graph.node.extend(self.nodes)
@@ -211,4 +216,5 @@ def main():
         quantize(words[0], name, signed)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -122,7 +122,7 @@ def story(random):
 MODELS = {
     "cnn": ("cnn.onnx", reals(3, 24, 20)), "cnn_larger": ("cnn.onnx", reals(3, 65, 47)), "cnn_int8": ("cnn-int8.onnx", reals(3, 25, 32)),
     "lstm": ("lstm.onnx", reals(9, 12)), "lstm_long": ("lstm.onnx", reals(50, 12)), "transformer": ("transformer.onnx", words(7)),
-    "transformer_long": ("transformer.onnx", words(33)),
+    "transformer_long": ("transformer.onnx", words(33)), "transformer_int8": ("transformer-int8.onnx", words(9)),
 }
 REAL = {
     "darknet": (real_model("darknet-tiny-imagenet.onnx"), lambda random: {"image": random.random((ROWS, 3, 224, 224), np.float32)}),

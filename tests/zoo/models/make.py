@@ -2,6 +2,7 @@
 """Makes the models of test_bits.py beside this file: small nets of the three kinds, random weights. Needs python3-torch and
 python3-onnx; the results are committed, so that the test needs neither."""
 import os
+import sys
 import warnings
 
 import numpy as np
@@ -11,6 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "..", "..", "bench"))
+import quantize_models  # noqa: E402
 warnings.filterwarnings("ignore")
 
 
@@ -121,12 +124,25 @@ class Quantized:
         onnx.save(model, os.path.join(HERE, "cnn-int8.onnx"))
 
 
+def quantized_transformer():
+    """transformer.onnx with its products in int8, as the bench's quantizer makes it of a larger one."""
+    model = onnx.load(os.path.join(HERE, "transformer.onnx"))
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    q = quantize_models.Quantizer(model, {"MatMul", "Gemm"}, False)
+    q.wanted_names = set(q.wanted())
+    words = np.random.default_rng(4).integers(0, 60, (8, 20))
+    q.run(quantize_models.observe(os.path.join(HERE, "probe.onnx"), probe, q.wanted(), words))
+    onnx.save(model, os.path.join(HERE, "transformer-int8.onnx"))
+
+
 def main():
     torch.manual_seed(5)
     export("cnn.onnx", Cnn(), torch.randn(2, 3, 24, 20), {0: "N", 2: "H", 3: "W"})
     export("lstm.onnx", Lstm(), torch.randn(2, 9, 12), {0: "N", 1: "T"})
     export("transformer.onnx", Transformer(), torch.randint(0, 60, (2, 7)), {0: "N", 1: "T"})
     Quantized().make()
+    quantized_transformer()
 
 
 main()
