@@ -150,12 +150,13 @@ static void tile_amx(int m, const struct k_quant_tile *t) {
         struct k_quant_tile part = *t;
         struct k_quant_after after = *t->after;
         part.after = &after;
-        for (int i = 0; i < m; i += TILE_ROWS) {
+        const int step = nv == TILE_VECTORS ? TILE_ROWS : TILE_ROWS_NARROW;
+        for (int i = 0; i < m; i += step) {
             part.a = t->a + i;
             part.c = (char *)t->c + i * t->c_row * (after.out == K_QUANT_BYTE ? 1 : 4);
             if (t->after->row_sum) after.row_sum = t->after->row_sum + i;
             if (t->after->residual) after.residual = t->after->residual + i * t->after->residual_row;
-            run_tile(m - i < TILE_ROWS ? m - i : TILE_ROWS, &part);
+            run_tile(m - i < step ? m - i : step, &part);
         }
         return;
     }
