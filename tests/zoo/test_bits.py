@@ -132,5 +132,5 @@ REAL = {
 tests = {f"test_{name}_{level}": bits(path, level, make) for name, (path, make) in MODELS.items() for level in LEVELS}
 tests.update({f"test_{name}_{level}": bits(path, level, make) for name, (path, make) in REAL.items() for level in LEVELS[-1:] + LEVELS[:1] * (name != "darknet")})
 tests.update({f"test_{name}_bf16_{level}": bits_bf16(*MODELS[name][:1], level, MODELS[name][1]) for name in ("cnn_larger", "transformer_long") for level in LEVELS})
-tests.update({f"test_score_{name}": score(MODELS[name][0], MODELS[name][1]) for name in ("cnn", "cnn_int8", "transformer")})
+tests.update({f"test_score_{name}": score(MODELS[name][0], MODELS[name][1]) for name in ("cnn", "cnn_int8", "transformer", "transformer_int8")})
 tap.main(tests)
