@@ -339,6 +339,68 @@ static void test_a_broken_version_is_not_served_and_says_why(void **state) {
     w_store_destroy(s);
 }
 
+/* y = x W, 64 by 64; W and the golden sample's x are 1 + 2^-10 and 1 + 2^-9, which bf16 rounds to 1: y is 64.1877… or 64. */
+static void put_product(const char *name, const char *precision, const char *golden_tol) {
+    enum { N = 64 };
+    static float w[N * N];
+    static char json[8192];
+    char path[100];
+    struct ot m;
+    for (int i = 0; i < N * N; i++) w[i] = 1 + 0x1p-10f;
+    ot_begin(&m, 13);
+    ot_input(&m, "x", OP_F32, 2, (int64_t[]){-1, N});
+    ot_constant(&m, "w", OP_F32, 2, (int64_t[]){N, N}, w);
+    ot_node(&m, "MatMul", "x w", "y");
+    ot_output(&m, "y", OP_F32, 2, (int64_t[]){-1, N});
+    ot_finish(&m);
+    snprintf(path, sizeof path, "%s/1/model.onnx", name);
+    put(path, m.file.data, m.file.len);
+    ot_end(&m);
+    int at = snprintf(json, sizeof json, "{\"quern\": 1, \"precision\": \"%s\"", precision);
+    for (int side = 0; golden_tol && side < 2; side++) {
+        at += snprintf(json + at, sizeof json - (size_t)at, side ? "], \"expect\": {\"outputs\": {\"y\": {\"data\": [" : ", \"golden\": [{\"input\": [");
+        for (int i = 0; i < N; i++) at += snprintf(json + at, sizeof json - (size_t)at, "%s%.7g", i ? "," : "", side ? 64 * (1 + 0x1p-9) * (1 + 0x1p-10) : 1 + 0x1p-9);
+        if (side) at += snprintf(json + at, sizeof json - (size_t)at, "]}}}, \"tol\": %s}]", golden_tol);
+    }
+    snprintf(json + at, sizeof json - (size_t)at, "}");
+    snprintf(path, sizeof path, "%s/1/model.json", name);
+    put_text(path, json);
+}
+
+static void test_a_models_precision(void **state) {
+    struct w_error err = {0};
+    struct w_model *m;
+    (void)state;
+    put_product("full", "fp32", "1e-5");
+    put_product("half", "bf16", NULL);
+    put_product("half_proven", "bf16", "1e-5");
+    put_product("plain", "auto", NULL);
+    put_product("strict", "auto", "1e-5");
+    put_product("lax", "auto", "0.01");
+    put_product("eighth", "fp8", NULL);
+    put_product("bytes", "int8", NULL);
+    struct w_store *s = open_store(0, &err);
+    const struct {
+        const char *name, *precision;
+    } served[] = {{"full", "fp32"}, {"half", "bf16"}, {"plain", "fp32"}, {"strict", "fp32"}, {"lax", NULL}}; /* lax: what is faster here */
+    for (size_t i = 0; i < sizeof served / sizeof *served; i++) {
+        if (get(s, served[i].name, &m, &err) != W_STORE_READY) fail_msg("%s: %s", served[i].name, err.text);
+        if (served[i].precision) assert_string_equal(m->info.precision, served[i].precision);
+        char said[40];
+        snprintf(said, sizeof said, "\"precision\":\"%s\"", m->info.precision);
+        assert_non_null(strstr(m->manifest, said));
+        assert_string_equal(m->sig.inputs[0]->name, "x"); /* names are of the model that is kept */
+        w_model_release(m);
+    }
+    assert_int_equal(get(s, "half_proven", &m, &err), W_STORE_FAILED); /* asked for, and the sample says no */
+    assert_non_null(strstr(err.text, "golden"));
+    assert_int_equal(get(s, "eighth", &m, &err), W_STORE_FAILED);
+    assert_non_null(strstr(err.text, "precision is \"fp8\""));
+    assert_int_equal(get(s, "bytes", &m, &err), W_STORE_FAILED);
+    assert_non_null(strstr(err.text, "quantized"));
+    w_store_destroy(s);
+}
+
 static void test_the_longest_unused_model_goes_when_there_are_too_many(void **state) {
     struct w_error err = {0};
     put_model("big1/1/model.onnx", 1, 50000);
@@ -391,6 +453,7 @@ int main(void) {
         cmocka_unit_test(test_a_new_version_replaces_the_loaded_one_and_the_old_one_ends_in_peace),
         cmocka_unit_test(test_a_changed_file_is_loaded_anew_even_if_it_was_overwritten_in_place),
         cmocka_unit_test(test_a_broken_version_is_not_served_and_says_why),
+        cmocka_unit_test(test_a_models_precision),
         cmocka_unit_test(test_the_longest_unused_model_goes_when_there_are_too_many),
         cmocka_unit_test(test_an_alias_serves_a_path_under_a_name),
     };

@@ -237,13 +237,15 @@ static int bench(struct op_model *m, struct lane *lanes, const char *name, doubl
 static int run(int argc, char **argv) {
     char path[4096];
     struct op_error err = {0};
-    if (train_spec && argc == 0) return w__train_bench(train_spec, (int)n_threads, seconds, want_profile);
+    if (train_spec && argc == 0)
+        return w__train_bench(train_spec, (int)n_threads, seconds, want_profile);
     if (argc != 1)
         return w_report(W_EXIT_USAGE, "usage",
                         "quern model bench M --batch B --threads T --seconds S",
                         "one model is expected");
     int found = w__model_file(argv[0], models, path, sizeof path);
     if (found != W_EXIT_OK) return found;
+    precision = w__model_precision(argv[0], models, precision);
     const struct op_load_options load = {.cpu = cpu, .precision = precision, .cache = cache};
     uint64_t start = now_ns();
     struct op_model *m = op_model_load(path, &load, &err);

@@ -21,6 +21,16 @@ int w__model_file(const char *m, const char *store, char *dst, size_t dst_bytes)
     return W_EXIT_OK;
 }
 
+const char *w__model_precision(const char *m, const char *store, const char *precision) {
+    if (strcmp(precision, "auto") != 0) return precision;
+    const struct w_model_options how = {.precision = precision, .no_golden = true};
+    struct w_error err;
+    struct w_model *model = w_model_open(m, store ? store : w_config()->models, &how, &err);
+    precision = model && strcmp(model->info.precision, "bf16") == 0 ? "bf16" : "fp32";
+    w_model_release(model);
+    return precision;
+}
+
 static int find_input(const struct op_model *m, const char *name, size_t len) {
     for (int i = 0; i < op_model_n_inputs(m); i++)
         if (strlen(op_model_input(m, i)->name) == len &&

@@ -10,6 +10,10 @@
  * Returns W_EXIT_OK or what w_report gave. */
 int w__model_file(const char *m, const char *store, char *dst, size_t dst_bytes);
 
+/* What precision "auto" is for M on this machine, worked out on its golden samples; any other one
+ * is itself. A model that cannot be loaded is left to the caller: "fp32". */
+const char *w__model_precision(const char *m, const char *store, const char *precision);
+
 /* Reads `NAME=FILE.npy` (or `FILE.npy` for a model with one input) into inputs[i] of model m; data
  * lies in the arena. Returns W_EXIT_OK or what w_report gave. */
 int w__model_read_inputs(const struct op_model *m, const struct w_list *given,

@@ -83,6 +83,7 @@ static int run(int argc, char **argv) {
                         "one model is expected");
     int found = w__model_file(argv[0], models, path, sizeof path);
     if (found != W_EXIT_OK) return found;
+    precision = w__model_precision(argv[0], models, precision);
     const struct op_load_options load = {.cpu = cpu,
                                          .reference = reference,
                                          .passes = passes,

@@ -21,6 +21,7 @@ struct w_pipeline {
     struct w_step steps[W_STEPS_MAX];
     struct w_spec in[W_STEPS_MAX], out[W_STEPS_MAX]; /* what each step takes and gives */
     struct w_batch batch;
+    const char *precision; /* NULL: not said */
     struct w_golden golden[W_GOLDEN_MAX];
     int n_golden;
 };

@@ -223,8 +223,21 @@ static const struct w_param batch_params[] = {
     {0}};
 /* clang-format on */
 
+static bool read_precision(struct w_pipeline *p, const json_t *value, struct w_error *err) {
+    static const char *const known[] = {"fp32", "bf16", "int8", "auto"};
+    const char *text = json_string_value(value);
+    for (size_t i = 0; text && i < sizeof known / sizeof *known; i++)
+        if (strcmp(known[i], text) == 0) p->precision = known[i];
+    return !value || p->precision ||
+           w_fail(err, W_BAD_MODEL,
+                  "model.json: precision is %s%.40s%s, \"fp32\", \"bf16\", \"int8\" or \"auto\" is "
+                  "expected",
+                  text ? "\"" : "", text ? text : "no text", text ? "\"" : "");
+}
+
 static bool read_root(struct w_pipeline *p, struct w_error *err) {
-    static const char *const known[] = {"quern", "pipeline", "golden", "batch", "description"};
+    static const char *const known[] = {"quern", "pipeline",  "golden",
+                                        "batch", "precision", "description"};
     const char *key;
     json_t *value, *batch = json_object_get(p->json, "batch");
     if (!json_is_object(p->json))
@@ -234,8 +247,8 @@ static bool read_root(struct w_pipeline *p, struct w_error *err) {
         while (i < sizeof known / sizeof *known && strcmp(known[i], key)) i++;
         if (i == sizeof known / sizeof *known)
             return w_fail(err, W_BAD_MODEL,
-                          "model.json: unknown key \"%s\" (quern, pipeline, golden, batch and "
-                          "description are known)",
+                          "model.json: unknown key \"%s\" (quern, pipeline, golden, batch, "
+                          "precision and description are known)",
                           key);
     }
     value = json_object_get(p->json, "quern");
@@ -245,6 +258,7 @@ static bool read_root(struct w_pipeline *p, struct w_error *err) {
     if (!read_steps(p, json_object_get(p->json, "pipeline"), err) ||
         !read_golden(p, json_object_get(p->json, "golden"), err))
         return false;
+    if (!read_precision(p, json_object_get(p->json, "precision"), err)) return false;
     if (batch) {
         struct batch_params b = {0};
         if (!w__params_read(batch_params, batch, &b, p->folder, "model.json: batch", err))
@@ -317,6 +331,9 @@ void w_pipeline_destroy(struct w_pipeline *p) {
 
 struct w_batch w_pipeline_batch(const struct w_pipeline *p) {
     return p->batch;
+}
+const char *w_pipeline_precision(const struct w_pipeline *p) {
+    return p->precision ? p->precision : "fp32";
 }
 int w_pipeline_n_steps(const struct w_pipeline *p) {
     return p->n_steps;

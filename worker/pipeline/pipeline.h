@@ -85,7 +85,8 @@ struct w_batch {
     enum w_pad pad;
 };
 struct w_batch w_pipeline_batch(const struct w_pipeline *p);
-int w_pipeline_n_steps(const struct w_pipeline *p);                  /* 0: the empty pipeline */
+const char *w_pipeline_precision(const struct w_pipeline *p); /* "fp32", "bf16", "int8", "auto" */
+int w_pipeline_n_steps(const struct w_pipeline *p);           /* 0: the empty pipeline */
 const char *w_pipeline_step_name(const struct w_pipeline *p, int i); /* "resize" */
 const struct w_signature *w_pipeline_signature(const struct w_pipeline *p);
 

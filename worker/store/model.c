@@ -121,23 +121,34 @@ static bool stage(struct w_model *m, const struct w_model_options *o, struct w_e
 struct golden_run {
     struct op_session *session;
     const struct w_model *model;
+    uint64_t ns; /* of the runs */
 };
+
+static uint64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
 
 static bool run_golden(void *user, const struct op_tensor *inputs, int n_inputs,
                        const struct op_tensor **outputs, int *n_outputs, struct w_error *err) {
     struct golden_run *g = user;
     struct op_error oe;
+    const uint64_t start = now_ns();
     if (op_session_run(g->session, inputs, n_inputs, outputs, &oe) != OP_OK)
         return w_fail_op(err, &oe, g->model->name);
+    g->ns += now_ns() - start;
     *n_outputs = op_model_n_outputs(g->model->op);
     return true;
 }
 
-static bool prove(const struct w_model *m, struct w_error *err) {
+/* Runs the golden samples on `op`, m's model at some precision; *ns (NULL: not asked) is the time
+ * in it. */
+static bool prove(const struct w_model *m, struct op_model *op, uint64_t *ns, struct w_error *err) {
     struct op_error oe;
     int n = w_pipeline_n_golden(m->pipeline);
     if (n == 0) return true;
-    struct golden_run g = {op_session_create(m->op, NULL, &oe), m};
+    struct golden_run g = {.session = op_session_create(op, NULL, &oe), .model = m};
     if (!g.session) return w_fail_op(err, &oe, m->name);
     bool ok = true;
     for (int i = 0; i < n && ok; i++) {
@@ -149,15 +160,74 @@ static bool prove(const struct w_model *m, struct w_error *err) {
     }
     op_session_destroy(g.session);
     if (!ok && err) err->code = W_BAD_MODEL;
+    if (ns) *ns = g.ns;
     return ok;
+}
+
+/* --- precision -------------------------------------------------------------------------------- */
+
+static struct op_model *load_op(const struct w_model *m, const struct w_model_options *o,
+                                const char *precision, struct op_error *oe) {
+    const struct op_load_options lo = {
+        .memory_bytes_max = o->run_bytes_max, .cache = o->cache, .precision = precision};
+    char dir[4096];
+    snprintf(dir, sizeof dir, "%s", m->path);
+    char *slash = strrchr(dir, '/');
+    if (slash) *slash = 0;
+    return op_model_load_memory(m->mapping, m->mapping_bytes,
+                                !slash ? "."
+                                : *dir ? dir
+                                       : "/",
+                                &lo, oe);
+}
+
+/* Whether bf16 keeps the golden samples and is faster on them, by more than two runs of one
+ * precision differ: the best of three rounds each, in turns. */
+static bool bf16_is_better(const struct w_model *m, struct op_model *bf16) {
+    enum { ROUNDS = 3, PERCENT = 5 };
+    uint64_t best[2] = {UINT64_MAX, UINT64_MAX}, ns;
+    for (int i = 0; i < 2 * ROUNDS; i++) {
+        struct w_error unwanted;
+        if (!prove(m, i % 2 ? bf16 : m->op, &ns, &unwanted)) return false;
+        if (ns < best[i % 2]) best[i % 2] = ns;
+    }
+    return best[1] / 100 < best[0] / (100 + PERCENT);
+}
+
+/* What the model takes and gives, and the pipeline around it. */
+static bool describe(struct w_model *m, struct w_error *err) {
+    if (!w_signature_of(m->op, m->name, &m->sig, err)) return false;
+    m->pipeline = w_pipeline_load(m->folder, &m->sig, err);
+    return m->pipeline != NULL;
+}
+
+/* Changes m->op, which is at fp32, for what the options or model.json ask for. "auto" measures, and
+ * is fp32 without golden samples. */
+static bool take_precision(struct w_model *m, const struct w_model_options *o,
+                           struct w_error *err) {
+    const char *want = o->precision ? o->precision : w_pipeline_precision(m->pipeline);
+    const bool measure = strcmp(want, "auto") == 0;
+    struct op_error oe;
+    if (strcmp(want, "fp32") == 0 || (measure && !w_pipeline_n_golden(m->pipeline))) return true;
+    struct op_model *other = load_op(m, o, measure ? "bf16" : want, &oe);
+    if (!other) return w_fail_op(err, &oe, m->name);
+    if (measure && !bf16_is_better(m, other)) {
+        op_model_release(other);
+        return true;
+    }
+    w_pipeline_destroy(m->pipeline); /* names in it and in the signature are the first one's */
+    op_model_release(m->op);
+    m->op = other;
+    m->pipeline = NULL;
+    return describe(m, err);
 }
 
 /* --- loading ---------------------------------------------------------------------------------- */
 
 static char *make_manifest(const struct w_model *m) {
-    json_t *o =
-        json_pack("{s:s, s:s, s:s, s:s, s:s}", "model", m->name, "sha256", m->info.sha256, "isa",
-                  m->info.isa ? m->info.isa : "", "precision", "fp32", "build", QUERN_VERSION);
+    json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:s}", "model", m->name, "sha256", m->info.sha256,
+                          "isa", m->info.isa ? m->info.isa : "", "precision", m->info.precision,
+                          "build", QUERN_VERSION);
     char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
     json_decref(o);
     return text;
@@ -165,28 +235,18 @@ static char *make_manifest(const struct w_model *m) {
 
 static bool load(struct w_model *m, const struct w_model_options *o, struct w_error *err) {
     struct op_error oe;
-    struct op_load_options lo = {.memory_bytes_max = o->run_bytes_max, .cache = o->cache};
-    char dir[4096];
     if (!stage(m, o, err)) return false;
-    snprintf(dir, sizeof dir, "%s", m->path);
-    char *slash = strrchr(dir, '/');
-    if (slash) *slash = 0;
-    m->op = op_model_load_memory(m->mapping, m->mapping_bytes,
-                                 !slash ? "."
-                                 : *dir ? dir
-                                        : "/",
-                                 &lo, &oe);
+    m->op = load_op(m, o, "fp32", &oe);
     if (!m->op) {
         w_fail_op(err, &oe, m->name);
         if (err && strcmp(err->code, W_NO_MEMORY) != 0 && strcmp(err->code, W_UNSUPPORTED) != 0)
             err->code = W_BAD_MODEL;
         return false;
     }
-    if (!w_signature_of(m->op, m->name, &m->sig, err)) return false;
-    m->pipeline = w_pipeline_load(m->folder, &m->sig, err);
-    if (!m->pipeline) return false;
+    if (!describe(m, err)) return false;
     m->batch = w_pipeline_batch(m->pipeline);
-    if (!o->no_golden && !prove(m, err)) return false;
+    if (!take_precision(m, o, err)) return false;
+    if (!o->no_golden && !prove(m, m->op, NULL, err)) return false;
     op_model_describe(m->op, &m->info);
     m->bytes = m->info.weight_bytes + m->info.packed_bytes;
     m->manifest = make_manifest(m);

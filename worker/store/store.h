@@ -29,7 +29,8 @@
 struct w_model_options {
     uint64_t run_bytes_max; /* memory of one run; 0: the engine's default */
     bool no_golden;         /* load only: the golden samples are not run */
-    const char *cache;      /* folder for packed weights (op_load_options.cache); NULL: none */
+    const char *precision; /* goes before model.json's: op_load_options.precision; NULL: that one */
+    const char *cache;     /* folder for packed weights (op_load_options.cache); NULL: none */
     const char *staging; /* folder for private copies; NULL: $CACHE_DIRECTORY, $TMPDIR, /var/tmp */
 };
 
