@@ -188,7 +188,7 @@ static void write_narrow_ints(enum op_type type, uint8_t *dst, const union block
         if (how->old_rules)
             v = v < low ? low : v > high ? high : v;
         else
-            v = ((v - low) & (high - low)) + low;
+            v = (int64_t)(((uint64_t)v - (uint64_t)low) & (uint64_t)(high - low)) + low;
         dst[i] = (uint8_t)v;
     }
 }
