@@ -10,7 +10,7 @@
 
 #include <string.h>
 
-enum { BLOCK_BYTES = 384 << 10, BLOCK_POINTERS = 1 << 14, LINE = 64 };
+enum { BLOCK_BYTES = 384 << 10, BLOCK_POINTERS = 1 << 14, LINE = 64, OFFSETS_MAX = 64 };
 
 static int64_t min64(int64_t a, int64_t b) {
     return a < b ? a : b;
@@ -76,11 +76,50 @@ size_t k_last_scratch_bytes(const struct k_geometry *g) {
     return (size_t)(block_rows(g) * taps_of(g) * K_ROWS_MAX) * sizeof(const float *); /* at worst one row a tile */
 }
 
-/* Pointers of output pixel `row`: tap q's goes to to[q * K_ROWS_MAX]. */
-static void point(const struct k_last_job *job, int64_t row, const float **to) {
+/* An output pixel, and where the taps of one that needs no padding lie, from its first on. */
+struct place {
+    int64_t image, o[3];
+    int64_t offset[OFFSETS_MAX];
+    bool offsets; /* there are not too many taps */
+};
+
+static void place_at(const struct k_last_job *job, int64_t row, struct place *p) {
     const struct k_geometry *g = job->g;
-    const int64_t ow = row % g->out[2], oh = row / g->out[2] % g->out[1], od = row / g->out[2] / g->out[1] % g->out[0];
-    const float *image = job->x + row / g->out[2] / g->out[1] / g->out[0] * g->in[0] * g->in[1] * g->in[2] * job->x_pixel;
+    const int64_t taps = taps_of(g);
+    for (int a = 2; a >= 0; a--) p->o[a] = row % g->out[a], row /= g->out[a];
+    p->image = row;
+    p->offsets = taps <= OFFSETS_MAX;
+    for (int64_t q = 0; q < taps && p->offsets; q++) {
+        const int64_t a2 = q % g->kernel[2], a1 = q / g->kernel[2] % g->kernel[1], a0 = q / g->kernel[2] / g->kernel[1];
+        p->offset[q] = ((a0 * g->dilation[0] * g->in[1] + a1 * g->dilation[1]) * g->in[2] + a2 * g->dilation[2]) * job->x_pixel;
+    }
+}
+
+static void place_next(const struct k_geometry *g, struct place *p) {
+    for (int a = 2; a >= 0; a--) {
+        if (++p->o[a] < g->out[a]) return;
+        p->o[a] = 0;
+    }
+    p->image++;
+}
+
+/* Its pointers: tap q's goes to to[q * K_ROWS_MAX]. */
+static void point(const struct k_last_job *job, const struct place *p, const float **to) {
+    const struct k_geometry *g = job->g;
+    const int64_t od = p->o[0], oh = p->o[1], ow = p->o[2];
+    const float *image = job->x + p->image * g->in[0] * g->in[1] * g->in[2] * job->x_pixel;
+    bool whole = p->offsets;
+    int64_t at = 0;
+    for (int a = 0; a < 3; a++) {
+        const int64_t i = p->o[a] * g->stride[a] - g->begin[a];
+        whole = whole && i >= 0 && i + (g->kernel[a] - 1) * g->dilation[a] < g->in[a];
+        at = at * g->in[a] + i;
+    }
+    if (whole) {
+        const float *first = image + at * job->x_pixel;
+        for (int64_t q = 0, taps = taps_of(g); q < taps; q++) to[q * K_ROWS_MAX] = first + p->offset[q];
+        return;
+    }
     for (int64_t a0 = 0; a0 < g->kernel[0]; a0++)
         for (int64_t a1 = 0; a1 < g->kernel[1]; a1++) {
             const int64_t d = od * g->stride[0] - g->begin[0] + a0 * g->dilation[0], h = oh * g->stride[1] - g->begin[1] + a1 * g->dilation[1];
@@ -97,13 +136,17 @@ static void point_tiles(const struct k_last_job *job, int64_t first, int64_t n, 
     const bool flat = pointwise(job->g);
     const int64_t taps = taps_of(job->g);
     const int64_t each = n / tiles, more = n % tiles;
+    struct place place = {.image = 0};
+    if (!flat) place_at(job, first, &place);
     for (int64_t i = 0, row = first; i < tiles; i++, pointers += taps * K_ROWS_MAX) {
         const int64_t rows = each + (i < more);
         for (int64_t r = 0; r < rows; r++, row++) {
-            if (flat)
+            if (flat) {
                 pointers[r] = job->x + row * job->x_pixel;
-            else
-                point(job, row, pointers + r);
+                continue;
+            }
+            point(job, &place, pointers + r);
+            place_next(job->g, &place);
         }
     }
 }
