@@ -17,6 +17,7 @@
 
 #define BLOCK_MAX 18
 #define CHUNK_ROWS 96
+#define CHUNK_ROWS_FEW 24 /* of a few sequences: R must stay in L2 beside the projections */
 
 /* --- packed weights ---------------------------------------------------------------------------- */
 
@@ -54,7 +55,7 @@ static void make_plan(const struct op_ctx *ctx, const struct rnn_dims *d, struct
     size_t part[3], gates = (size_t)s->n_gates * (size_t)d->hidden, hidden = (size_t)d->hidden;
     p->n_blocks = (d->batch + BLOCK_MAX - 1) / BLOCK_MAX;
     p->block = p->n_blocks ? (d->batch + p->n_blocks - 1) / p->n_blocks : 1;
-    p->chunk = CHUNK_ROWS / p->block;
+    p->chunk = (p->block <= 4 ? CHUNK_ROWS_FEW : CHUNK_ROWS) / p->block;
     if (p->chunk > d->steps) p->chunk = d->steps ? d->steps : 1;
     size_t rows = (size_t)(p->chunk * p->block), block = (size_t)p->block;
     p->bias = whole_lines(gates);
