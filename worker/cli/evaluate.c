@@ -111,7 +111,9 @@ static void print_matrix(json_t *matrix, json_t *labels) {
             const char *column = json_string_value(json_array_get(labels, k));
             column ? printf(" %7.7s", column) : printf(" %7zu", k);
         }
-        json_array_foreach(row, k, cell) printf(" %7lld", json_integer_value(cell));
+        json_array_foreach(row, k, cell) {
+            printf(" %7lld", json_integer_value(cell));
+        }
         putchar('\n');
     }
 }

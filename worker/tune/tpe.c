@@ -116,7 +116,7 @@ double w__tpe_draw(const struct w_study *s, int64_t trial, int dim, const struct
                    size_t n) {
     int finished = n_finished(known, n), n_good = (int)ceil(GOOD_PART * finished);
     struct ranked *ranks = malloc((n + 1) * sizeof *ranks);
-    struct kernels *k = calloc(2, sizeof *k), *good = k, *rest = k + 1;
+    struct kernels *k = calloc(2, sizeof *k), *good = k, *rest = k ? k + 1 : NULL;
     double best = w__draw(s, trial, dim, 0), best_ratio = -1;
     if (!ranks || !k || finished < s->startup_trials || n > W_TUNE_TRIALS_MAX) goto end;
     if (n_good > GOOD_MAX) n_good = GOOD_MAX;
