@@ -179,6 +179,12 @@ struct w_words {
 };
 bool w__train_words_add(struct w_words *w, const char *text, size_t len, struct w_error *err);
 void w__train_words_finish(struct w_words *w);
+/* y of the set: the number of each row's word, among its own sorted words or those of like. */
+bool w__train_number_words(const struct w_words *w, const char *where, const struct w_set *like,
+                           struct w_set *s, struct w_error *err);
+/* y of the set: each row's words as labels, cut at the separators, padded with −1. */
+bool w__train_number_sequences(const struct w_words *w, const char *separator, const char *where,
+                               const struct w_set_wish *wish, struct w_set *s, struct w_error *err);
 bool w__train_read_csv(const struct w_table *t, const char *file, struct w_array *x,
                        struct w_array *y, struct w_words *words, struct w_error *err);
 bool w__train_read_jsonl(const struct w_table *t, const char *file, struct w_array *x,
@@ -443,6 +449,7 @@ bool w_publish(const struct w_publication *p, int64_t *version, struct w_error *
 bool w__fit_prepare(struct w_fit *f, struct w_error *err);
 /* Everything that depends on which rows train: fold f->fold, or all. */
 bool w__fit_set_up(struct w_fit *f, struct w_error *err);
+bool w__fit_hash(struct w_fit *f, struct w_error *err); /* hash.c */
 /* splits.c */
 bool w__split_test(struct w_fit *f, struct w_error *err);
 bool w__split_validation(struct w_fit *f, struct w_error *err);
