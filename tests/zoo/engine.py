@@ -28,7 +28,8 @@ class Tensor(c.Structure):
 
 
 class LoadOptions(c.Structure):
-    _fields_ = [("cpu", c.c_char_p), ("reference", c.c_bool), ("memory_bytes_max", c.c_uint64), ("model_bytes_max", c.c_uint64), ("passes", c.c_char_p)]
+    _fields_ = [("cpu", c.c_char_p), ("reference", c.c_bool), ("memory_bytes_max", c.c_uint64), ("model_bytes_max", c.c_uint64), ("precision", c.c_char_p),
+                ("cache", c.c_char_p), ("passes", c.c_char_p)]
 
 
 class SessionOptions(c.Structure):
@@ -62,7 +63,7 @@ class Model:
     def __init__(self, path, n_threads=1, reference=False, cpu=None):
         self.lib, err = _library(), Error()
         self.session = None
-        load = LoadOptions(cpu.encode() if cpu else None, reference, 0, 0, None)
+        load = LoadOptions(cpu=cpu.encode() if cpu else None, reference=reference)
         self.model = self.lib.op_model_load(os.fsencode(path), c.byref(load), c.byref(err))
         if not self.model:
             raise ValueError(err.text.decode())
