@@ -129,8 +129,9 @@ static int on_done(json_t *result, json_t *envelope) {
     }
     printf("%lld rows in %.2f s:", json_integer_value(json_object_get(result, "rows")),
            json_number_value(json_object_get(result, "seconds")));
-    json_object_foreach(json_object_get(result, "metrics"), key, value)
+    json_object_foreach(json_object_get(result, "metrics"), key, value) {
         printf(" %s %.5g", key, json_number_value(value));
+    }
     putchar('\n');
     print_matrix(json_object_get(result, "confusion_matrix"), json_object_get(result, "labels"));
     return W_EXIT_OK;
