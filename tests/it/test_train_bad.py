@@ -20,7 +20,11 @@ class Lab(Server):
         super().__enter__()
         for folder in ("models", "files"):
             os.makedirs(self.at(folder))
-        self.worker("--models", self.at("models"), "--files", self.at("files"), "--lanes", "1", "--run-bytes-max", "20000000")
+        try:
+            self.worker("--models", self.at("models"), "--files", self.at("files"), "--lanes", "1", "--run-bytes-max", "20000000")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def at(self, *names):
