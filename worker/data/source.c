@@ -29,8 +29,8 @@ static const struct w_format *by_name(const char *name, struct w_error *err) {
         if (!strcmp(__start_quern_formats[i]->name, name)) return __start_quern_formats[i];
     const char *near = w__nearest(name, next_format, NULL);
     w_fail(err, W_BAD_INPUT, "there is no format \"%s\"%s%s%s", name,
-           near ? "; did you mean \"" : " (npy, csv, jsonl, images, sounds and texts are known)", near ? near : "",
-           near ? "\"?" : "");
+           near ? "; did you mean \"" : " (npy, csv, jsonl, images, sounds and texts are known)",
+           near ? near : "", near ? "\"?" : "");
     return NULL;
 }
 

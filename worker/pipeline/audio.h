@@ -7,7 +7,8 @@
 #define W_RATE_MAX 768000
 
 /* RIFF/WAVE: PCM of 8, 16, 24 and 32 bits, float of 32 and 64, also WAVE_FORMAT_EXTENSIBLE; the
- * channels are averaged. A data chunk that the file's end cuts off is read as far as it is there. */
+ * channels are averaged. A data chunk that the file's end cuts off is read as far as it is there.
+ */
 bool w__wav_decode(struct w_span bytes, double seconds_max, struct w_arena *a, struct w_audio *dst,
                    struct w_error *err);
 /* To another rate: a windowed sinc, cut off at the lower of the two half rates. */

@@ -25,8 +25,8 @@ static bool parse(struct w_step *s, json_t *json, struct w_error *err) {
     json_t *item;
     (void)json;
     if (!json_is_array(t->labels) || json_array_size(t->labels) <= (size_t)t->blank)
-        return w_fail(err, W_BAD_MODEL, "\"labels\" must be a list of more than \"blank\" (%d) strings",
-                      t->blank);
+        return w_fail(err, W_BAD_MODEL,
+                      "\"labels\" must be a list of more than \"blank\" (%d) strings", t->blank);
     json_array_foreach(t->labels, i, item) if (!json_is_string(item)) return w_fail(
         err, W_BAD_MODEL, "\"labels\"[%zu] is no string", i);
     return true;

@@ -40,8 +40,8 @@ static bool check(struct w_step *s, const struct w_spec *in, struct w_spec *out,
                   struct w_error *err) {
     const struct log_mel *t = s->state;
     if (in->type == W_AUDIO && in->rate && in->rate != t->sampling_rate)
-        return w_fail(err, W_BAD_MODEL, "\"sampling_rate\" is %d, the audio has %d", t->sampling_rate,
-                      in->rate);
+        return w_fail(err, W_BAD_MODEL, "\"sampling_rate\" is %d, the audio has %d",
+                      t->sampling_rate, in->rate);
     *out = (struct w_spec){.type = W_TENSOR, .dtype = OP_F32, .rank = 2};
     out->dims[0] = t->frames ? t->frames : -1;
     out->dims[1] = t->num_mel_bins;
@@ -57,7 +57,8 @@ static bool apply(const struct w_step *s, struct w_row *row, const struct w_valu
     int64_t frames = w__mel_frames(t->mel, in->audio.n);
     float *dst = w_arena_array(&row->arena, (size_t)(frames * t->num_mel_bins), sizeof *dst);
     if (!dst || !w__mel_apply(t->mel, &row->arena, in->audio.samples, in->audio.n, dst, frames))
-        return w_fail(err, W_TOO_LARGE, "%lld frames are more than a row's memory", (long long)frames);
+        return w_fail(err, W_TOO_LARGE, "%lld frames are more than a row's memory",
+                      (long long)frames);
     out->flat = t->frames != 0; /* [frames, bands] may be [frames, bands, 1] to the model */
     out->tensor = (struct op_tensor){
         .dtype = OP_F32, .rank = 2, .dims = {frames, t->num_mel_bins}, .data = dst};

@@ -43,9 +43,11 @@ struct w_mel *w__mel_create(const struct w_mel_options *o, struct w_error *err) 
     if (m->o.max_freq == 0) m->o.max_freq = (double)o->rate / 2;
     int32_t n = o->fft_length;
     if (n < 2 || (n & (n - 1)) || o->length > n || o->stride < 1 || o->length < 1 || o->bands < 1 ||
-        m->o.min_freq < 0 || m->o.min_freq >= m->o.max_freq || m->o.max_freq > (double)o->rate / 2) {
+        m->o.min_freq < 0 || m->o.min_freq >= m->o.max_freq ||
+        m->o.max_freq > (double)o->rate / 2) {
         w_fail(err, W_BAD_MODEL,
-               "fft_length must be a power of two, not below sequence_length (%d and %d are given), and "
+               "fft_length must be a power of two, not below sequence_length (%d and %d are "
+               "given), and "
                "min_freq below max_freq, that up to half of sampling_rate",
                n, o->length);
         free(m);
@@ -62,7 +64,8 @@ struct w_mel *w__mel_create(const struct w_mel_options *o, struct w_error *err) 
         w__mel_destroy(m);
         return NULL;
     }
-    for (int32_t i = 0; i < o->length; i++) m->window[i] = 0.5 - 0.5 * cos(2 * M_PI * i / o->length);
+    for (int32_t i = 0; i < o->length; i++)
+        m->window[i] = 0.5 - 0.5 * cos(2 * M_PI * i / o->length);
     for (int32_t i = 0; i < n / 2; i++) {
         m->cosines[i] = cos(2 * M_PI * i / n);
         m->sines[i] = -sin(2 * M_PI * i / n);

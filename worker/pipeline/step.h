@@ -54,7 +54,7 @@ struct w_spec {
     enum w_type type;
     int32_t w, h, channels; /* IMAGE */
     enum w_color color;
-    int32_t rate; /* AUDIO */
+    int32_t rate;       /* AUDIO */
     enum op_type dtype; /* TENSOR; OP_UNDEFINED: not known */
     int rank;
     int64_t dims[OP_RANK_MAX];

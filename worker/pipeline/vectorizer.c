@@ -59,7 +59,10 @@ int64_t w_vectorizer_size(const struct w_vectorizer *v) {
 /* One code point; what is not UTF-8 is a byte of Latin-1. */
 static uint32_t take(const char **p, const char *end) {
     const unsigned char *s = (const unsigned char *)*p;
-    int n = *s >= 0xf0 && *s < 0xf5 ? 3 : *s >= 0xe0 && *s < 0xf0 ? 2 : *s >= 0xc2 && *s < 0xe0 ? 1 : 0;
+    int n = *s >= 0xf0 && *s < 0xf5   ? 3
+            : *s >= 0xe0 && *s < 0xf0 ? 2
+            : *s >= 0xc2 && *s < 0xe0 ? 1
+                                      : 0;
     uint32_t c = n == 3 ? *s & 7u : n == 2 ? *s & 15u : n == 1 ? *s & 31u : *s;
     bool good = end - *p > n;
     for (int i = 1; good && i <= n; i++) {
@@ -137,7 +140,8 @@ static int64_t *place(const struct w_vectorizer *v, const char *text, size_t len
 
 static bool rehash(struct w_vectorizer *v, size_t size, struct w_error *err) {
     int64_t *table = calloc(size, sizeof *table);
-    if (!table) return w_fail(err, W_NO_MEMORY, "no memory for a vocabulary of %zu tokens", size / 2);
+    if (!table)
+        return w_fail(err, W_NO_MEMORY, "no memory for a vocabulary of %zu tokens", size / 2);
     free(v->table);
     v->table = table;
     v->table_size = size;
@@ -157,7 +161,8 @@ static bool add(struct w_vectorizer *v, const char *text, size_t len, int64_t co
         return true;
     }
     if (v->n == W_VECTORIZER_TOKENS_MAX)
-        return w_fail(err, W_TOO_LARGE, "a vocabulary has at most %d tokens", W_VECTORIZER_TOKENS_MAX);
+        return w_fail(err, W_TOO_LARGE, "a vocabulary has at most %d tokens",
+                      W_VECTORIZER_TOKENS_MAX);
     if (v->n == v->room) {
         int64_t room = v->room ? 2 * v->room : 512;
         struct token *grown = realloc(v->tokens, (size_t)room * sizeof *grown);
@@ -225,7 +230,9 @@ char *w_vectorizer_write(const struct w_vectorizer *v, struct w_error *err) {
     json_t *list = json_pack("[s,s]", "", "[UNK]");
     for (int64_t i = 0; i < v->n && list; i++)
         json_array_append_new(list, json_stringn(v->text + v->tokens[i].at, v->tokens[i].len));
-    char *text = list && (int64_t)json_array_size(list) == v->n + FIRST ? json_dumps(list, JSON_COMPACT) : NULL;
+    char *text = list && (int64_t)json_array_size(list) == v->n + FIRST
+                     ? json_dumps(list, JSON_COMPACT)
+                     : NULL;
     json_decref(list);
     if (!text) w_fail(err, W_NO_MEMORY, "no memory for the vocabulary");
     return text;
@@ -248,8 +255,9 @@ bool w_vectorizer_read(struct w_vectorizer *v, const char *path, struct w_error 
     ok = ok && v->n == (int64_t)json_array_size(list) - FIRST;
     json_decref(list);
     v->adapted = ok;
-    return ok || w_fail(err, W_BAD_MODEL,
-                        "\"vocabulary\": %s must be a list [\"\", \"[UNK]\", token, …] of different "
-                        "strings",
-                        path);
+    return ok ||
+           w_fail(err, W_BAD_MODEL,
+                  "\"vocabulary\": %s must be a list [\"\", \"[UNK]\", token, …] of different "
+                  "strings",
+                  path);
 }

@@ -23,12 +23,7 @@
 
 enum w_split { W_SPLIT_WHITESPACE, W_SPLIT_CHARACTER, W_SPLIT_BYTE };
 #define W_SPLIT_CHOICES "whitespace character byte"
-enum w_standardize {
-    W_STANDARD_LOWER_STRIP,
-    W_STANDARD_LOWER,
-    W_STANDARD_STRIP,
-    W_STANDARD_NONE
-};
+enum w_standardize { W_STANDARD_LOWER_STRIP, W_STANDARD_LOWER, W_STANDARD_STRIP, W_STANDARD_NONE };
 #define W_STANDARDIZE_CHOICES "lower_and_strip_punctuation lower strip_punctuation none"
 
 struct w_vectorizer;

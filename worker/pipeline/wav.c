@@ -28,13 +28,15 @@ static bool read_format(const uint8_t *p, size_t n, struct wav *w, struct w_erro
     w->block = little(p + 12, 2);
     w->bits = little(p + 14, 2);
     if (w->format == 0xfffe && n >= 40) w->format = little(p + 24, 2); /* extensible */
-    bool known = (w->format == 1 && (w->bits == 8 || w->bits == 16 || w->bits == 24 || w->bits == 32)) ||
-                 (w->format == 3 && (w->bits == 32 || w->bits == 64));
+    bool known =
+        (w->format == 1 && (w->bits == 8 || w->bits == 16 || w->bits == 24 || w->bits == 32)) ||
+        (w->format == 3 && (w->bits == 32 || w->bits == 64));
     if (!known)
-        return w_fail(err, W_UNSUPPORTED,
-                      "the WAV file has format %u of %u bits; PCM of 8, 16, 24, 32 and float of 32, "
-                      "64 are read",
-                      w->format, w->bits);
+        return w_fail(
+            err, W_UNSUPPORTED,
+            "the WAV file has format %u of %u bits; PCM of 8, 16, 24, 32 and float of 32, "
+            "64 are read",
+            w->format, w->bits);
     if (w->channels < 1 || w->block != w->channels * (w->bits / 8) || w->rate < 1 ||
         w->rate > W_RATE_MAX)
         return w_fail(err, W_BAD_INPUT,
@@ -59,8 +61,8 @@ static bool read_chunks(struct w_span b, struct wav *w, struct w_error *err) {
         if (n + (n & 1) > left) break;
         p += 8 + n + (n & 1);
     }
-    return (w->channels && w->data) ||
-           w_fail(err, W_BAD_INPUT, "the WAV file has no %s chunk", w->channels ? "data" : "format");
+    return (w->channels && w->data) || w_fail(err, W_BAD_INPUT, "the WAV file has no %s chunk",
+                                              w->channels ? "data" : "format");
 }
 
 static double sample(const struct wav *w, const uint8_t *p) {
@@ -108,7 +110,8 @@ bool w__wav_decode(struct w_span bytes, double seconds_max, struct w_arena *a, s
             sum += sample(&w, w.data + (size_t)i * w.block + c * (w.bits / 8));
         dst->samples[i] = (float)(sum / w.channels);
         if (!isfinite(dst->samples[i]))
-            return w_fail(err, W_BAD_INPUT, "sample %lld of the WAV file is no number", (long long)i);
+            return w_fail(err, W_BAD_INPUT, "sample %lld of the WAV file is no number",
+                          (long long)i);
     }
     return true;
 }
@@ -144,8 +147,9 @@ bool w__audio_resample(struct w_arena *a, const struct w_audio *src, int32_t rat
     int64_t half = (int64_t)ceil(CROSSINGS / cut), taps = 2 * half + 1,
             n = (src->n * up + down - 1) / down;
     if (up * taps > TABLE_MAX)
-        return w_fail(err, W_UNSUPPORTED, "%d samples a second cannot be made of %d: the ratio is "
-                                          "too odd",
+        return w_fail(err, W_UNSUPPORTED,
+                      "%d samples a second cannot be made of %d: the ratio is "
+                      "too odd",
                       rate, src->rate);
     float *table = w_arena_array(a, (size_t)(up * taps), sizeof *table),
           *out = w_arena_array(a, (size_t)n, sizeof *out);
