@@ -4,7 +4,7 @@
 The form is that of ONNX Runtime's static quantizer: weights i8, symmetric, a scale for each output channel; activations u8 with a zero
 point over the range that calibration saw (--signed: i8, symmetric); biases i32 with the product of both scales; QuantizeLinear and
 DequantizeLinear around Conv, Gemm, MatMul, Add and GlobalAveragePool, the parameters carried along through MaxPool, Flatten and Reshape.
-A Relu or Clip whose input is quantized goes: saturation does what it did. In an encoder only products are quantized, as a whole LayerNorm or
+A Relu or Clip whose input is quantized goes where bytes are unsigned: saturation does what it did. In an encoder only products are quantized, as a whole LayerNorm or
 GELU in bytes would say little.
 
 Calibration runs the f32 model in our own library on random inputs. usage: quantize_models.py FOLDER [--signed] [NAME…]
@@ -66,7 +66,7 @@ class Quantizer:
         self.drop_activations()
 
     def drop_activations(self):
-        """Relu and Clip behind a quantized node: the node writes what they wrote."""
+        """Relu and Clip behind a quantized node: the node writes what they wrote. Not where bytes go below zero."""
         users = {}
         for n in self.graph.node:
             for name in n.input:
@@ -75,7 +75,7 @@ class Quantizer:
         self.kept = []
         for n in self.graph.node:
             before = producer.get(n.input[0]) if n.input else None
-            if n.op_type in ("Relu", "Clip") and before is not None and before.op_type in self.kinds and len(users[n.input[0]]) == 1:
+            if not self.signed and n.op_type in ("Relu", "Clip") and before is not None and before.op_type in self.kinds and len(users[n.input[0]]) == 1:
                 before.output[0] = n.output[0]
                 producer[n.output[0]] = before
             else:
@@ -85,7 +85,7 @@ class Quantizer:
         """Names of the values to quantize, in order."""
         names, quantized = [], set()
         for n in self.kept:
-            if n.op_type in self.kinds:
+            if n.op_type in self.kinds or (n.op_type in ("Relu", "Clip") and n.input[0] in quantized):
                 mine = [i for k, i in enumerate(n.input) if i not in self.constants and not (k == 2 and n.op_type in ("Conv", "Gemm"))]
                 names += mine + list(n.output)
                 quantized.update(mine + list(n.output))
@@ -140,7 +140,7 @@ class Quantizer:
 
     def node(self, n):
         inputs = list(n.input)
-        if n.op_type in self.kinds:
+        if n.op_type in self.kinds or (n.op_type in ("Relu", "Clip") and inputs[0] in self.scales):
             for k, name in enumerate(inputs):
                 if name not in self.constants:
                     inputs[k] = self.activation(name)
