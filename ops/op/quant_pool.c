@@ -17,8 +17,8 @@ static bool channels_last(const struct op_ctx *ctx) {
 }
 
 static int64_t pixels_of(const struct op_tensor *x, bool last) {
-    int64_t n = 1;
-    for (int i = 2; i < x->rank; i++) n *= x->dims[i - last];
+    int64_t n = op_tensor_count(x) > 0; /* of an empty tensor the product may not fit */
+    for (int i = 2; n && i < x->rank; i++) n *= x->dims[i - last];
     return n;
 }
 

@@ -85,8 +85,14 @@ static struct k_quant_after make_after(enum form form, const struct sizes *s) {
     assert_true(offset && zeros && row);
     for (int64_t j = 0; j < s->n; j++) offset[j] = (int32_t)(next() % 20001) - 10000, zeros[j] = (int32_t)(next() % 256) - 128;
     for (int64_t i = 0; i < s->m; i++) row[i] = (int32_t)(next() % 100000);
-    f.offset = form == SUM ? NULL : offset;
-    f.row_sum = form == ROW_SUMS ? row : NULL;
+    if (form == SUM)
+        free(offset);
+    else
+        f.offset = offset;
+    if (form == ROW_SUMS)
+        f.row_sum = row;
+    else
+        free(row);
     f.b_zero = zeros;
     f.scale = floats(s->n, large ? 3e6f : 2.0f / (float)(s->k * s->segments + 1) / 64);
     f.small = !large;
