@@ -7,8 +7,9 @@
  * An element: for each 32 terms of k the sum of the products with even k and the sum of those with odd k, both in rising order, each product and sum
  * fused; the two added; that added to the element. Subnormals count as zero. */
 #if defined(__x86_64__)
-#define K_LANES 3
+#define K_LANES K_LANES_AVX512
 #define K_BF16
+#define K_NO_TILES
 #include "ops/kern/kern.h"
 #include "ops/kern/bf16_body.h"
 

@@ -4,6 +4,8 @@
  * instruction, vdpbf16ps; elsewhere two fused multiply-adds in its order, and what the instruction does to small results. */
 #include "ops/kern/lanes.h"
 
+#ifndef K_NO_TILES /* the level amx has its own */
+#define K_TILES_ONLY
 #define K_MULTIPLY(a, b, c) v_pairs(a, b, c)
 
 #ifdef K_BF16
@@ -23,7 +25,8 @@ K_INLINE vf v_pairs(vf a, vf b, vf c) {
 
 #include "ops/kern/gemm_body.h"
 
-__attribute__((unused)) static const struct k_gemm pairs = K_GEMM_TABLE;
+static const struct k_gemm pairs = K_GEMM_TABLE;
+#endif
 
 K_INLINE uint16_t to_bf16(float x) {
     uint32_t u;

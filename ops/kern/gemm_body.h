@@ -249,6 +249,10 @@ static void run_tile(int m, const struct k_tile *t) {
     tiles[(t->n + VW - 1) / VW - 1][m - 1](t);
 }
 
+#ifdef K_TILES_ONLY /* who includes this has no use for the rest, which takes long to compile */
+#define K_GEMM_TABLE                                                                               \
+    { .mr = TILE_ROWS, .nr = TILE_VECTORS * VW, .vw = VW, .tile = run_tile, }
+#else
 /* Tiles over rows that lie anywhere: fewer columns, more rows, so that there are always enough sums under way. */
 #define K_ROWS(m, v)                                                                               \
     static void rows_##m##_##v(const struct k_tile *t) { rows_tile(m, v, t); }
@@ -289,3 +293,4 @@ static void run_rows(int m, const struct k_tile *t) {
 
 #define K_GEMM_TABLE                                                                               \
     { .mr = TILE_ROWS, .nr = TILE_VECTORS * VW, .vw = VW, .tile = run_tile, .rows_max = K_ROWS_LIMITS, .rows = run_rows, }
+#endif
