@@ -253,29 +253,27 @@ static void run_tile(int m, const struct k_tile *t) {
 #define K_GEMM_TABLE                                                                               \
     { .mr = TILE_ROWS, .nr = TILE_VECTORS * VW, .vw = VW, .tile = run_tile, }
 #else
-/* Tiles over rows that lie anywhere: fewer columns, more rows, so that there are always enough sums under way. */
+/* Tiles over rows that lie anywhere: fewer columns, more rows, so that there are enough sums under way. Pointers to more than eight rows
+ * would not fit the registers. */
 #define K_ROWS(m, v)                                                                               \
     static void rows_##m##_##v(const struct k_tile *t) { rows_tile(m, v, t); }
 #define K_ROWS_6(v) K_ROWS(1, v) K_ROWS(2, v) K_ROWS(3, v) K_ROWS(4, v) K_ROWS(5, v) K_ROWS(6, v)
 #define K_ROWS_8(v) K_ROWS_6(v) K_ROWS(7, v) K_ROWS(8, v)
-#define K_ROWS_12(v) K_ROWS_8(v) K_ROWS(9, v) K_ROWS(10, v) K_ROWS(11, v) K_ROWS(12, v)
 #define K_ROWS_NAMES(v) rows_1_##v, rows_2_##v, rows_3_##v, rows_4_##v, rows_5_##v, rows_6_##v
 
 #if K_LANES == K_LANES_AVX512
-K_ROWS_12(1)
-K_ROWS_12(2)
+K_ROWS_8(1)
+K_ROWS_8(2)
 K_ROWS_8(3)
 K_ROWS_6(4)
-#define K_ROWS_MORE(v) rows_7_##v, rows_8_##v
-#define K_ROWS_MOST(v) rows_9_##v, rows_10_##v, rows_11_##v, rows_12_##v
-#define K_ROWS_ALL {{K_ROWS_NAMES(1), K_ROWS_MORE(1), K_ROWS_MOST(1)}, {K_ROWS_NAMES(2), K_ROWS_MORE(2), K_ROWS_MOST(2)}, \
-                    {K_ROWS_NAMES(3), K_ROWS_MORE(3)}, {K_ROWS_NAMES(4)}}
-#define K_ROWS_LIMITS {0, 12, 12, 8, 6}
+#define K_ROWS_MORE(v) K_ROWS_NAMES(v), rows_7_##v, rows_8_##v
+#define K_ROWS_ALL {{K_ROWS_MORE(1)}, {K_ROWS_MORE(2)}, {K_ROWS_MORE(3)}, {K_ROWS_NAMES(4)}}
+#define K_ROWS_LIMITS {0, 8, 8, 8, 6}
 #elif K_LANES == K_LANES_AVX2
-K_ROWS_12(1)
+K_ROWS_8(1)
 K_ROWS_6(2)
-#define K_ROWS_ALL {{K_ROWS_NAMES(1), rows_7_1, rows_8_1, rows_9_1, rows_10_1, rows_11_1, rows_12_1}, {K_ROWS_NAMES(2)}}
-#define K_ROWS_LIMITS {0, 12, 6}
+#define K_ROWS_ALL {{K_ROWS_NAMES(1), rows_7_1, rows_8_1}, {K_ROWS_NAMES(2)}}
+#define K_ROWS_LIMITS {0, 8, 6}
 #else
 K_ROWS_6(1)
 K_ROWS_6(2)

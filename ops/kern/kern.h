@@ -158,7 +158,7 @@ struct k_tile {
     int64_t ahead_step;
 };
 
-enum { K_ROWS_MAX = 12, K_TILE_VECTORS_MAX = 4 };
+enum { K_ROWS_MAX = 8, K_TILE_VECTORS_MAX = 4 };
 
 struct k_gemm {
     int mr, nr, vw; /* rows and columns of the largest tile, floats in a vector */

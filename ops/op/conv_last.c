@@ -5,7 +5,8 @@
  * Attributes are Conv's and FusedConv's; with input_first X is (batch, channels, spatial…): the first layer of a net takes the
  * picture as it comes. f32, one to three spatial dimensions. Its ways, by the shapes of weights and image, never by the batch:
  *   depthwise   one channel a group: kern/conv_body.h, vectors of channels
- *   first       input_first: panels of 64 output positions packed as for NCHW, used as the rows of the product
+ *   first       input_first: the picture is copied into a padded one with channels last, where a row of the kernel is one run of floats:
+ *               rows with as many taps as the kernel is high
  *   winograd    3 x 3 of stride 1 where it pays: kern/winograd_last.c
  *   bf16        one group and the attribute bf16, which the pass of that name sets: output pixels as rows, rounded block by block (half.h)
  *   rows        everything else: kern/last.c, output pixels as rows, nothing copied
@@ -21,8 +22,7 @@
 enum {
     SPLIT_ROWS_MIN = 48,        /* output pixels a thread from which they are divided, else the output channels are */
     SPLIT_TILES_MIN = 24,       /* the same of Winograd's tiles */
-    DEPTHWISE_BYTES = 256 << 10, /* of input a unit of depthwise rows reads: it stays in L2 while its channels pass */
-    VECTOR_SLACK = 16
+    DEPTHWISE_BYTES = 256 << 10 /* of input a unit of depthwise rows reads: it stays in L2 while its channels pass */
 };
 
 enum way { WAY_ROWS, WAY_DEPTHWISE, WAY_FIRST, WAY_BF16 };
@@ -39,7 +39,6 @@ struct conv_last {
 static size_t pack_floats(const struct k_kernels *kern, const struct conv_last *s, const struct op_tensor *w) {
     const int64_t k = op_tensor_count(w) / w->dims[0];
     if (s->way == WAY_DEPTHWISE) return (size_t)op_tensor_count(w);
-    if (s->way == WAY_FIRST) return k_pack_b_floats(kern->gemm, k, w->dims[0]);
     if (s->way == WAY_BF16) return k_half_pack_b_units(kern, k_half_depth(k), w->dims[0]);
     return k_last_pack_floats(kern->gemm, w->dims[0] / s->group, k);
 }
@@ -56,6 +55,20 @@ static bool pack_half(const struct k_kernels *kern, const struct conv_last *s, i
     return rows != NULL;
 }
 
+/* W (outputs, channels, rows, columns) as (outputs, columns, channels, rows): channels of a pixel and pixels of a row are one run. */
+static bool pack_first(const struct k_kernels *kern, const struct conv_last *s, const struct op_tensor *w, const float *data) {
+    const int64_t oc = w->dims[0], channels = w->dims[1], rows = w->dims[2], columns = w->dims[3], k = channels * rows * columns;
+    float *turned = malloc((size_t)(oc * k) * sizeof *turned);
+    if (!turned) return false;
+    for (int64_t o = 0; o < oc; o++)
+        for (int64_t c = 0; c < channels; c++)
+            for (int64_t i = 0; i < rows; i++)
+                for (int64_t j = 0; j < columns; j++) turned[o * k + (j * channels + c) * rows + i] = data[o * k + (c * rows + i) * columns + j];
+    k_last_pack(kern->gemm, oc, channels * columns, rows, turned, s->packed);
+    free(turned);
+    return true;
+}
+
 static bool pack(const struct k_kernels *kern, const struct conv_last *s, const struct op_tensor *w, const float *data) {
     const int64_t channels = w->dims[1], k = op_tensor_count(w) / w->dims[0], taps = k / channels, oc = w->dims[0] / s->group;
     if (s->way == WAY_BF16) return pack_half(kern, s, oc, channels, taps, data);
@@ -63,7 +76,7 @@ static bool pack(const struct k_kernels *kern, const struct conv_last *s, const 
         for (int64_t c = 0; c < w->dims[0]; c++)
             for (int64_t q = 0; q < taps; q++) s->packed[q * w->dims[0] + c] = data[c * taps + q];
     else if (s->way == WAY_FIRST)
-        k_pack_b(kern->gemm, k, oc, data, 1, k, s->packed);
+        return pack_first(kern, s, w, data);
     else
         for (int64_t i = 0; i < s->group; i++)
             k_last_pack(kern->gemm, oc, channels, taps, data + i * oc * k, s->packed + (size_t)i * s->packed_group);
@@ -86,14 +99,16 @@ static enum op_status prepare(struct op_prepare *p) {
         return op__node_fail(p->err, p->node, OP_BAD_VALUE, "group is %lld, expected a divisor of the %lld output channels", (long long)s->group,
                              (long long)w->dims[0]);
     const bool first = op__attr_int(p->node, "input_first", 0) != 0;
-    if (first && s->group != 1) return op__node_fail(p->err, p->node, OP_UNSUPPORTED, "input_first takes one group, found %lld", (long long)s->group);
+    if (first && (s->group != 1 || w->rank != 4)) return op__node_fail(p->err, p->node, OP_UNSUPPORTED, "input_first takes one group and two spatial dimensions");
+    for (int i = 0; first && i < s->window.n_dilation; i++)
+        if (s->window.dilation[i] != 1) return op__node_fail(p->err, p->node, OP_UNSUPPORTED, "input_first takes no dilation");
     s->way = first ? WAY_FIRST : w->rank <= 4 && w->dims[1] == 1 && w->dims[0] == s->group ? WAY_DEPTHWISE : WAY_ROWS;
     if (s->way == WAY_ROWS && s->group == 1 && op__attr_int(p->node, "bf16", 0)) s->way = WAY_BF16;
     const size_t floats = pack_floats(kern, s, w);
     s->packed_group = floats;
     int64_t bytes;
     if (!op__mul(s->way == WAY_ROWS ? s->group : 1, (int64_t)(floats * sizeof(float)), &bytes)) return op__node_fail(p->err, p->node, OP_LIMIT, "the weights are too large");
-    static const char *const kinds[] = {[WAY_ROWS] = "last", [WAY_DEPTHWISE] = "depthwise", [WAY_FIRST] = "columns", [WAY_BF16] = "bf16"};
+    static const char *const kinds[] = {[WAY_ROWS] = "last", [WAY_DEPTHWISE] = "depthwise", [WAY_FIRST] = "first", [WAY_BF16] = "bf16"};
     bool filled;
     s->packed = op__pack_alloc(p, kinds[s->way], (size_t)bytes, &filled);
     const float *data = s->packed && !filled ? op__prepare_data(p, 1) : NULL;
@@ -154,6 +169,10 @@ static enum op_status infer(struct op_ctx *ctx) {
     int64_t dims[OP_RANK_MAX];
     if ((st = fit_of(ctx, &fit)) != OP_OK) return st;
     convolved_dims(ctx, &fit, dims);
+    int64_t picture = channels * (int64_t)sizeof(float); /* with its padding: scratch memory */
+    for (int a = 0; s->way == WAY_FIRST && a < 2; a++)
+        if (!op__mul(picture, (fit.out[a] - 1) * fit.stride[a] + fit.kernel[a], &picture) || picture > NN_EXTENT_MAX)
+            return op__fail(ctx, OP_LIMIT, "the picture with its padding is too large");
     if ((st = infer_addend(ctx, dims)) == OP_OK) op__set(ctx, 0, OP_F32, x->rank, dims);
     return st;
 }
@@ -184,7 +203,17 @@ static size_t y_bytes(const struct plan *p) {
     return p->y_in_scratch ? aligned((size_t)op_tensor_bytes(&p->y)) : 0;
 }
 
+/* The way of a first layer: a picture that has its padding, its kernel one column wide and `columns` times as many channels. */
+static struct k_geometry runs_of(const struct plan *p) {
+    const struct k_geometry *g = &p->g;
+    const int64_t rows = (g->out[1] - 1) * g->stride[1] + g->kernel[1], columns = (g->out[2] - 1) * g->stride[2] + g->kernel[2];
+    return (struct k_geometry){p->channels * g->kernel[2], {1, rows, columns}, {1, g->out[1], g->out[2]}, {1, g->kernel[1], 1}, {1, g->stride[1], g->stride[2]}, {1, 1, 1}, {0, 0, 0}};
+}
+
+/* What padding reads, or a picture with its padding. */
 static size_t zeros_bytes(const struct plan *p) {
+    const struct k_geometry g = runs_of(p);
+    if (p->s->way == WAY_FIRST) return aligned((size_t)(g.in[1] * g.in[2] * p->channels) * sizeof(float));
     return p->s->way == WAY_ROWS ? aligned((size_t)p->channels * sizeof(float)) : 0;
 }
 
@@ -234,8 +263,9 @@ static bool make_plan(const struct op_ctx *ctx, struct plan *p) {
     if (s->way == WAY_DEPTHWISE)
         p->n_units = p->images * ((p->g.out[1] + unit_rows(p) - 1) / unit_rows(p));
     else if (s->way == WAY_FIRST) {
-        p->n_units = p->images * ((p->out_size + gemm->nr - 1) / gemm->nr);
-        p->task_bytes = aligned((size_t)(p->channels * p->g.kernel[0] * p->g.kernel[1] * p->g.kernel[2] * gemm->nr + VECTOR_SLACK) * sizeof(float));
+        const struct k_geometry g = runs_of(p);
+        p->n_units = p->g.out[1]; /* lines of an image */
+        p->task_bytes = aligned(k_last_scratch_bytes(&g));
     } else if (s->way == WAY_BF16) {
         const int64_t nr = op__kern(ctx)->half->gemm->nr;
         p->by_rows = rows >= threads * SPLIT_ROWS_MIN;
@@ -291,20 +321,52 @@ static void half_task(void *arg, int64_t task) {
     else op__half_run(&job, 0, p->images * p->out_size, from * nr, to * nr < p->oc ? to * nr : p->oc, block);
 }
 
-/* A unit is a panel of output positions of an image: its columns, packed as k x nr, are the rows of A. */
+struct first { /* an image of a first layer */
+    const struct plan *p;
+    int64_t image;
+};
+
+enum { LINES_A_TASK = 16 };
+
+/* Lines of the padded picture; what is padding was zeroed before the first image. */
+static void interleave_task(void *arg, int64_t task) {
+    const struct first *f = arg;
+    const struct plan *p = f->p;
+    const struct k_geometry g = runs_of(p);
+    const int64_t channels = p->channels, top = p->g.begin[1], left = p->g.begin[2], width = p->g.in[2] < g.in[2] - left ? p->g.in[2] : g.in[2] - left;
+    const float *image = (const float *)p->ctx->in[0]->data + f->image * channels * p->in_size;
+    for (int64_t h = task * LINES_A_TASK; h < (task + 1) * LINES_A_TASK && h < g.in[1]; h++) {
+        if (h < top || h - top >= p->g.in[1]) continue;
+        float *dst = (float *)p->scratch + (h * g.in[2] + left) * channels;
+        for (int64_t c = 0; c < channels; c++) {
+            const float *src = image + c * p->in_size + (h - top) * p->g.in[2];
+            for (int64_t w = 0; w < width; w++) dst[w * channels + c] = src[w];
+        }
+    }
+}
+
 static void first_task(void *arg, int64_t task) {
-    const struct plan *p = arg;
+    const struct first *f = arg;
+    const struct plan *p = f->p;
     const struct k_kernels *kern = op__kern(p->ctx);
-    const int64_t nr = kern->gemm->nr, panels = (p->out_size + nr - 1) / nr, k = p->channels * p->g.kernel[0] * p->g.kernel[1] * p->g.kernel[2];
-    float *panel = (float *)(p->scratch + (size_t)task * p->task_bytes);
-    for (int64_t unit = task; unit < p->n_units; unit += p->n_tasks) {
-        const int64_t image = unit / panels, at = unit % panels * nr, n = p->out_size - at < nr ? p->out_size - at : nr, y = (image * p->out_size + at) * p->oc;
-        kern->conv->pack(&p->g, (const float *)p->ctx->in[0]->data + image * p->channels * p->in_size, 0, k, at, n, nr, panel);
-        const struct k_product product = {.m = n, .n = p->oc, .k = k, .a = panel, .a_row = 1, .a_k = nr, .b = p->s->packed, .b_packed = true,
-                                          .c = (float *)p->y.data + y, .c_row = p->oc,
-                                          .then = {.bias_col = nn_in(p->ctx, 2) ? p->ctx->in[2]->data : NULL, .residual = p->addend ? p->addend + y : NULL,
-                                                   .residual_row = p->oc, .act = p->act.fn, .act_a = p->act.a, .act_b = p->act.b}};
-        k_gemm(kern, &product, 0, n, 0, p->oc);
+    const struct k_geometry g = runs_of(p);
+    struct k_last_job job = job_of(p, 0);
+    const int64_t from = p->n_units * task / p->n_tasks, to = p->n_units * (task + 1) / p->n_tasks, y = f->image * p->out_size * p->oc;
+    job.g = &g;
+    job.images = 1;
+    job.x = (const float *)p->scratch;
+    job.x_pixel = p->channels;
+    job.y += y;
+    if (job.addend) job.addend += y;
+    k_last_run(kern, &job, from * g.out[2], to * g.out[2], 0, k_last_panels(kern->gemm, p->oc), p->scratch + zeros_bytes(p) + (size_t)task * p->task_bytes);
+}
+
+static void run_first(struct plan *p) {
+    const struct k_geometry g = runs_of(p);
+    for (int64_t i = 0; i < p->images; i++) {
+        struct first f = {p, i};
+        op__parallel(p->ctx, (g.in[1] + LINES_A_TASK - 1) / LINES_A_TASK, interleave_task, &f);
+        op__parallel(p->ctx, p->n_tasks, first_task, &f);
     }
 }
 
@@ -326,14 +388,18 @@ static void depthwise_task(void *arg, int64_t task) {
 }
 
 static enum op_status run(struct op_ctx *ctx) {
-    static void (*const tasks[])(void *, int64_t) = {[WAY_ROWS] = rows_task, [WAY_DEPTHWISE] = depthwise_task, [WAY_FIRST] = first_task,
-                                                    [WAY_BF16] = half_task};
+    static void (*const tasks[])(void *, int64_t) = {[WAY_ROWS] = rows_task, [WAY_DEPTHWISE] = depthwise_task, [WAY_BF16] = half_task};
     struct plan p;
     if (op_tensor_count(ctx->out[0]) == 0 || !make_plan(ctx, &p)) return OP_OK;
     if (p.y_in_scratch) p.y.data = ctx->scratch;
     p.scratch = (char *)ctx->scratch + y_bytes(&p);
     if (zeros_bytes(&p)) memset(p.scratch, 0, zeros_bytes(&p));
-    if (op_tensor_count(&p.y) > 0) op__parallel(ctx, p.n_tasks, tasks[p.s->way], &p);
+    if (op_tensor_count(&p.y) > 0) {
+        if (p.s->way == WAY_FIRST)
+            run_first(&p);
+        else
+            op__parallel(ctx, p.n_tasks, tasks[p.s->way], &p);
+    }
     if (!p.y_in_scratch) return OP_OK;
     op__conv_add_broadcast(&p.y, ctx->in[3], ctx->out[0]);
     op__kern(ctx)->math->unary[p.s->act.fn](op_tensor_count(ctx->out[0]), ctx->out[0]->data, ctx->out[0]->data, p.s->act.a, p.s->act.b);

@@ -88,6 +88,10 @@ static bool whole_scale_fits(const struct op_graph *g, const struct op_node *n) 
 static bool reads_first(const struct op_graph *g, const struct op_node *n) {
     const int at = conv_fits(g, n) ? 1 : strcmp(n->op_type, "QLinearConv") == 0 || strcmp(n->op_type, "QuantConv") == 0 ? 3 : -1;
     const struct op_tensor *w = at > 0 ? op__graph_constant_type(g, n->in[at]) : NULL;
+    int64_t count;
+    const int64_t *dilations = op__attr_ints(n, "dilations", &count);
+    for (int64_t i = 0; dilations && i < count; i++)
+        if (dilations[i] != 1) return false;
     return w && op__attr_int(n, "group", 1) == 1 && w->dims[1] <= FIRST_CHANNELS_MAX;
 }
 
