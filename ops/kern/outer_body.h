@@ -5,12 +5,12 @@
  * +0, or at the f32 in C where an earlier block left it. Fewer columns, more rows, so that there are always enough sums under way. */
 #include "ops/kern/lanes.h"
 
-enum { OUTER_VECTORS = K_LANES == K_LANES_AVX2 ? 2 : 4 };
+enum { OUTER_ROWS = 12, OUTER_VECTORS = K_LANES == K_LANES_AVX2 ? 2 : 4 };
 
 K_INLINE void outer_tile(const int mr, const int nv, const struct k_outer_tile *t) {
     const vp part = v_part(t->n - VW * (nv - 1));
     const float *b = t->b;
-    vf acc[K_ROWS_MAX][OUTER_VECTORS];
+    vf acc[OUTER_ROWS][OUTER_VECTORS];
     K_UNROLL for (int r = 0; r < mr; r++) {
         const float *c = t->c + r * t->c_row;
         K_UNROLL for (int v = 0; v < nv; v++)
@@ -66,7 +66,7 @@ K_OUTER_6(4)
 
 static void run_outer(int m, const struct k_outer_tile *t) {
     typedef void outer_fn(const struct k_outer_tile *);
-    static outer_fn *const tiles[OUTER_VECTORS][K_ROWS_MAX] = K_OUTERS;
+    static outer_fn *const tiles[OUTER_VECTORS][OUTER_ROWS] = K_OUTERS;
     tiles[(t->n + VW - 1) / VW - 1][m - 1](t);
 }
 
