@@ -254,7 +254,11 @@ static void attend(struct head *w, int64_t i, int64_t n) {
             fetch_ahead(w, i + r);
             weigh(w, i + r, r, t, keys, w->scores + r * keys, &top[r], &sum[r]);
         }
-        product(w, n, a->v_size, used > 0 ? used : 0, (struct placed){w->scores, keys, 1}, w->v + at * (int64_t)v_step, t > 0, w->y, a->v_size);
+        /* Panel by panel: they were packed for all keys of the block, so that those of fewer do not lie one after the other. */
+        const int64_t nr = job->kern->gemm->nr, width = used == keys ? a->v_size : nr;
+        for (int64_t j = 0; j < a->v_size; j += width)
+            product(w, n, a->v_size - j < width ? a->v_size - j : width, used > 0 ? used : 0, (struct placed){w->scores, keys, 1},
+                    w->v + at * (int64_t)v_step + j * keys, t > 0, w->y + j, a->v_size);
         t += job->block;
     } while (t < seen);
     for (int64_t r = 0; r < n; r++) {

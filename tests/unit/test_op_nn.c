@@ -451,6 +451,7 @@ static void test_attention_forms_agree(void **state) {
     (void)state;
     for (int i = 0; i < 80; i++) {
         int64_t b = pick(1, 3), kv = pick(1, 3), h = kv * pick(1, 3), s = pick(1, 70), l = pick(1, 90), d = pick(1, 33), e = pick(1, 20);
+        if (i % 5 == 2) e = pick(60, 140); /* more than one panel of values at any level */
         if (i % 10 > 7) { /* several blocks of keys */
             b = h = kv = 1;
             l = pick(500, 1300);
