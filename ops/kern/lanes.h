@@ -194,7 +194,7 @@ K_INLINE vm v_isnan(vf a) { return a != a; }
 K_INLINE vf v_max(vf a, vf b) { return v_sel(a > b, a, b); }
 K_INLINE vf v_min(vf a, vf b) { return v_sel(a < b, a, b); }
 #endif
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) /* else gcc takes three to six times as long */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(K_PLAIN_LOOPS) /* else gcc takes three to six times as long */
 #define K_UNROLL
 #elif defined(__clang__)
 #define K_UNROLL _Pragma("unroll")

@@ -40,7 +40,7 @@ static const float *values(const struct op_tensor *t) {
 
 /* Begins a model of one node over inputs i0, i1, …; attributes follow, then go(). */
 static void node(struct ot *m, int opset, const char *domain, const char *op, const struct op_tensor *in, int n, const char *out) {
-    char names[64] = "", name[8];
+    char names[64] = "", name[16];
     ot_begin(m, opset);
     for (int i = 0; i < n; i++) {
         snprintf(name, sizeof name, "i%d ", i);
