@@ -119,7 +119,7 @@ check-arm: all ## check-arm: build the engine for aarch64 and run it under qemu:
 
 build/arm/%.o: %.c
 	@mkdir -p $(@D)
-	$(ARM_CC) -D_GNU_SOURCE -DQUERN_VERSION='"$(VERSION)"' -Itests/arm -I. $(ALL_CFLAGS) -O1 -DK_PLAIN_LOOPS -MMD -MP -c -o $@ $<
+	$(ARM_CC) -D_GNU_SOURCE -DQUERN_VERSION='"$(VERSION)"' -Itests/arm -I. $(ALL_CFLAGS) -DK_PLAIN_LOOPS -MMD -MP -c -o $@ $<
 build/arm/outputs: build/arm/tests/arm/outputs.o $(patsubst %.c,build/arm/%.o,$(SRC_OPS))
 	$(ARM_CC) -static -pthread -o $@ $^ -lm
 build/arm/test_%: build/arm/tests/unit/test_%.o $(patsubst %.c,build/arm/%.o,$(SRC_OPS))
