@@ -79,7 +79,7 @@ def write(folder):
         x = rng.integers(0, classes, (rows, *shape)) if name == "transformer" else rng.random((rows, *shape), dtype=np.float32)
         np.save(os.path.join(folder, name + ".x.npy"), x)
         np.save(os.path.join(folder, name + ".y.npy"), rng.integers(0, classes, (rows, *labels)))
-        spec = {"model": {"input_shape": list(shape), "layers": layers}, "data": {"train": {"x": name + ".x.npy", "y": name + ".y.npy"}},
+        spec = {"model": {"input_shape": list(shape), "layers": layers}, "data": {"train": {"x": name + ".x.npy", "y": name + ".y.npy"}, "allow_empty_classes": True},
                 "compile": {"optimizer": {"type": optimizer, "learning_rate": 1e-3}, "loss": "sparse_categorical_crossentropy"},
                 "fit": {"epochs": 1, "batch_size": batch, "seed": 1}}
         with open(os.path.join(folder, name + ".json"), "w") as f:
