@@ -83,13 +83,7 @@ static void remove_checkpoints(void) {
 
 static int train_spec(json_t *spec) {
     int rc;
-    bool publishes = json_object_get(spec, "publish") != NULL;
-    if (!w_globals.redis_given && publishes && !*w_config()->models) {
-        json_object_del(spec, "publish"); /* here, the output folder is the place */
-        publishes = false;
-    }
-    if (!output && !(w_globals.redis_given && publishes)) output = "trained";
-    if (output && !w_cli_output(output, folder, sizeof folder, &rc)) return rc;
+    if (!w_cli_spec_output(spec, &output, "trained", folder, sizeof folder, &rc)) return rc;
     if (fresh && output) remove_checkpoints();
     json_t *fit = json_object_get(spec, "fit");
     if (checkpoint_s > 0 && (!fit || json_is_object(fit))) {
@@ -108,16 +102,8 @@ static int train_spec(json_t *spec) {
 }
 
 static int run(int argc, char **argv) {
-    int rc;
-    if (argc != 1)
-        return w_report(W_EXIT_USAGE, "usage", "quern train SPEC.json --output DIR",
-                        "one training spec is expected");
-    json_t *spec = w_cli_json_read(argv[0], &rc);
-    if (!spec) return rc;
-    w_cli_spec_paths(spec, argv[0]);
-    rc = train_spec(spec);
-    json_decref(spec);
-    return rc;
+    return w_cli_spec_run(argc, argv, "quern train SPEC.json --output DIR",
+                          "one training spec is expected", train_spec);
 }
 
 static const struct w_command train = {

@@ -105,6 +105,29 @@ bool w_cli_output(const char *output, char *dst, size_t size, int *rc) {
     return true;
 }
 
+bool w_cli_spec_output(json_t *spec, const char **output, const char *dflt, char *dst, size_t size,
+                       int *rc) {
+    bool publishes = json_object_get(spec, "publish") != NULL;
+    if (!w_globals.redis_given && publishes && !*w_config()->models) {
+        json_object_del(spec, "publish"); /* here, the output folder is the place */
+        publishes = false;
+    }
+    if (!*output && !(w_globals.redis_given && publishes)) *output = dflt;
+    return !*output || w_cli_output(*output, dst, size, rc);
+}
+
+int w_cli_spec_run(int argc, char **argv, const char *usage, const char *expected,
+                   int (*fn)(json_t *spec)) {
+    int rc;
+    if (argc != 1) return w_report(W_EXIT_USAGE, "usage", usage, "%s", expected);
+    json_t *spec = w_cli_json_read(argv[0], &rc);
+    if (!spec) return rc;
+    w_cli_spec_paths(spec, argv[0]);
+    rc = fn(spec);
+    json_decref(spec);
+    return rc;
+}
+
 /* --- following -------------------------------------------------------------------------------- */
 
 struct following {

@@ -15,6 +15,14 @@ void w_cli_spec_paths(json_t *spec, const char *spec_path);
 void w_cli_set_paths(json_t *set, const char *spec_path); /* of one data set */
 /* The output folder, made where it is not there, as an absolute path. False: reported. */
 bool w_cli_output(const char *output, char *dst, size_t size, int *rc);
+/* Where the result of a spec goes: into dst, and *output is set to dflt where nothing was asked
+ * for and nothing is published to a queue's store (NULL stays: only there). Without a store here, "publish" leaves
+ * the spec: the folder is the place. False: reported. */
+bool w_cli_spec_output(json_t *spec, const char **output, const char *dflt, char *dst, size_t size,
+                       int *rc);
+/* The body of a command that takes one spec: reads it, makes its paths absolute, hands it on. */
+int w_cli_spec_run(int argc, char **argv, const char *usage, const char *expected,
+                   int (*fn)(json_t *spec));
 
 struct w_cli_training {
     const char *op;     /* "train" */

@@ -98,16 +98,10 @@ static int on_done(json_t *result, json_t *envelope) {
 
 static int tune_spec(json_t *spec) {
     int rc;
-    bool publishes = json_object_get(spec, "publish") != NULL;
     json_int_t parallel =
         json_integer_value(json_object_get(json_object_get(spec, "tune"), "parallelism"));
     int64_t lanes = w_cpus();
-    if (!w_globals.redis_given && publishes && !*w_config()->models) {
-        json_object_del(spec, "publish"); /* here, the output folder is the place */
-        publishes = false;
-    }
-    if (!output && !(w_globals.redis_given && publishes)) output = "tuned";
-    if (output && !w_cli_output(output, folder, sizeof folder, &rc)) return rc;
+    if (!w_cli_spec_output(spec, &output, "tuned", folder, sizeof folder, &rc)) return rc;
     if (parallel > 0 && parallel < lanes) lanes = parallel;
     const struct w_cli_training t = {.op = "tune",
                                      .params = spec,
@@ -121,16 +115,8 @@ static int tune_spec(json_t *spec) {
 }
 
 static int run(int argc, char **argv) {
-    int rc;
-    if (argc != 1)
-        return w_report(W_EXIT_USAGE, "usage", "quern tune SPEC.json --output DIR",
-                        "one training spec with a section \"tune\" is expected");
-    json_t *spec = w_cli_json_read(argv[0], &rc);
-    if (!spec) return rc;
-    w_cli_spec_paths(spec, argv[0]);
-    rc = tune_spec(spec);
-    json_decref(spec);
-    return rc;
+    return w_cli_spec_run(argc, argv, "quern tune SPEC.json --output DIR",
+                          "one training spec with a section \"tune\" is expected", tune_spec);
 }
 
 static const struct w_command tune = {
